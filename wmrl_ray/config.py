@@ -1,0 +1,135 @@
+"""Mapping (YAML, JSON, keyword arguments) -> frozen dataclass, strictly: a misspelt key is an error, not a silent default."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration value that cannot be used. The message names the value, what is allowed and the fix."""
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """Builds the dataclass `cls` from `values`.
+
+    Raises:
+        ConfigError: unknown key (with the nearest known one), missing key, or a value of the wrong type.
+    """
+    hints = _hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"unknown key {join(path, key)!r}{did_you_mean(str(key), fields)}; known: {', '.join(fields)}")
+    kwargs = {key: _convert(hints[key], value, join(path, key)) for key, value in values.items()}
+    required = [name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in required if name not in kwargs]:
+        raise ConfigError(f"missing key {join(path, missing[0])!r} ({_name(hints[missing[0]])})")
+    try:
+        return cls(**kwargs)
+    except ConfigError as error:
+        raise ConfigError(f"{path + ': ' if path else ''}{error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain nested dict of a dataclass: what `from_dict` takes back, and what JSON can hold."""
+    return _plain(dataclasses.asdict(config))
+
+
+def set_key(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets `values["a"]["b"] = value` for the dotted key `a.b`, creating mappings on the way."""
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"cannot set {dotted!r}: {parent!r} is not a mapping but {values!r}")
+    values[leaf] = value
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises `ConfigError(message)` unless `condition`; for `__post_init__`."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as `hint`, or a ConfigError that names both."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
+        if isinstance(value, Mapping):
+            return from_dict(typing.cast(type, hint), value, path)
+    elif origin in (typing.Union, types.UnionType):
+        for arm in args:
+            try:
+                return _convert(arm, value, path)
+            except ConfigError:
+                continue
+    elif origin is typing.Literal:
+        if value in args:
+            return value
+        raise ConfigError(f"{path} = {value!r}{did_you_mean(str(value), map(str, args))}; allowed: {', '.join(map(repr, args))}")
+    elif origin in (list, tuple) and isinstance(value, list | tuple):
+        inner = args[0] if args else Any
+        return origin(_convert(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
+    elif origin is dict and isinstance(value, Mapping):
+        return {str(k): _convert(args[1], v, join(path, k)) for k, v in value.items()}
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, str):  # PyYAML reads 3e-4 as a string
+            try:
+                return float(value)
+            except ValueError:
+                pass
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+    elif hint is bool:
+        if isinstance(value, bool):
+            return value
+    elif hint is None or hint is type(None):
+        if value is None:
+            return None
+    elif isinstance(hint, type) and isinstance(value, hint):
+        return value
+    raise ConfigError(f"{path} = {value!r} is a {type(value).__name__}; expected {_name(hint)}")
+
+
+def _name(hint: Any) -> str:
+    return getattr(hint, "__name__", None) or str(hint).replace("typing.", "")

@@ -1,0 +1,155 @@
+"""What every agent shares: modules, optimisers, random streams, state. No loss lives here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wmrl_ray.config import check
+from wmrl_ray.core.batch import Batch
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What every agent's Config has besides its own hyper-parameters."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"  # of activations; weights and optimisers stay float32
+    compile: Literal["off", "default", "cuda_graphs"] = "off"  # torch.compile; cuda_graphs is its reduce-overhead mode
+
+    @property
+    def window(self) -> int:
+        """H, the number of actions in the windows that `update` takes."""
+        return 1
+
+
+class Agent:
+    """Acts and learns. Subclasses fill `model`, `target`, `optimizers` and define `update` and `act`.
+
+    model: all that acting needs. target: what only learning needs, or None. optimizers: by name.
+    sync_grads: called with the parameters of an optimiser between backward and clipping; data-parallel learners set it.
+    """
+
+    Config: ClassVar[type[AgentConfig]]
+
+    model: nn.Module
+    target: nn.Module | None
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    def __init__(self, config: Any, obs_dim: int, action_dim: int, *, seed: int = 0, device: str | torch.device = "cpu"):
+        self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
+        self.device = torch.device(device)
+        check(
+            config.compile != "cuda_graphs" or self.device.type == "cuda",
+            f"compile = 'cuda_graphs' needs a CUDA device, got {str(self.device)!r}; use 'default' or 'off'",
+        )
+        self.num_updates = 0
+        self.sync_grads: Callable[[Sequence[nn.Parameter]], None] | None = None
+        # Two streams, so that acting (evaluation, another process) never changes what is learned.
+        self.update_generator = torch.Generator(self.device).manual_seed(2 * seed)
+        self.act_generator = torch.Generator(self.device).manual_seed(2 * seed + 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model, self.target = self.build()
+        self.model.to(self.device)
+        if self.target is not None:
+            self.target.to(self.device).requires_grad_(False)
+        self.optimizers = self.build_optimizers()
+
+    # -- what a subclass defines ------------------------------------------------------------------------------------------
+
+    def build(self) -> tuple[nn.Module, nn.Module | None]:
+        """(model, target), initialised from the global generator, which is seeded around this call."""
+        raise NotImplementedError
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        raise NotImplementedError
+
+    def update(self, batch: Batch) -> Metrics:
+        """One gradient step on a batch; returns detached scalars, still tensors. Raises nothing on non-finite values:
+        the loop converts metrics once per call and raises there."""
+        raise NotImplementedError
+
+    def act(
+        self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor, *, explore: bool = False
+    ) -> tuple[Tensor, Tensor | None, Metrics]:
+        """Actions for W environments.
+
+        Args:
+            obs: [W, O]. is_first: [W] bool, the environment has just been reset.
+            plan_state: what the previous call returned (None at first); a planner's warm start.
+
+        Returns:
+            action: [W, A] in [-1, 1]; the new plan_state; scalars such as `plan/nan_frac`.
+        """
+        raise NotImplementedError
+
+    # -- shared ---------------------------------------------------------------------------------------------------------
+
+    def set_obs_stats(self, mean: Tensor, std: Tensor) -> None:
+        """Gives the model the dataset's statistics; kept with its weights. Models that do not normalise ignore it."""
+        if hasattr(self.model, "obs_mean"):
+            self.model.obs_mean.copy_(mean)  # type: ignore[union-attr]
+            self.model.obs_std.copy_(std)  # type: ignore[union-attr]
+
+    def optimize(self, name: str, loss: Tensor, max_norm: float) -> Tensor:
+        """Backward, average over learners, clip, step. Returns the gradient norm before clipping."""
+        optimizer = self.optimizers[name]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)  # Why: a loss reaches this optimiser's parameters and no others
+        if self.sync_grads is not None:
+            self.sync_grads(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        optimizer.step()
+        return norm
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The activations' precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def get_state(self) -> dict[str, Any]:
+        """All that exact continuation needs: a tree of tensors, numbers and strings."""
+        return {
+            "model": self.model.state_dict(),
+            "target": {} if self.target is None else self.target.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "generators": {"update": self.update_generator.get_state(), "act": self.act_generator.get_state()},
+            "num_updates": self.num_updates,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_state`."""
+        self.model.load_state_dict(state["model"])
+        if self.target is not None:
+            self.target.load_state_dict(state["target"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.update_generator.set_state(state["generators"]["update"].cpu())
+        self.act_generator.set_state(state["generators"]["act"].cpu())
+        self.num_updates = int(state["num_updates"])
+
+
+@torch.no_grad()
+def soft_update(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """target <- (1 - tau) target + tau source, for every parameter."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+
+
+@contextlib.contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Parameters inside take no gradient: a loss may pass through these modules without reaching them."""
+    parameters = [p for module in modules for p in module.parameters()]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)

@@ -1,0 +1,34 @@
+"""The record that every agent learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B windows of H steps. No window crosses an episode's end, so only its last step can be terminated.
+
+    obs: [B, H+1, O] f32; obs[:, t+1] follows action[:, t].
+    action: [B, H, A] f32 in [-1, 1].
+    reward: [B, H] f32, the result of action[:, t].
+    terminated: [B, H] bool, the true end of the MDP: no bootstrap. (A truncated step bootstraps and is not marked here.)
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        if self.obs.device == torch.device(device):
+            return self
+        move = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__}
+        return Batch(**move)
+
+    @property
+    def horizon(self) -> int:
+        return self.action.shape[1]
