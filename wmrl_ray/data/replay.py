@@ -1,0 +1,162 @@
+"""Episodes in, batches of windows out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from wmrl_ray.core.batch import Batch
+from wmrl_ray.data.episode import DataError, Episode
+from wmrl_ray.data.storage import EpisodeStore, FlatEpisodes
+
+if TYPE_CHECKING:
+    from wmrl_ray.data.datasets import Dataset
+
+
+class Replay:
+    """A fixed dataset, episodes added online, or both; windows are drawn uniformly over all valid starts of the two together.
+
+    A window of H steps takes H+1 observations of one episode and never crosses its end. The dataset's arrays are only read, so
+    a memory-mapped dataset is shared between the processes that sample from it. Sampling costs one search per window and one
+    gather per array; the index of valid starts is cached per horizon.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | None = None,
+        *,
+        obs_dim: int | None = None,
+        action_dim: int | None = None,
+        capacity: int | None = None,
+        seed: int | Sequence[int] = 0,
+    ) -> None:
+        """Sizes come from `dataset`, or from `obs_dim` and `action_dim` when there is none.
+
+        Args:
+            dataset: an opened dataset; never evicted.
+            obs_dim: size of one observation, O.
+            action_dim: size of one action, A.
+            capacity: the most steps that episodes added online may hold together; the oldest whole episodes go first. None: no limit.
+            seed: of this replay's own generator.
+
+        Raises:
+            DataError: sizes missing or in conflict with the dataset, or a capacity below 1.
+        """
+        if dataset is not None:
+            for name, given, found in (
+                ("obs_dim", obs_dim, dataset.obs.shape[1]),
+                ("action_dim", action_dim, dataset.action.shape[1]),
+            ):
+                if given is not None and given != found:
+                    raise DataError(f"{name} = {given}, but dataset {dataset.card.name!r} has {found}; leave {name} out")
+            obs_dim, action_dim = dataset.obs.shape[1], dataset.action.shape[1]
+        if obs_dim is None or action_dim is None:
+            raise DataError("a replay needs a dataset, or obs_dim and action_dim")
+        if capacity is not None and capacity < 1:
+            raise DataError(f"capacity = {capacity}; it must be at least 1 step, or None for no limit")
+        self.obs_dim, self.action_dim, self.capacity = obs_dim, action_dim, capacity
+        self._dataset_sha256 = dataset.card.sha256 if dataset is not None else ""
+        self._fixed = FlatEpisodes.of_dataset(dataset) if dataset is not None else None
+        self._online = EpisodeStore(obs_dim, action_dim, capacity)
+        self._generator = np.random.Generator(np.random.PCG64(seed if isinstance(seed, int) else list(seed)))
+
+    @property
+    def num_steps(self) -> int:
+        return self._online.num_steps + (self._fixed.num_steps if self._fixed else 0)
+
+    @property
+    def num_episodes(self) -> int:
+        return self._online.num_episodes + (self._fixed.num_episodes if self._fixed else 0)
+
+    def num_windows(self, horizon: int) -> int:
+        """How many different windows of `horizon` steps can be drawn."""
+        return sum(part.num_windows(horizon) for part in self._parts())
+
+    def add(self, episode: Episode) -> None:
+        """Takes one episode online and evicts the oldest online ones beyond `capacity`.
+
+        Raises:
+            DataError: invalid episode, wrong sizes, or longer than `capacity`; the replay is then unchanged.
+        """
+        self._online.add(episode.validate("episode added to the replay"))
+
+    def sample(self, batch_size: int, horizon: int) -> Batch:
+        """B = `batch_size` windows of H = `horizon` steps, as CPU tensors that the caller owns.
+
+        Raises:
+            DataError: no episode is as long as the window, or the replay is empty.
+        """
+        parts = self._parts()
+        counts = [part.num_windows(horizon) for part in parts]
+        if (total := sum(counts)) == 0:
+            raise self._no_window(horizon)
+        draws = self._generator.integers(total, size=batch_size)
+        if counts[0] == total:
+            return _batch(parts[0].gather(draws, horizon))
+        if counts[0] == 0:
+            return _batch(parts[1].gather(draws, horizon))
+        is_online = draws >= counts[0]
+        first = parts[0].gather(draws[~is_online], horizon)
+        second = parts[1].gather(draws[is_online] - counts[0], horizon)
+        return _batch([_merge(is_online, a, b) for a, b in zip(first, second, strict=True)])
+
+    def get_state(self) -> dict[str, Any]:
+        """The generator, the dataset's sha256 ("" for none) and the online episodes: arrays, numbers and strings only."""
+        generator = self._generator.bit_generator.state
+        return {
+            "dataset_sha256": self._dataset_sha256,
+            # Why strings: these are 128-bit integers, which few stores keep exactly.
+            "generator": {
+                "state": str(generator["state"]["state"]),
+                "inc": str(generator["state"]["inc"]),
+                "has_uint32": int(generator["has_uint32"]),
+                "uinteger": int(generator["uinteger"]),
+            },
+            "online": self._online.get_state(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `get_state` returned: the next `sample` is the one that would have followed.
+
+        Raises:
+            DataError: the state belongs to another dataset or to other sizes.
+        """
+        if (saved := state["dataset_sha256"]) != self._dataset_sha256:
+            raise DataError(
+                f"this replay state was saved with dataset sha256 {saved[:12] or '(none)'}, but the replay reads "
+                f"{self._dataset_sha256[:12] or '(none)'}; resume with the dataset of the saved run"
+            )
+        self._online.set_state(state["online"])
+        saved = state["generator"]
+        self._generator.bit_generator.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": int(saved["state"]), "inc": int(saved["inc"])},
+            "has_uint32": int(saved["has_uint32"]),
+            "uinteger": int(saved["uinteger"]),
+        }
+
+    def _parts(self) -> list[FlatEpisodes]:
+        return [self._fixed, self._online] if self._fixed is not None else [self._online]
+
+    def _no_window(self, horizon: int) -> DataError:
+        if self.num_episodes == 0:
+            return DataError("the replay is empty; add an episode or give it a dataset before sampling")
+        longest = max(part.longest() for part in self._parts())
+        return DataError(
+            f"no episode is as long as a window of {horizon} steps (the longest has {longest}); "
+            f"use a horizon of at most {longest} or longer episodes"
+        )
+
+
+def _batch(arrays: Sequence[np.ndarray]) -> Batch:
+    obs, action, reward, terminated = (torch.from_numpy(array) for array in arrays)
+    return Batch(obs=obs, action=action, reward=reward, terminated=terminated)
+
+
+def _merge(mask: np.ndarray, where_false: np.ndarray, where_true: np.ndarray) -> np.ndarray:
+    merged = np.empty((len(mask), *where_false.shape[1:]), where_false.dtype)
+    merged[~mask], merged[mask] = where_false, where_true
+    return merged
