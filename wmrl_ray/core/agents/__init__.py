@@ -1,0 +1,38 @@
+"""One file per algorithm, siblings that can be read by diff."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from wmrl_ray.config import ConfigError, did_you_mean, from_dict
+from wmrl_ray.core.agents.base import Agent, AgentConfig
+from wmrl_ray.core.agents.bc import BC
+from wmrl_ray.core.agents.iql_tdmpc import IQLTDMPC
+from wmrl_ray.core.agents.tdmpc import TDMPC
+
+AGENTS: dict[str, type[Agent]] = {"bc": BC, "tdmpc": TDMPC, "iql_tdmpc": IQLTDMPC}
+
+
+def agent_config(name: str, values: Mapping[str, Any] | AgentConfig) -> AgentConfig:
+    """The agent's own frozen Config from a mapping, strictly. Raises ConfigError."""
+    if name not in AGENTS:
+        raise ConfigError(f"unknown algorithm {name!r}{did_you_mean(name, AGENTS)}; known: {', '.join(AGENTS)}")
+    if isinstance(values, AgentConfig):
+        return values
+    return from_dict(AGENTS[name].Config, values, "agent")
+
+
+def make_agent(
+    name: str,
+    config: Mapping[str, Any] | AgentConfig,
+    obs_dim: int,
+    action_dim: int,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Agent:
+    """Builds the agent `name`. Raises ConfigError for an unknown name or key."""
+    return AGENTS[name](agent_config(name, config), obs_dim, action_dim, seed=seed, device=device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wmrl_ray.config import check
 from wmrl_ray.core.batch import Batch
+from wmrl_ray.core.nets import Normalizer
 
 Metrics = dict[str, Tensor]
 
@@ -93,10 +94,11 @@ class Agent:
     # -- shared ---------------------------------------------------------------------------------------------------------
 
     def set_obs_stats(self, mean: Tensor, std: Tensor) -> None:
-        """Gives the model the dataset's statistics; kept with its weights. Models that do not normalise ignore it."""
-        if hasattr(self.model, "obs_mean"):
-            self.model.obs_mean.copy_(mean)  # type: ignore[union-attr]
-            self.model.obs_std.copy_(std)  # type: ignore[union-attr]
+        """Gives the normalisers the dataset's statistics [O]; kept with the weights. Without normalisers, does nothing."""
+        for module in [*self.model.modules(), *(self.target.modules() if self.target is not None else ())]:
+            if isinstance(module, Normalizer):
+                module.mean.copy_(mean)
+                module.std.copy_(std)
 
     def optimize(self, name: str, loss: Tensor, max_norm: float) -> Tensor:
         """Backward, average over learners, clip, step. Returns the gradient norm before clipping."""
@@ -109,6 +111,12 @@ class Agent:
         norm = nn.utils.clip_grad_norm_(parameters, max_norm)
         optimizer.step()
         return norm
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` under torch.compile, or itself, as the config says."""
+        if self.config.compile == "off":
+            return function
+        return torch.compile(function, mode="reduce-overhead" if self.config.compile == "cuda_graphs" else None)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The activations' precision."""

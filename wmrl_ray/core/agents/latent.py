@@ -1,0 +1,92 @@
+"""What the TD-MPC family shares outside its losses: acting by planning in the latent space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from wmrl_ray.config import check
+from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
+from wmrl_ray.core.models.latent import LatentModel, LatentModelConfig, TargetNetworks
+from wmrl_ray.core.planner import PlanConfig, plan
+
+
+@dataclass(frozen=True)
+class LatentAgentConfig(AgentConfig):
+    model: LatentModelConfig = field(default_factory=LatentModelConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    gamma: float = 0.99  # discount
+    rho: float = 0.5  # weight of step t of a latent rollout is rho^t
+    lr: float = 1e-3
+    grad_clip: float = 10.0  # norm
+    tau: float = 0.01  # rate of the target networks
+    target_every: int = 2  # updates between two steps of the target networks
+    consistency_coef: float = 2.0  # c_f
+    reward_coef: float = 0.5  # c_R
+    critic_coef: float = 0.1  # c_Q
+    reward_shift: float = 0.0  # added to every reward; CORL's antmaze uses -1
+
+    def __post_init__(self) -> None:
+        check(0 < self.gamma <= 1, f"gamma = {self.gamma}; it must be in (0, 1]")
+        check(0 < self.rho <= 1, f"rho = {self.rho}; it must be in (0, 1]")
+        check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
+        check(self.lr > 0, f"lr = {self.lr}; it must be positive")
+        check(self.target_every >= 1, f"target_every = {self.target_every}; it must be at least 1")
+
+    @property
+    def window(self) -> int:
+        return self.plan.horizon
+
+
+class LatentAgent(Agent):
+    """Plans with `policy`, the model's dynamics and reward, and the critics' minimum. Implements `planner.PlanModel`."""
+
+    config: LatentAgentConfig
+    model: LatentModel
+    target: TargetNetworks
+
+    def __init__(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003 - Agent's
+        super().__init__(*args, **kwargs)
+        self._returns, self._policy_rollout = self.compiled(self._returns), self.compiled(self._policy_rollout)
+
+    def policy(self, z: Tensor, noise: Tensor) -> Tensor:
+        """A sample of pi(. | z) [..., A] for standard normal noise [..., A]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def act(
+        self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor, *, explore: bool = False
+    ) -> tuple[Tensor, Tensor | None, Metrics]:
+        with self.autocast():
+            z = self.model.encode(obs).float()
+            return plan(self, z, plan_state, is_first, self.config.plan, self.action_dim, self.act_generator, explore=explore)
+
+    # -- PlanModel ----------------------------------------------------------------------------------------------------------
+
+    def policy_rollout(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return self._policy_rollout(z, noise)
+
+    def returns(self, z: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
+        return self._returns(z, actions, noise)
+
+    def _policy_rollout(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        actions, total, discount = [], 0.0, 1.0
+        for t in range(self.config.plan.horizon):
+            actions.append(self.policy(z, noise[:, t]).float())
+            z, reward = self.model.step(z, actions[-1])
+            total = total + discount * reward.float()
+            discount *= self.config.gamma
+        return torch.stack(actions, 1), total + discount * self._terminal_value(z, noise[:, -1])
+
+    def _returns(self, z: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
+        total, discount = 0.0, 1.0
+        for t in range(self.config.plan.horizon):
+            z, reward = self.model.step(z, actions[:, t])
+            total = total + discount * reward.float()
+            discount *= self.config.gamma
+        return total + discount * self._terminal_value(z, noise)
+
+    def _terminal_value(self, z: Tensor, noise: Tensor) -> Tensor:
+        return self.model.q(z, self.policy(z, noise)).amin(0).float()

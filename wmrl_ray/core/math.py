@@ -1,0 +1,63 @@
+"""One op each, tested on hand-written numbers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def expectile_loss(error: Tensor, expectile: float) -> Tensor:
+    """Elementwise L2^tau(u) = tau u^2 for u >= 0, (1 - tau) u^2 for u < 0 (IQL, Eq. 1)."""
+    weight = torch.where(error >= 0, expectile, 1 - expectile)
+    return weight * error.square()
+
+
+def time_weights(rho: float, horizon: int, device: torch.device | None = None) -> Tensor:
+    """[horizon] rho^0, rho^1, ...: later steps of a latent rollout count less."""
+    return rho ** torch.arange(horizon, device=device, dtype=torch.float32)
+
+
+def linear_schedule(start: float, end: float, duration: int, step: int) -> float:
+    """From `start` at step 0 to `end` at `duration` and after."""
+    fraction = min(max(step / duration, 0.0), 1.0) if duration > 0 else 1.0
+    return start + fraction * (end - start)
+
+
+def rescale_log_std(raw: Tensor, low: float, high: float) -> Tensor:
+    """Any real number to a log standard deviation in [low, high] by a tanh (pytorch_sac)."""
+    return low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
+
+
+def squashed_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """[..., A] tanh(mean + std * noise), a sample of the squashed Gaussian for standard normal noise."""
+    return torch.tanh(mean + log_std.exp() * noise)
+
+
+def squashed_log_prob(mean: Tensor, log_std: Tensor, action: Tensor, margin: float) -> Tensor:
+    """[...] log density of tanh(N(mean, std)) at `action` [..., A] in [-1, 1].
+
+    margin: actions are pulled inside +-(1 - margin). Why: data from a clipped controller sits exactly on the bounds, where the
+    density of a squashed Gaussian is not defined.
+    """
+    before = torch.atanh(action.clamp(-1 + margin, 1 - margin))
+    normal = -0.5 * ((before - mean) * (-log_std).exp()).square() - log_std - 0.5 * LOG_2PI
+    # log(1 - tanh(u)^2) in the form that stays finite for large |u|
+    log_jacobian = 2 * (math.log(2) - before - F.softplus(-2 * before))
+    return (normal - log_jacobian).sum(-1)
+
+
+def advantage_weight(advantage: Tensor, beta: float, largest: float) -> Tensor:
+    """min(exp(beta A), largest), without gradient: the weight of advantage-weighted regression (IQL, Eq. 3)."""
+    return (beta * advantage.detach()).exp().clamp(max=largest)
+
+
+def truncated_noise(mean: Tensor, std: float | Tensor, noise: Tensor, clip: float) -> Tensor:
+    """mean + clipped Gaussian noise, kept inside (-1, 1) with a straight-through gradient (TD-MPC's policy sample)."""
+    action = mean + (std * noise).clamp(-clip, clip)
+    inside = action.clamp(-1 + 1e-6, 1 - 1e-6)
+    return action + (inside - action).detach()

@@ -1,0 +1,133 @@
+"""Model Predictive Path Integral control in a latent space, as a pure function, batched over W environments.
+
+TD-MPC's planner (Section III-B of the IQL-TD-MPC paper, Algorithm 1 of 2203.04955): policy trajectories join random ones, the
+elites refit a diagonal Gaussian, and one elite, drawn by its score, gives the action. With `num_samples = 0` nothing is refined:
+the elites come from the policy's own samples (Section IV, "n_r = 0"), so no action leaves the policy's distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wmrl_ray.config import check
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    horizon: int = 5  # H (the paper's T)
+    num_samples: int = 512  # n_r, random trajectories per iteration
+    num_policy: int = 25  # n_pi, trajectories of the policy, kept in every iteration
+    num_elites: int = 64  # n_e
+    iterations: int = 6
+    temperature: float = 0.5  # scores are exp(temperature * (return - best return))
+    momentum: float = 0.1  # of the mean between iterations
+    min_std: float = 0.05
+    max_std: float = 2.0
+
+    def __post_init__(self) -> None:
+        check(self.horizon >= 1, f"plan.horizon = {self.horizon}; it must be at least 1")
+        check(self.num_samples + self.num_policy >= 1, "plan.num_samples + plan.num_policy = 0; nothing to choose from")
+        check(
+            1 <= self.num_elites <= self.num_samples + self.num_policy,
+            f"plan.num_elites = {self.num_elites}; it must be in [1, num_samples + num_policy = {self.num_samples + self.num_policy}]",
+        )
+        check(self.iterations >= 1, f"plan.iterations = {self.iterations}; it must be at least 1")
+        check(
+            self.num_samples > 0 or self.iterations == 1,
+            f"plan.iterations = {self.iterations} with num_samples = 0; without random samples there is nothing to refine: set iterations = 1",
+        )
+
+
+class PlanModel(Protocol):
+    """What the planner asks of a world model. Noise is an argument, so that each of these is a pure function."""
+
+    def policy_rollout(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """z [M, Z], standard normal noise [M, H+1, A] -> actions [M, H, A] of the policy, their returns [M]."""
+        ...
+
+    def returns(self, z: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
+        """z [M, Z], actions [M, H, A], noise [M, A] for the last action -> sum_t gamma^t R + gamma^H Q, [M]."""
+        ...
+
+
+@torch.no_grad()
+def plan(
+    model: PlanModel,
+    z: Tensor,
+    plan_state: Tensor | None,
+    is_first: Tensor,
+    config: PlanConfig,
+    action_dim: int,
+    generator: torch.Generator,
+    *,
+    explore: bool = False,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Chooses an action for each of W environments; row i never depends on row j.
+
+    Args:
+        z: [W, Z] latents. is_first: [W] bool, no warm start for these rows.
+        plan_state: [W, H, A] the previous plan's mean (warm start), or None.
+        explore: adds the plan's own noise to the action.
+
+    Returns:
+        action [W, A] in [-1, 1]; the new plan_state [W, H, A]; info: plan/nan_frac (share of trajectories whose return was not
+        finite, which count as the worst), plan/value_mean, plan/std_mean.
+    """
+    W, H, A, device = z.shape[0], config.horizon, action_dim, z.device
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    actions, returns = z.new_empty(W, 0, H, A), z.new_empty(W, 0)
+    if (P := config.num_policy) > 0:
+        flat_actions, flat_returns = model.policy_rollout(_repeat(z, P), normal(W * P, H + 1, A))
+        actions, returns = flat_actions.view(W, P, H, A), flat_returns.view(W, P)
+    policy_actions, policy_returns = actions, returns
+
+    mean = z.new_zeros(W, H, A)
+    if plan_state is not None:  # shift by one step; the last step starts at zero
+        mean[:, :-1] = torch.where(is_first.view(W, 1, 1), 0.0, plan_state[:, 1:])
+    std = torch.full_like(mean, config.max_std)
+
+    if (N := config.num_samples) > 0:
+        z_repeated = _repeat(z, N)
+    for _ in range(config.iterations):
+        if N > 0:
+            sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * normal(W, N, H, A)).clamp_(-1, 1)
+            sampled_returns = model.returns(z_repeated, sampled.view(W * N, H, A), normal(W * N, A)).view(W, N)  # type: ignore[possibly-undefined]
+            actions = torch.cat([sampled, policy_actions], 1)  # [W, N + P, H, A]
+            returns = torch.cat([sampled_returns, policy_returns], 1)
+        finite = returns.isfinite()
+        returns = _worst_where(~finite, returns.float())
+        elite_returns, index = returns.topk(config.num_elites, dim=1)  # [W, E]
+        elites = actions.gather(1, index.view(W, -1, 1, 1).expand(-1, -1, H, A))  # [W, E, H, A]
+        log_score = config.temperature * (elite_returns - elite_returns[:, :1])
+        score = log_score.softmax(1).view(W, -1, 1, 1)
+        elite_mean = (score * elites).sum(1)
+        std = (score * (elites - elite_mean.unsqueeze(1)).square()).sum(1).sqrt().clamp(config.min_std, config.max_std)
+        mean = config.momentum * mean + (1 - config.momentum) * elite_mean
+
+    # Gumbel's trick: the largest of log-score plus Gumbel noise is a draw with probability proportional to the score
+    uniform = torch.rand(log_score.shape, generator=generator, device=device).clamp_(1e-20, 1 - 1e-7)
+    choice = (log_score - (-uniform.log()).log()).argmax(1)
+    action = elites[torch.arange(W, device=device), choice, 0]
+    if explore:
+        action = action + std[:, 0] * normal(W, A)
+    info = {"plan/nan_frac": 1 - finite.float().mean(), "plan/value_mean": elite_returns.mean(), "plan/std_mean": std.mean()}
+    return action.clamp(-1, 1), mean, info
+
+
+def _repeat(z: Tensor, times: int) -> Tensor:
+    """[W, Z] -> [W * times, Z], each row `times` times in a row."""
+    return z.repeat_interleave(times, 0)
+
+
+def _worst_where(bad: Tensor, returns: Tensor) -> Tensor:
+    """Replaces bad returns [W, N] by the row's worst good one (0 if there is none)."""
+    worst = returns.masked_fill(bad, torch.inf).amin(1, keepdim=True)
+    worst = torch.where(worst.isfinite(), worst, 0.0)
+    return torch.where(bad, worst, returns)
