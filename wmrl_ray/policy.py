@@ -1,0 +1,71 @@
+"""A trained policy in plain torch: no Ray, no dataset, no pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wmrl_ray import checkpoint
+from wmrl_ray.checkpoint import CheckpointError
+from wmrl_ray.core.agents import Agent, make_agent
+
+
+class Policy:
+    """Acts in one environment, or in W at once.
+
+    >>> policy = Policy.load("runs/mine")  # doctest: +SKIP
+    >>> action = policy.act(obs)           # obs [O] or [W, O] -> action [A] or [W, A] in [-1, 1]
+    """
+
+    def __init__(self, agent: Agent, meta: dict[str, Any]):
+        self.agent, self.meta = agent, meta
+        self.reset()
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> Policy:
+        """From a checkpoint folder, an RLlib checkpoint of ours (its `policy` folder), or a run (its newest checkpoint).
+
+        Raises:
+            CheckpointError: nothing there, incomplete, or corrupt.
+        """
+        folder = find_checkpoint(Path(path))
+        tree, meta = checkpoint.load(folder, device)
+        agent = make_agent(meta["algorithm"], meta["agent"], meta["obs_dim"], meta["action_dim"], device=device)
+        agent.set_state(tree["agent"])
+        return cls(agent, meta)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Call at the start of every episode: forgets the last plan. `seed` fixes the planner's noise."""
+        self._plan_state: torch.Tensor | None = None
+        self._first = True
+        if seed is not None:
+            self.agent.act_generator.manual_seed(seed)
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """obs [O] or [W, O] -> action [A] or [W, A], as the evaluation acts."""
+        obs = np.asarray(obs, dtype=np.float32)
+        if obs.shape[-1] != self.agent.obs_dim or obs.ndim not in (1, 2):
+            raise ValueError(f"obs has shape {list(obs.shape)}; this policy takes [{self.agent.obs_dim}] or [W, {self.agent.obs_dim}]")
+        rows = torch.from_numpy(np.atleast_2d(obs)).to(self.agent.device)
+        is_first = torch.full((len(rows),), self._first, device=self.agent.device)
+        action, self._plan_state, _ = self.agent.act(rows, self._plan_state, is_first)
+        self._first = False
+        return action.cpu().numpy().reshape(*obs.shape[:-1], -1)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder that holds the policy: `path`, its `policy` folder, or the newest complete checkpoint of a run."""
+    from wmrl_ray.run import RunDir
+
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}")
+    run = RunDir(path)
+    if run.exists():
+        newest = run.newest_checkpoint()
+        if newest is None:
+            raise CheckpointError(f"the run {path} has no complete checkpoint yet")
+        path = newest
+    return path / "policy" if (path / "policy" / "manifest.json").exists() else path

@@ -1,0 +1,206 @@
+"""One training run: its configuration, and the folder that records it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wmrl_ray import checkpoint
+from wmrl_ray.config import ConfigError, check, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from wmrl_ray.data.datasets import Dataset
+    from wmrl_ray.rollout import Evaluation
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a training YAML holds. Times are counted in updates."""
+
+    algorithm: str
+    dataset: str  # URI: a Minari id, a file or a folder
+    env: str | None = None  # evaluation environment; None: the dataset's own
+    seed: int = 0
+    num_updates: int = 100_000
+    batch_size: int = 256
+    updates_per_call: int = 100  # K, gradient steps per call of a learner
+    eval_every: int = 10_000  # 0: only at the end
+    eval_episodes: int = 20
+    checkpoint_every: int = 5_000
+    log_every: int = 500
+    device: str = "auto"  # "auto": cuda if there is one, else cpu
+    num_learners: int = 0  # 0: in the driver process; 2 or more: data parallel
+    num_eval_runners: int = 1  # actors that plan and step environments; 0: in the driver process
+    envs_per_runner: int = 10
+    agent: dict[str, Any] = field(default_factory=dict)  # the agent's Config
+
+    def __post_init__(self) -> None:
+        for name in ("num_updates", "batch_size", "updates_per_call", "eval_episodes", "checkpoint_every", "log_every", "envs_per_runner"):
+            check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
+        for name in ("eval_every", "num_learners", "num_eval_runners", "seed"):
+            check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
+        for name in ("num_updates", "eval_every", "checkpoint_every", "log_every"):
+            value = getattr(self, name)
+            check(
+                value % self.updates_per_call == 0,
+                f"{name} = {value} is not a multiple of updates_per_call = {self.updates_per_call}; the loop stops only between calls",
+            )
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a loop tells its display."""
+
+    kind: Literal["start", "update", "eval", "checkpoint", "end"]
+    update: int
+    total: int
+    metrics: dict[str, float]
+
+
+OnEvent = Callable[[Event], None]
+
+
+class RunDir:
+    """The folder of a run: config.json, dataset.json, environment.json, metrics.jsonl, trajectories.npz, checkpoints/, result.json."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    # -- writing ------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, dataset: Dataset) -> RunDir:
+        """A new run folder. Raises ConfigError if it already holds a run."""
+        run = cls(path)
+        if run.exists():
+            raise ConfigError(f"{run.path} already holds a run; resume it (--resume) or choose another folder (--run-dir)")
+        run.path.mkdir(parents=True, exist_ok=True)
+        _write_json(run.path / "dataset.json", dataset.card.to_dict())
+        _write_json(run.path / "environment.json", describe_environment())
+        _write_json(run.path / "config.json", to_dict(config))
+        return run
+
+    def open_metrics(self, start_update: int) -> None:
+        """Begins logging; lines after `start_update` (of a run that died later than its checkpoint) are dropped."""
+        kept = [line for line in self.read_metrics() if line["update"] <= start_update]
+        self._time_before = kept[-1]["time_s"] if kept else 0.0
+        _write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        self._started = time.monotonic()
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        line = {"update": update, "time_s": round(self.seconds(), 3), **metrics}
+        with open(self.path / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(line) + "\n")
+
+    def seconds(self) -> float:
+        """Training time of this run, earlier sessions included."""
+        return self._time_before + time.monotonic() - self._started
+
+    def checkpoint_path(self, update: int) -> Path:
+        return self.path / "checkpoints" / f"{update:08d}"
+
+    def save_trajectories(self, evaluation: Evaluation) -> None:
+        """The evaluated episodes, for pictures: obs [sum(T+1), O], offsets [E+1], returns [E], lengths [E]."""
+        import numpy as np
+
+        partial = self.path / f".trajectories.{os.getpid()}.npz"
+        episodes = evaluation.episodes
+        np.savez_compressed(
+            partial,
+            obs=np.concatenate([e.obs for e in episodes]).astype(np.float32),
+            offsets=np.cumsum([0, *(len(e.obs) for e in episodes)]),
+            returns=np.array([e.episode_return for e in episodes]),
+            lengths=np.array([len(e) for e in episodes]),
+        )
+        os.replace(partial, self.path / "trajectories.npz")
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        _write_json(self.path / "result.json", dict(result))
+
+    # -- reading ------------------------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        return (self.path / "config.json").exists()
+
+    def config(self) -> RunConfig:
+        if not self.exists():
+            raise ConfigError(f"{self.path} holds no run (no config.json)")
+        return from_dict(RunConfig, json.loads((self.path / "config.json").read_text()))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete lines of metrics.jsonl; a half-written last line (kill -9) is skipped."""
+        file = self.path / "metrics.jsonl"
+        return list(_complete_lines(file)) if file.exists() else []
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; corrupt and partial ones are passed over."""
+        folder = self.path / "checkpoints"
+        candidates = sorted((p for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
+        return next((p for p in candidates if checkpoint.is_complete(p)), None)
+
+    def prune_checkpoints(self, keep: int = 2) -> None:
+        """Deletes all but the newest `keep` checkpoints."""
+        import shutil
+
+        folder = self.path / "checkpoints"
+        for old in sorted(p for p in folder.iterdir() if p.name.isdigit())[:-keep]:
+            shutil.rmtree(old)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, revision and hardware: what someone needs to reproduce a run."""
+    packages = ("wmrl-ray", "torch", "ray", "numpy", "gymnasium", "mujoco", "gymnasium-robotics", "minari", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "packages": {name: version for name in packages if (version := _version(name))},
+        "git_revision": _git_revision(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Of the source tree this package runs from, with `+changes` if it differs; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=5)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def _complete_lines(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def _write_json(path: Path, content: Any) -> None:
+    _write_text(path, json.dumps(content, indent=1))
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

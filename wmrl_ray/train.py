@@ -1,0 +1,205 @@
+"""The whole system in one process, without Ray: the reference loop that the RLlib algorithms translate.
+
+Offline: data -> Replay -> Agent.update, with evaluations and checkpoints on the way.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmrl_ray import checkpoint
+from wmrl_ray.config import ConfigError
+from wmrl_ray.core.agents import Agent, agent_config, make_agent
+from wmrl_ray.core.batch import Batch
+from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
+from wmrl_ray.data.replay import Replay
+from wmrl_ray.rollout import Evaluation, env_dims, evaluate
+from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training diverged: a metric is NaN or infinite. The message holds all metrics of that update."""
+
+
+def build_agent(config: RunConfig, dataset: Dataset, rank: int = 0) -> Agent:
+    """The run's agent, on its device, knowing the dataset's statistics. Same weights on every rank, own noise."""
+    card = dataset.card
+    device = resolve_device(config.device)
+    agent = make_agent(config.algorithm, config.agent, card.obs_dim, card.action_dim, seed=config.seed, device=device)
+    agent.set_obs_stats(torch.as_tensor(card.obs_mean), torch.as_tensor(card.obs_std))
+    if rank:
+        agent.update_generator.manual_seed(2 * (config.seed + 1_000_003 * rank))
+    return agent
+
+
+def build_replay(config: RunConfig, dataset: Dataset, rank: int = 0) -> Replay:
+    """The run's replay over the memory-mapped dataset, with its own random stream per rank."""
+    return Replay(dataset, seed=[config.seed, rank])
+
+
+def resolve_device(device: str) -> str:
+    """"auto" -> "cuda" if there is one, else "cpu". Raises ConfigError for a CUDA device that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device = {device!r}, but torch sees no GPU; use device = 'cpu'")
+    return device
+
+
+def evaluation_env(config: RunConfig, dataset: Dataset) -> str:
+    """The id of the environment to evaluate in, checked against the dataset. Raises ConfigError or DataError."""
+    env_id = config.env or dataset.card.env_id
+    if env_id is None:
+        raise ConfigError(f"dataset {config.dataset!r} names no environment; set env = <gymnasium id> to evaluate in")
+    check_compatible(dataset, *env_dims(env_id), env_id)
+    return env_id
+
+
+def update_many(agent: Agent, replay: Replay, num_updates: int, batch_size: int) -> dict[str, float]:
+    """K gradient steps; the last step's metrics, converted once.
+
+    Raises:
+        NonFiniteLossError: with those metrics.
+    """
+    metrics: Mapping[str, Tensor] = {}
+    horizon = agent.config.window
+    for _ in range(num_updates):
+        batch: Batch = replay.sample(batch_size, horizon)
+        metrics = agent.update(batch)
+    values = dict(zip(metrics, torch.stack([m.float() for m in metrics.values()]).tolist(), strict=True))
+    if not all(math.isfinite(v) for v in values.values()):
+        raise NonFiniteLossError(f"update {agent.num_updates} is not finite: {values}; lower agent.lr or check the dataset's rewards")
+    return values
+
+
+def evaluation_metrics(evaluation: Evaluation, dataset: Dataset) -> dict[str, float]:
+    """Returns, lengths, successes, and the score on the dataset's own scale where it has one."""
+    returns = np.array(evaluation.returns)
+    metrics = {
+        "eval/return_mean": float(returns.mean()),
+        "eval/return_std": float(returns.std()),
+        "eval/length_mean": float(np.mean(evaluation.lengths)),
+        "eval/success_mean": float(np.mean(evaluation.successes)),
+        "eval/episodes": float(len(returns)),
+    }
+    if dataset.card.ref_min_score is not None:
+        scores = [dataset.normalized_score(r) for r in evaluation.returns]
+        metrics |= {"eval/score_mean": float(np.mean(scores)), "eval/score_std": float(np.std(scores))}
+    return metrics
+
+
+def checkpoint_meta(config: RunConfig, dataset: Dataset, env_id: str, update: int) -> dict[str, Any]:
+    """What a policy needs beside its tensors: algorithm, sizes, environment, and the scale of its scores."""
+    from wmrl_ray.config import to_dict
+
+    card = dataset.card
+    return {
+        "algorithm": config.algorithm,
+        "agent": to_dict(agent_config(config.algorithm, config.agent)),
+        "obs_dim": card.obs_dim,
+        "action_dim": card.action_dim,
+        "env": env_id,
+        "update": update,
+        "dataset": {k: getattr(card, k) for k in ("uri", "name", "sha256", "ref_min_score", "ref_max_score", "stand_in")},
+        "run": to_dict(config),
+    }
+
+
+@dataclass
+class Progress:
+    """Decides, between calls, what is due."""
+
+    config: RunConfig
+    update: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.update >= self.config.num_updates
+
+    def due(self, every: int) -> bool:
+        return self.done or (every > 0 and self.update % every == 0)
+
+
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    on_event: OnEvent | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Trains, evaluates and records one run in this process.
+
+    Args:
+        resume: continue from the newest complete checkpoint of `run_dir`; start at 0 if there is none.
+        should_stop: asked between calls; True writes a checkpoint and returns.
+
+    Returns:
+        What `result.json` holds: updates, seconds, updates_per_s, finished, and the last evaluation's metrics.
+    """
+    torch.set_num_threads(1)  # Why: one core per process; runs share the machine
+    tell = on_event or (lambda event: None)
+    dataset = open_dataset(config.dataset)
+    env_id = evaluation_env(config, dataset)
+    agent, replay = build_agent(config, dataset), build_replay(config, dataset)
+    replay.check_window(agent.config.window)
+
+    run = RunDir(run_dir) if resume and RunDir(run_dir).exists() else RunDir.create(run_dir, config, dataset)
+    progress = Progress(config)
+    if resume and (newest := run.newest_checkpoint()) is not None:
+        tree, meta = checkpoint.load(newest)
+        agent.set_state(tree["agent"])
+        replay.set_state(tree["replay"])
+        progress.update = meta["update"]
+    run.open_metrics(progress.update)
+
+    def event(kind: Any, metrics: dict[str, float]) -> None:
+        tell(Event(kind, progress.update, config.num_updates, metrics))
+
+    def save() -> None:
+        tree = {"agent": agent.get_state(), "replay": replay.get_state()}
+        checkpoint.save(run.checkpoint_path(progress.update), tree, checkpoint_meta(config, dataset, env_id, progress.update))
+        run.prune_checkpoints()
+        event("checkpoint", {})
+
+    event("start", {})
+    last_eval: dict[str, float] = {}
+    last_log = (progress.update, time.monotonic())
+    while not progress.done:
+        metrics = update_many(agent, replay, config.updates_per_call, config.batch_size)
+        progress.update += config.updates_per_call
+        if progress.due(config.log_every):
+            now = time.monotonic()
+            metrics["time/updates_per_s"] = (progress.update - last_log[0]) / (now - last_log[1])
+            last_log = (progress.update, now)
+            run.log(progress.update, metrics)
+            event("update", metrics)
+        if progress.due(config.eval_every):
+            paused = time.monotonic()
+            evaluation = evaluate(agent, env_id, config.eval_episodes, num_envs=config.envs_per_runner, seed=config.seed)
+            last_eval = evaluation_metrics(evaluation, dataset)
+            run.log(progress.update, last_eval)
+            run.save_trajectories(evaluation)
+            event("eval", last_eval)
+            last_log = (last_log[0], last_log[1] + time.monotonic() - paused)
+        stopping = should_stop is not None and should_stop()
+        if progress.due(config.checkpoint_every) or stopping:
+            save()
+        if stopping and not progress.done:
+            break
+
+    seconds = run.seconds()
+    result = {"updates": progress.update, "seconds": seconds, "finished": progress.done, **last_eval}
+    if progress.done:
+        run.finish(result)
+    event("end", last_eval)
+    return result
