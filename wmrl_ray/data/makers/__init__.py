@@ -1,0 +1,162 @@
+"""Datasets made here, with D4RL's recipes and this project's own controllers: stand-ins, on their own score scale.
+
+    make_dataset("pointmaze-umaze", steps=100_000, seed=0)   # -> "wmrl/pointmaze/umaze-v0", a local Minari dataset
+
+A dataset depends on its name, its number of steps and its seed only: not on the number of workers. (And on the MuJoCo version, which its
+metadata records.) It is written as Minari HDF5: Minari's Arrow writer visits the whole folder again for each episode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from wmrl_ray.config import check, did_you_mean
+from wmrl_ray.data.episode import DataError, Episode
+from wmrl_ray.data.makers import minari_writer
+from wmrl_ray.data.makers.shards import MapShards, Shard, ShardSpec, run_shard, split
+
+__all__ = ["MAKERS", "STAND_IN", "MakerSpec", "MapShards", "Shard", "ShardSpec", "make_dataset", "run_shard"]
+
+STAND_IN = "STAND-IN: made by wmrl_ray's own controller with D4RL's recipe; not D4RL data, scores are on their own scale."
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class MakerSpec:
+    """A dataset that can be made. family: the module that makes it. style: "" or "play" or "diverse"."""
+
+    name: str
+    family: str
+    maze: str
+    style: str
+    env_id: str
+    dataset_id: str
+    shard_steps: int
+    algorithm_name: str
+    recipe: str
+
+
+def make_dataset(
+    name: str,
+    *,
+    steps: int = 1_000_000,
+    seed: int = 0,
+    workers: int = 0,
+    dataset_id: str | None = None,
+    overwrite: bool = False,
+    reference_episodes: int = 100,
+    map_shards: MapShards | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Makes a dataset and returns its Minari id.
+
+    Args:
+        name: a key of MAKERS.
+        workers: processes; 0 or 1 works in this one. `map_shards(fn, specs)` replaces them (Ray): it yields fn(spec) in the order of specs.
+        reference_episodes: episodes behind each reference score, of the random policy (0) and of the expert controller (100).
+        progress: called with (steps made, all steps).
+
+    Raises:
+        DataError: unknown name, an id that exists (without `overwrite`), a full disk. Nothing half-written is left.
+    """
+    if name not in MAKERS:
+        raise DataError(f"no maker {name!r}{did_you_mean(name, MAKERS)}; there are: {', '.join(MAKERS)}")
+    check(steps >= 1, f"steps = {steps}; at least 1 is needed")
+    check(reference_episodes >= 1, f"reference_episodes = {reference_episodes}; at least 1 is needed")
+    maker = MAKERS[name]
+    dataset_id = maker.dataset_id if dataset_id is None else dataset_id
+    minari_writer.check_target(dataset_id, overwrite)
+
+    collect = [
+        ShardSpec("collect", maker.family, maker.maze, maker.style, seed, i, steps=n)
+        for i, n in enumerate(split(steps, maker.shard_steps))
+    ]
+    reference = [
+        ShardSpec(kind, maker.family, maker.maze, maker.style, seed, i, episodes=n)
+        for kind in ("random", "expert")
+        for i, n in enumerate(split(reference_episodes, math.ceil(reference_episodes / 4)))
+    ]
+    specs = [*reference, *collect]
+    shards = _tracked((map_shards or _process_map(workers))(run_shard, specs), len(specs), steps, progress)
+
+    returns = {kind: [r for s in shards if s.spec.kind == kind for r in s.returns] for kind in ("random", "expert")}
+    episodes = [episode for s in shards if s.spec.kind == "collect" for episode in s.episodes]
+    origin = minari_writer.Origin(
+        env_id=maker.env_id,
+        algorithm_name=maker.algorithm_name,
+        description=_describe(maker, episodes, returns, seed),
+        ref_min_score=_mean(returns["random"]),
+        ref_max_score=_mean(returns["expert"]),
+        num_reference_episodes=reference_episodes,
+    )
+    return minari_writer.write(dataset_id, episodes, origin, overwrite=overwrite)
+
+
+def _describe(maker: MakerSpec, episodes: Sequence[Episode], returns: dict[str, list[float]], seed: int) -> str:
+    random, expert = returns["random"], returns["expert"]
+    steps = sum(len(e) for e in episodes)
+    rewarded = sum(float(e.reward.sum()) for e in episodes) / steps
+    reached = sum(e.terminated for e in episodes)
+    ended = f" {reached} of {len(episodes)} episodes end at the goal." if maker.family == "antmaze" else ""
+    return (
+        f"{STAND_IN} {maker.recipe} {steps} steps in {len(episodes)} episodes, seed {seed}; reward 1 in {rewarded:.2%} of the steps.{ended} "
+        f"Reference scores, measured in {maker.env_id}: random policy {_mean(random):.4g} over {len(random)} episodes (score 0), "
+        f"expert controller without noise {_mean(expert):.4g} over {len(expert)} episodes (score 100)."
+    )
+
+
+def _tracked(shards: Iterable[Shard], expected: int, steps: int, progress: Progress | None) -> list[Shard]:
+    """Collects the results as they come.
+
+    Raises:
+        RuntimeError: a `map_shards` lost some.
+    """
+    done: list[Shard] = []
+    for shard in shards:
+        done.append(shard)
+        if progress is not None:
+            progress(sum(s.steps for s in done if s.spec.kind == "collect"), steps)
+    if len(done) != expected:
+        raise RuntimeError(f"{expected} shards were asked for, {len(done)} came back")
+    return done
+
+
+def _process_map(workers: int) -> MapShards:
+    if workers <= 1:
+        return lambda fn, specs: map(fn, specs)
+
+    def in_processes(fn: Callable[[ShardSpec], Shard], specs: Sequence[ShardSpec]) -> Iterable[Shard]:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        # Why spawn: a fork would copy this process' threads' locks (torch, MuJoCo) in whatever state they are
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(fn, specs)
+
+    return in_processes
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _pointmaze(maze: str, title: str) -> MakerSpec:
+    return MakerSpec(
+        name=f"pointmaze-{maze}",
+        family="pointmaze",
+        maze=maze,
+        style="",
+        env_id=f"wmrl/PointMaze-{title}-v0",
+        dataset_id=f"wmrl/pointmaze/{maze}-v0",
+        shard_steps=50_000,
+        algorithm_name="breadth-first waypoints + PD controller",
+        recipe="As maze2d: random goals without resets, PD controller on waypoints, action noise 0.5, "
+        "reward for the evaluation goal (of the observation after the action), never terminal, pieces of at most 1000 steps.",
+    )
+
+
+_SPECS = [_pointmaze("umaze", "UMaze"), _pointmaze("medium", "Medium"), _pointmaze("large", "Large")]
+MAKERS: dict[str, MakerSpec] = {spec.name: spec for spec in _SPECS}

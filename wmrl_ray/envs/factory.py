@@ -1,0 +1,70 @@
+"""id -> environment: the door where a wrong id, a missing simulator or an unfit space becomes one clear line."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from wmrl_ray.config import ConfigError, check, did_you_mean
+from wmrl_ray.envs.layouts import maze_ids
+from wmrl_ray.envs.wrappers import FlatEnv, is_flat
+
+
+def make_env(env_id: str, **kwargs: Any) -> gym.Env:
+    """The environment with flat float32 observations and actions in [-1, 1], with its step limit.
+
+    Args:
+        env_id: one of ours ("wmrl/PointMaze-UMaze-v0") or any Gymnasium id with Box (or Dict of Box) observations and bounded Box actions.
+            A module prefix ("wmrl_ray.envs:wmrl/...", "my_package:My-v0") is imported first.
+        kwargs: for `gymnasium.make` (`render_mode`, `max_episode_steps`, the environment's own).
+
+    Raises:
+        ConfigError: unknown id, simulator not installed, or a space that is neither.
+    """
+    known = env_id.rpartition(":")[2]
+    if known in maze_ids():
+        _require("the mazes", "robotics", "mujoco", "gymnasium_robotics")
+        # Why: importing Gymnasium-Robotics may print; ours needs no prefix here, this package is imported
+        env_id = known
+    try:
+        env = gym.make(env_id, disable_env_checker=True, **kwargs)
+    except (gym.error.UnregisteredEnv, gym.error.Error) as error:
+        ids = [*maze_ids(), *gym.registry]
+        raise ConfigError(f"env = {env_id!r} cannot be made{did_you_mean(known, ids)}: {_first_line(error)}") from error
+    except ImportError as error:
+        raise ConfigError(f"env = {env_id!r} needs a package that is not installed: {_first_line(error)}") from error
+    return env if is_flat(env) else FlatEnv(env)
+
+
+def make_vector_env(env_id: str, num_envs: int, seed: int | None = None, **kwargs: Any) -> SyncVectorEnv:
+    """W environments stepped one after another in this process; an ended one resets at the next step.
+
+    With a `seed`, environment i has already been reset once with seed + i, so a later `reset()` continues its own stream.
+
+    Raises:
+        ConfigError: as `make_env`; num_envs < 1.
+    """
+    check(num_envs >= 1, f"num_envs = {num_envs}; at least 1 is needed")
+    make = functools.partial(make_env, env_id, **kwargs)
+    envs = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+    if seed is not None:
+        envs.reset(seed=seed)
+    return envs
+
+
+def _require(what: str, extra: str, *modules: str) -> None:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"{what} need {module.replace('_', '-')} ({_first_line(error)}); install it with: pip install 'wmrl_ray[{extra}]'"
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
