@@ -1,0 +1,72 @@
+"""Statistics against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wmrl_ray.report.stats import band, bootstrap_interval, iqm, summarize, summarize_strata
+
+
+def test_iqm_drops_a_quarter_at_each_end():
+    assert iqm(np.array([100.0, 1.0, 2.0, 3.0, 4.0, -50.0, 5.0, 6.0])) == pytest.approx((2 + 3 + 4 + 5) / 4)
+
+
+def test_iqm_of_five_values_drops_one_at_each_end():
+    assert iqm(np.array([0.0, 10.0, 20.0, 30.0, 1000.0])) == pytest.approx(20.0)
+
+
+def test_iqm_of_three_values_is_their_mean():
+    assert iqm(np.array([1.0, 2.0, 9.0])) == pytest.approx(4.0)
+
+
+def test_iqm_works_along_the_last_axis():
+    assert iqm(np.array([[4.0, 1.0, 2.0, 9.0], [0.0, 0.0, 8.0, 8.0]])).tolist() == [3.0, 4.0]
+
+
+def test_iqm_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no values"):
+        iqm(np.array([]))
+
+
+def test_standard_deviation_is_the_sample_one():
+    summary = summarize([2.0, 4.0, 9.0])
+    assert (summary.n, summary.mean) == (3, 5.0)
+    assert summary.std == pytest.approx(13.0**0.5)  # ((-3)^2 + (-1)^2 + 4^2) / 2
+
+
+def test_one_seed_has_no_spread_and_no_interval():
+    summary = summarize([7.0])
+    assert (summary.mean, summary.iqm, summary.std, summary.ci_low, summary.ci_high) == (7.0, 7.0, None, None, None)
+
+
+def test_the_interval_of_two_values_spans_both():
+    # A resample of two gives 0, 5 or 10 with probabilities 1/4, 1/2, 1/4: both 2.5% tails lie on the extremes.
+    assert bootstrap_interval([[0.0, 10.0]]) == (0.0, 10.0)
+
+
+def test_the_interval_of_many_values_matches_the_normal_approximation():
+    values = np.random.default_rng(0).normal(50.0, 10.0, 400)
+    low, high = bootstrap_interval([values], lambda x: x.mean(axis=-1))
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.1)
+    assert high == pytest.approx(values.mean() + half, abs=0.1)
+
+
+def test_resampling_stays_inside_each_dataset():
+    # Every seed of a dataset agrees, so a bootstrap that respects the strata has no spread at all.
+    summary = summarize_strata([[0.0, 0.0], [100.0, 100.0]])
+    assert (summary.mean, summary.iqm, summary.ci_low, summary.ci_high) == (50.0, 50.0, 50.0, 50.0)
+
+
+def test_values_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        summarize([1.0, float("nan")])
+
+
+def test_a_band_keeps_only_updates_that_every_seed_reached():
+    x, mean, low, high = band(
+        [(np.array([100, 200, 300]), np.array([1.0, 2.0, 3.0])), (np.array([100, 200]), np.array([3.0, 6.0]))]
+    )
+    assert x.tolist() == [100, 200]
+    assert (mean.tolist(), low.tolist(), high.tolist()) == ([2.0, 4.0], [1.0, 2.0], [3.0, 6.0])

@@ -1,0 +1,123 @@
+"""Runs -> report.html (one file, nothing external) and report.json beside it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wmrl_ray import __version__
+from wmrl_ray.config import ConfigError
+from wmrl_ray.report import figures
+from wmrl_ray.report.runs import Run, read_runs
+from wmrl_ray.report.summary import Group, group_runs, summarize_report
+
+
+def write_report(paths: Sequence[str | Path], out: str | Path = "report.html") -> tuple[Path, Path]:
+    """Writes the report on every run in or below `paths`; returns the paths of the HTML and the JSON file.
+
+    Raises:
+        ConfigError: no run there, a damaged run file, or an `out` that is not an .html file in an existing folder.
+    """
+    out = Path(out)
+    if out.suffix not in (".html", ".htm"):
+        raise ConfigError(f"report file {str(out)!r} must end in .html; its numbers go into the .json beside it")
+    if not out.parent.is_dir():
+        raise ConfigError(f"no such folder for the report: {out.parent}; create it or choose another -o")
+    groups = group_runs(read_runs(paths))
+    numbers = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "wmrl_ray": __version__,
+        **summarize_report(groups),
+    }
+    html = render(numbers, draw(groups, numbers))
+    json_path = out.with_suffix(".json")
+    _write(json_path, json.dumps(numbers, indent=2, allow_nan=False, default=str))
+    _write(out, html)
+    return out, json_path
+
+
+def draw(groups: Sequence[Group], numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The SVG figures of each dataset: {dataset: {"score": svg, "paths": svg, "losses": [(label, svg)]}}; adds warnings."""
+    colors = figures.color_of([group.label for group in groups])
+    drawn: dict[str, dict[str, Any]] = {}
+    for scale in numbers["scales"]:
+        for dataset in scale["datasets"]:
+            members = [group for group in groups if group.dataset == dataset["name"]]
+            losses = [(group.label, svg) for group in members if (svg := figures.loss_figure(group, colors[group.label]))]
+            drawn[dataset["name"]] = {
+                "score": figures.score_figure(members, colors, dataset["card"]),
+                "paths": _paths_figure(members, colors, numbers["warnings"]),
+                "losses": losses,
+            }
+    return drawn
+
+
+def render(numbers: dict[str, Any], drawn: dict[str, dict[str, Any]]) -> str:
+    """The page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("wmrl_ray.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "count": count, "duration": duration, "value": value}
+    return environment.get_template("report.html").render(figures=drawn, **numbers)
+
+
+def number(x: float | None, digits: int = 1) -> str:
+    """`12.3`, with an en dash for what is not known and a real minus sign."""
+    if x is None or not math.isfinite(x):
+        return "–"
+    return f"{x:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def count(x: float | None) -> str:
+    """`20,000`."""
+    return "–" if x is None else f"{x:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """`4 min 05 s`."""
+    if seconds is None:
+        return "–"
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def value(x: Any) -> str:
+    """A configuration or card value on one line."""
+    if isinstance(x, float):
+        return f"{x:.6g}"
+    return json.dumps(x) if isinstance(x, list | dict) else "–" if x is None else str(x)
+
+
+def _paths_figure(groups: Sequence[Group], colors: dict[str, str], warnings: list[str]) -> str | None:
+    runs: list[Run] = [run for group in groups for run in group.runs]
+    env_id = next((run.env_id for run in runs if run.env_id), None)
+    if env_id is None or not any((run.path / "trajectories.npz").exists() for run in runs):
+        return None
+    from wmrl_ray.envs import maze_layout  # lazily: only reports with trajectories need the mazes
+
+    layout = maze_layout(env_id)
+    return None if layout is None else figures.trajectory_figure(groups, colors, layout)
+
+
+def _write(path: Path, text: str) -> None:
+    """Complete or absent."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

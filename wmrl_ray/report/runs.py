@@ -1,0 +1,197 @@
+"""Run directories, read back: only files, nothing else is needed (no torch, no Ray, no simulator)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmrl_ray.config import ConfigError
+
+Line = dict[str, Any]  # one object of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. `warnings` says, in sentences, what is missing or damaged."""
+
+    path: Path
+    config: dict[str, Any]
+    dataset: dict[str, Any]  # the dataset's card
+    environment: dict[str, Any]
+    lines: list[Line]
+    result: dict[str, Any] | None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.path.parts[-2:])
+
+    @property
+    def algorithm(self) -> str:
+        return str(self.config["algorithm"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.get("seed", 0))
+
+    @property
+    def env_id(self) -> str | None:
+        return self.config.get("env") or self.dataset.get("env_id")
+
+    @property
+    def num_updates(self) -> int:
+        """Updates done, by the last line."""
+        return int(self.lines[-1]["update"]) if self.lines else 0
+
+    @property
+    def is_complete(self) -> bool:
+        return self.result is not None and self.num_updates >= int(self.config.get("num_updates", 0))
+
+    @cached_property
+    def evaluations(self) -> list[Line]:
+        return [line for line in self.lines if "eval/return_mean" in line]
+
+    @property
+    def seconds(self) -> float:
+        """Training time: the result's, or the last line's when the run has not finished."""
+        known = (self.result or {}).get("seconds")
+        return float(known if known is not None else (self.lines[-1].get("time_s", 0.0) if self.lines else 0.0))
+
+    @property
+    def updates_per_s(self) -> float | None:
+        known = (self.result or {}).get("updates_per_s")
+        if known is not None:
+            return float(known)
+        return self.num_updates / self.seconds if self.seconds > 0 else None
+
+    def final(self, key: str) -> float | None:
+        """`key` of the last evaluation (never the best one: choosing it would use the test twice)."""
+        value = self.evaluations[-1].get(key) if self.evaluations else None
+        return None if value is None or not math.isfinite(value) else float(value)
+
+    def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """(update [N], value [N]) of every finite value logged under `key`."""
+        points = {
+            int(line["update"]): float(line[key])
+            for line in self.lines
+            if isinstance(line.get(key), int | float) and math.isfinite(line[key])
+        }
+        return np.fromiter(points.keys(), np.int64), np.fromiter(points.values(), np.float64)
+
+    def metric_names(self, prefix: str) -> list[str]:
+        return sorted({key for line in self.lines for key in line if key.startswith(prefix)})
+
+    def trajectories(self) -> list[np.ndarray]:
+        """Observations [T+1, O] of each episode of the last evaluation; empty when none were saved."""
+        path = self.path / "trajectories.npz"
+        if not path.exists():
+            return []
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return np.split(arrays["obs"], arrays["offsets"][1:-1])
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"{path}: not a readable trajectories file ({error}); delete it or repeat the evaluation"
+            ) from error
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[Path]:
+    """The run directories among `paths` and below them, in order, each once.
+
+    Raises:
+        ConfigError: a path that is missing, or holds no run.
+    """
+    found: list[Path] = []
+    for given in map(Path, paths):
+        if not given.exists():
+            raise ConfigError(f"no such run directory: {given}")
+        here = [given] if (given / "config.json").exists() else sorted(p.parent for p in given.rglob("config.json"))
+        here = [p for p in here if "checkpoints" not in p.parts[len(given.parts) :]]
+        if not here:
+            raise ConfigError(f"{given} holds no run (no config.json in it or below); give the folder that `wmrl train` wrote")
+        found += [p for p in here if p.resolve() not in {q.resolve() for q in found}]
+    return found
+
+
+def read_run(path: Path) -> Run:
+    """Reads one run directory.
+
+    Raises:
+        ConfigError: config.json is missing or unreadable, or metrics.jsonl is damaged anywhere but in its last line.
+    """
+    warnings: list[str] = []
+    config = _read_json(path / "config.json")
+    if config is None or "algorithm" not in config:
+        raise ConfigError(f"{path}: config.json is missing or names no algorithm, so this is not a run directory")
+    dataset = _read_json(path / "dataset.json")
+    if dataset is None:
+        warnings.append("dataset.json is missing: scores cannot be tied to a dataset or its reference scores")
+    lines = _read_lines(path / "metrics.jsonl", warnings)
+    result = _read_json(path / "result.json")
+    environment = _read_json(path / "environment.json")
+    if environment is None:
+        warnings.append("environment.json is missing: versions and hardware are unknown")
+    run = Run(path, config, dataset or {"name": str(config.get("dataset"))}, environment or {}, lines, result, warnings)
+    planned = int(config.get("num_updates", 0))
+    if not run.is_complete:
+        warnings.append(f"incomplete: {run.num_updates} of {planned} updates; its last evaluation is what the tables show")
+    if not run.evaluations:
+        warnings.append("no evaluation yet: it is left out of the tables")
+    elif run.is_complete and run.evaluations[-1]["update"] < planned:
+        warnings.append(f"the last evaluation is at update {run.evaluations[-1]['update']}, not at {planned}")
+    return run
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}; expected an object")
+    return values
+
+
+def _read_lines(path: Path, warnings: list[str]) -> list[Line]:
+    """The lines of metrics.jsonl in the order of updates. A run that was killed may end in half a line: that one is dropped."""
+    if not path.exists():
+        warnings.append("metrics.jsonl is missing: nothing was logged")
+        return []
+    texts = path.read_text().splitlines()
+    lines: list[Line] = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            update = int(line["update"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(texts):
+                warnings.append("the last line of metrics.jsonl is cut off (the run was killed while writing); it is ignored")
+                break
+            raise ConfigError(f"{path}, line {number}: not a metrics line ({error})") from error
+        if lines and update < lines[-1]["update"]:  # resumed from an older checkpoint: what follows replaces what it repeats
+            lines = [old for old in lines if old["update"] < update]
+        lines.append(line)
+    return lines
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Every run under `paths`."""
+    return [read_run(path) for path in find_runs(paths)]
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """("agent.horizon", 5), ... for a nested mapping."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

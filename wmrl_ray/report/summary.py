@@ -1,0 +1,231 @@
+"""Runs -> the report's numbers, as one plain dict (the same that report.json holds and the page shows)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from wmrl_ray.report.runs import Run, flatten
+from wmrl_ray.report.stats import summarize, summarize_strata
+
+# Where a run was computed, not what was computed: runs that differ only here are seeds of one experiment.
+NOT_AN_EXPERIMENT = {"seed", "device", "log_every", "checkpoint_every", "num_eval_runners", "envs_per_runner"}
+
+SCALES = {  # one table each, never mixed: a score of 60 on one is not a 60 on the other
+    "stand_in": "Stand-in datasets",
+    "published": "Datasets with published reference scores",
+    "returns": "Datasets without reference scores (raw returns)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The runs of one experiment on one dataset, which differ only in the seed."""
+
+    label: str  # algorithm, with the settings that tell it from its siblings
+    dataset: str
+    scale: str
+    runs: list[Run]
+
+    @property
+    def metric(self) -> str:
+        return "eval/return_mean" if self.scale == "returns" else "eval/score_mean"
+
+
+def scale_of(run: Run) -> str:
+    """The key in SCALES of the run's dataset."""
+    if run.dataset.get("stand_in"):
+        return "stand_in"
+    has_references = run.dataset.get("ref_min_score") is not None and run.dataset.get("ref_max_score") is not None
+    return "published" if has_references else "returns"
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Groups by algorithm, dataset (its content, not only its name) and every setting but the seed."""
+    names = _dataset_names(runs)
+    members: dict[tuple, list[Run]] = defaultdict(list)
+    for run in runs:
+        members[(scale_of(run), names[_dataset_key(run)], run.algorithm, _experiment(run))].append(run)
+    siblings: dict[tuple, list[tuple]] = defaultdict(list)
+    for *where, experiment in members:
+        siblings[tuple(where)].append(experiment)
+    groups = []
+    for (scale, dataset, algorithm, experiment), group in members.items():
+        label = algorithm + _what_differs(experiment, siblings[scale, dataset, algorithm])
+        groups.append(Group(label, dataset, scale, sorted(group, key=lambda run: run.seed)))
+    return sorted(groups, key=lambda g: (list(SCALES).index(g.scale), g.dataset, g.label))
+
+
+def summarize_report(groups: Sequence[Group]) -> dict[str, Any]:
+    """All numbers of the report; plain values only."""
+    runs = [run for group in groups for run in group.runs]
+    warnings = [f"{run.name}: {warning}" for run in runs for warning in run.warnings]
+    scales = []
+    for scale, title in SCALES.items():
+        if members := [group for group in groups if group.scale == scale]:
+            scales.append({"scale": scale, "title": title, **_scale(scale, members)})
+    for group in groups:
+        warnings += _group_warnings(group)
+    return {
+        "schema": "wmrl.report/v1",
+        "scales": scales,
+        "runs": [_run(group, run) for group in groups for run in group.runs],
+        "config": _config_table(groups),
+        "environment": _environment_table(runs),
+        "warnings": warnings,
+    }
+
+
+def _scale(scale: str, groups: Sequence[Group]) -> dict[str, Any]:
+    datasets = []
+    for name in dict.fromkeys(group.dataset for group in groups):
+        members = [group for group in groups if group.dataset == name]
+        rows = [row for group in members if (row := _row(group)) is not None]
+        rows.sort(key=lambda row: -(row["return"] if scale == "returns" else row["score"])["mean"])
+        datasets.append({"name": name, "card": _card(members[0].runs[0].dataset), "rows": rows})
+    sentences = dict.fromkeys(run.dataset["stand_in"] for group in groups for run in group.runs if run.dataset.get("stand_in"))
+    return {"sentences": list(sentences), "datasets": datasets, "aggregate": _aggregate(groups)}
+
+
+def _row(group: Group) -> dict[str, Any] | None:
+    """One line of the headline table, or None when no seed was evaluated."""
+    evaluated = [run for run in group.runs if run.final(group.metric) is not None]
+    if not evaluated:
+        return None
+    row: dict[str, Any] = {
+        "label": group.label,
+        "metric": group.metric,
+        "seeds": [run.seed for run in evaluated],
+        "updates": [int(run.evaluations[-1]["update"]) for run in evaluated],
+        "episodes": sum(int(run.evaluations[-1].get("eval/episodes", 0)) for run in evaluated),
+        "updates_per_s": _mean([run.updates_per_s for run in evaluated]),
+        "seconds": _mean([run.seconds for run in evaluated]),
+    }
+    for short, key in (("score", "eval/score_mean"), ("return", "eval/return_mean"), ("success", "eval/success_mean")):
+        values = [value for run in evaluated if (value := run.final(key)) is not None]
+        row[short] = dataclasses.asdict(summarize(values)) if len(values) == len(evaluated) else None
+    return row
+
+
+def _aggregate(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Over all datasets of one scale, for experiments that were run on every one of them (nothing else is comparable)."""
+    datasets = {group.dataset for group in groups}
+    if len(datasets) < 2 or groups[0].scale == "returns":
+        return []
+    rows = []
+    for label in dict.fromkeys(group.label for group in groups):
+        strata = [
+            [value for run in group.runs if (value := run.final(group.metric)) is not None]
+            for group in groups
+            if group.label == label
+        ]
+        if len(strata) == len(datasets) and all(strata):
+            rows.append({"label": label, "datasets": len(strata), "score": dataclasses.asdict(summarize_strata(strata))})
+    return rows
+
+
+def _group_warnings(group: Group) -> list[str]:
+    where = f"{group.label} on {group.dataset}"
+    warnings = []
+    repeated = [seed for seed, count in Counter(run.seed for run in group.runs).items() if count > 1]
+    if repeated:
+        warnings.append(f"{where}: seed {repeated[0]} is there more than once, so the spread over seeds is too small")
+    updates = {run.evaluations[-1]["update"] for run in group.runs if run.evaluations}
+    if len(updates) > 1:
+        warnings.append(
+            f"{where}: seeds were evaluated after different numbers of updates ({', '.join(map(str, sorted(updates)))})"
+        )
+    if len(group.runs) == 1:
+        warnings.append(f"{where}: one seed only, so nothing is known about the spread")
+    return warnings
+
+
+def _run(group: Group, run: Run) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "label": group.label,
+        "dataset": group.dataset,
+        "seed": run.seed,
+        "complete": run.is_complete,
+        "updates": run.num_updates,
+        "planned_updates": int(run.config.get("num_updates", 0)),
+        "score": run.final("eval/score_mean"),
+        "return": run.final("eval/return_mean"),
+        "return_std": run.final("eval/return_std"),
+        "success": run.final("eval/success_mean"),
+        "episodes": run.final("eval/episodes"),
+        "seconds": run.seconds,
+        "updates_per_s": run.updates_per_s,
+    }
+
+
+def _card(card: dict[str, Any]) -> dict[str, Any]:
+    """The card without its long arrays, with the score of the behaviour that made the data."""
+    shown = {key: value for key, value in card.items() if key not in ("obs_mean", "obs_std", "env_spec", "path", "cache")}
+    low, high, mean = (card.get(key) for key in ("ref_min_score", "ref_max_score", "return_mean"))
+    if low is not None and high is not None and mean is not None and high != low:
+        shown["behaviour_score"] = 100.0 * (mean - low) / (high - low)
+    return shown
+
+
+def _config_table(groups: Sequence[Group]) -> dict[str, Any]:
+    """What all experiments share, and each key in which they differ: {key: {experiment: value}}.
+
+    One column for each label; a label that was configured differently on different datasets gets one for each of those.
+    """
+    configs = [{k: v for k, v in flatten(g.runs[0].config) if k not in ("seed", "dataset", "env")} for g in groups]
+    versions: dict[str, set[str]] = defaultdict(set)
+    for group, config in zip(groups, configs, strict=True):
+        versions[group.label].add(repr(config))
+    columns: dict[str, dict[str, Any]] = {}
+    for group, config in zip(groups, configs, strict=True):
+        columns.setdefault(group.label if len(versions[group.label]) == 1 else f"{group.label} on {group.dataset}", config)
+    keys = dict.fromkeys(key for config in columns.values() for key in config)
+    different = {key: {label: config.get(key) for label, config in columns.items()} for key in keys}
+    different = {key: row for key, row in different.items() if len({repr(value) for value in row.values()}) > 1}
+    shared = {key: next(iter(columns.values())).get(key) for key in keys if key not in different}
+    return {"labels": list(columns), "different": different, "shared": shared}
+
+
+def _environment_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Each distinct environment once, with the runs made in it."""
+    seen: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        flat = dict(flatten(run.environment))
+        seen.setdefault(repr(sorted(flat.items(), key=lambda item: item[0])), {"values": flat, "runs": []})["runs"].append(
+            run.name
+        )
+    return [entry for entry in seen.values() if entry["values"]]
+
+
+def _experiment(run: Run) -> tuple:
+    """Every setting that defines the experiment besides the dataset, as sorted (key, repr) pairs."""
+    skipped = NOT_AN_EXPERIMENT | {"dataset", "env"}
+    return tuple(sorted((key, repr(value)) for key, value in flatten(run.config) if key.split(".")[0] not in skipped))
+
+
+def _what_differs(experiment: tuple, siblings: Sequence[tuple]) -> str:
+    """` (agent.horizon=3)`: the settings that not all experiments of this algorithm share."""
+    shared = set(siblings[0]).intersection(*map(set, siblings[1:]))
+    own = [f"{key.removeprefix('agent.')}={value}" for key, value in experiment if (key, value) not in shared]
+    return f" ({', '.join(own)})" if own else ""
+
+
+def _dataset_key(run: Run) -> tuple[str, str]:
+    name = run.dataset.get("name") or run.dataset.get("uri") or run.config.get("dataset")
+    return str(name), str(run.dataset.get("sha256") or "")
+
+
+def _dataset_names(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+    """A display name for each dataset; two contents under one name show the start of their hashes."""
+    keys = dict.fromkeys(_dataset_key(run) for run in runs)
+    count = Counter(name for name, _ in keys)
+    return {(name, sha): name if count[name] == 1 else f"{name} [{sha[:8] or 'no hash'}]" for name, sha in keys}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
