@@ -1,6 +1,6 @@
 """Environments with one interface: flat float32 observations, actions in [-1, 1].
 
-Importing this package registers the project's ids; another process names the module too: "wmrl_ray.envs:wmrl/PointMaze-UMaze-v0".
+Importing this package registers the project's ids; another process names the module: "wmrl_ray.envs:wmrl/PointMaze-UMaze-v0".
 Simulators are imported when an environment is made, never before.
 """
 

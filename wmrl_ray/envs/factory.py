@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import Any
 
 import gymnasium as gym
@@ -18,8 +17,8 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     """The environment with flat float32 observations and actions in [-1, 1], with its step limit.
 
     Args:
-        env_id: one of ours ("wmrl/PointMaze-UMaze-v0") or any Gymnasium id with Box (or Dict of Box) observations and bounded Box actions.
-            A module prefix ("wmrl_ray.envs:wmrl/...", "my_package:My-v0") is imported first.
+        env_id: one of ours ("wmrl/PointMaze-UMaze-v0"), or any Gymnasium id with Box (or Dict of Box) observations and bounded
+            Box actions. A module prefix ("wmrl_ray.envs:wmrl/...", "my_package:My-v0") is imported first.
         kwargs: for `gymnasium.make` (`render_mode`, `max_episode_steps`, the environment's own).
 
     Raises:
@@ -27,12 +26,10 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     """
     known = env_id.rpartition(":")[2]
     if known in maze_ids():
-        _require("the mazes", "robotics", "mujoco", "gymnasium_robotics")
-        # Why: importing Gymnasium-Robotics may print; ours needs no prefix here, this package is imported
-        env_id = known
+        env_id = known  # registered already: this package is imported
     try:
         env = gym.make(env_id, disable_env_checker=True, **kwargs)
-    except (gym.error.UnregisteredEnv, gym.error.Error) as error:
+    except gym.error.Error as error:
         ids = [*maze_ids(), *gym.registry]
         raise ConfigError(f"env = {env_id!r} cannot be made{did_you_mean(known, ids)}: {_first_line(error)}") from error
     except ImportError as error:
@@ -54,16 +51,6 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | None = None, **kwarg
     if seed is not None:
         envs.reset(seed=seed)
     return envs
-
-
-def _require(what: str, extra: str, *modules: str) -> None:
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(
-                f"{what} need {module.replace('_', '-')} ({_first_line(error)}); install it with: pip install 'wmrl_ray[{extra}]'"
-            ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,9 +1,10 @@
 """PointMaze and AntMaze with D4RL's tasks: flat observations, one fixed goal, D4RL's resets and step limits.
 
 The simulation is Gymnasium-Robotics' (its maze builder, its point and Gymnasium's ant); a test steps both side by side.
-What is D4RL's, and differs from Gymnasium-Robotics: the goal is fixed in the middle of its cell (there: random, with noise) with radius
-0.5 (there: 0.45); a point starts in a random free cell +- 0.1 with velocity N(0, 0.1); an ant starts in its start cell with +- 0.1
-on every coordinate and velocities N(0, 0.1). What is not D4RL's: Gymnasium's ant (gear 150), and a goal without D4RL's offset.
+What is D4RL's, and differs from Gymnasium-Robotics: the goal is fixed in the middle of its cell (there: random, with noise),
+with radius 0.5 (there: 0.45); a point starts in a random free cell +- 0.1 with velocity N(0, 0.1); an ant starts in its start
+cell with +- 0.1 on every coordinate and velocities N(0, 0.1).
+What is not D4RL's: Gymnasium's ant (gear 150), and an ant's goal without D4RL's random offset within its cell.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 
 from wmrl_ray.config import ConfigError
@@ -28,7 +28,8 @@ _WALL_HEIGHT = {"point": 0.4, "ant": 0.5}  # in cells, as in Gymnasium-Robotics
 class MazeEnv(gym.Env[np.ndarray, np.ndarray]):
     """A robot in a maze.
 
-    Observation: float32, (x, y, vx, vy) for the point; position [15] (x, y, z, quaternion, 8 joints) and velocity [14] for the ant.
+    Observation: float32; (x, y, vx, vy) for the point; position [15] (x, y, z, quaternion, 8 joints) and velocity [14] for the
+    ant.
     Action: float32 in [-1, 1]; values outside are clipped.
     Reward: 1 when the new observation is within 0.5 of the goal, else 0. `info["success"]` says the same.
     The ant's episode terminates at the goal; the point's goes on (only the time limit ends it).
@@ -40,8 +41,9 @@ class MazeEnv(gym.Env[np.ndarray, np.ndarray]):
     def __init__(self, robot: str, maze: str, render_mode: str | None = None, frame_size: int = 256):
         self.robot, self.layout = robot, layout(robot, maze)
         self.render_mode, self._frame_size, self._camera = render_mode, frame_size, None
+        self._mujoco = _import("mujoco")
         self.model = build_model(robot, self.layout)
-        self.data = mujoco.MjData(self.model)
+        self.data = self._mujoco.MjData(self.model)
         self._frame_skip = _FRAME_SKIP[robot]
         self._initial = self.data.qpos.copy(), self.data.qvel.copy()
         obs_dim = self.model.nq + self.model.nv
@@ -51,7 +53,7 @@ class MazeEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        mujoco.mj_resetData(self.model, self.data)
+        self._mujoco.mj_resetData(self.model, self.data)
         start = (options or {}).get("start_cell", self.layout.start_cell)
         x, y = self.layout.centre(self._checked(start))
         qpos, qvel = self._initial
@@ -61,7 +63,7 @@ class MazeEnv(gym.Env[np.ndarray, np.ndarray]):
             qpos[3:7] /= np.linalg.norm(qpos[3:7])  # Why: the noise takes the orientation off the unit sphere
         self.data.qpos[:] = qpos
         self.data.qvel[:] = qvel + 0.1 * self.np_random.standard_normal(qvel.shape)
-        mujoco.mj_forward(self.model, self.data)
+        self._mujoco.mj_forward(self.model, self.data)
         obs = self._obs()
         return obs, {"success": self._at_goal(obs)}
 
@@ -69,9 +71,9 @@ class MazeEnv(gym.Env[np.ndarray, np.ndarray]):
         data = self.data
         if self.robot == "point":
             np.clip(data.qvel, -_MAX_SPEED, _MAX_SPEED, out=data.qvel)
-            mujoco.mj_forward(self.model, data)  # Why: as the original; it moves the solver's warm start
+            self._mujoco.mj_forward(self.model, data)  # Why: as the original; it moves the solver's warm start
         np.clip(action, -1.0, 1.0, out=data.ctrl)
-        mujoco.mj_step(self.model, data, nstep=self._frame_skip)
+        self._mujoco.mj_step(self.model, data, nstep=self._frame_skip)
         obs = self._obs()
         success = self._at_goal(obs)
         return obs, float(success), success and self.robot == "ant", False, {"success": success}
@@ -106,16 +108,13 @@ class MazeEnv(gym.Env[np.ndarray, np.ndarray]):
         return start
 
 
-def build_model(robot: str, maze: MazeLayout) -> mujoco.MjModel:
+def build_model(robot: str, maze: MazeLayout) -> Any:
     """The MuJoCo model of a robot in a maze, by Gymnasium-Robotics' builder.
 
     Raises:
         ConfigError: Gymnasium-Robotics is not installed.
     """
-    try:
-        builder = importlib.import_module("gymnasium_robotics.envs.maze.maze_v4")
-    except ImportError as error:
-        raise ConfigError("the mazes need gymnasium-robotics; install it with: pip install 'wmrl_ray[robotics]'") from error
+    builder = _import("gymnasium_robotics.envs.maze.maze_v4")
     if robot == "point":
         robot_xml = Path(builder.__file__).parents[1] / "assets" / "point" / "point.xml"
     else:
@@ -123,8 +122,17 @@ def build_model(robot: str, maze: MazeLayout) -> mujoco.MjModel:
     walls = [[int(wall) for wall in row] for row in maze.walls]
     _, xml = builder.Maze.make_maze(str(robot_xml), walls, maze.cell_size, _WALL_HEIGHT[robot])
     try:
-        model = mujoco.MjModel.from_xml_path(xml)
+        model = _import("mujoco").MjModel.from_xml_path(xml)
     finally:
         os.unlink(xml)  # Why: the builder leaves one file in the temp folder per construction
     model.site("target").pos[:2] = maze.goal
     return model
+
+
+def _import(module: str) -> Any:
+    """A simulator's module, with the way to install it when it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0].replace("_", "-")
+        raise ConfigError(f"the mazes need {package} ({error}); install it with: pip install 'wmrl-ray[robotics]'") from error

@@ -37,7 +37,7 @@ class FlatEnv(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
         name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         flat = gym.spaces.utils.flatten_space(env.observation_space)
         if not isinstance(flat, Box) or _has_other_than_box(env.observation_space):
-            raise ConfigError(f"env = {name!r} has observations {env.observation_space}; Box, or Dict or Tuple of Box, is needed")
+            raise ConfigError(f"env = {name!r} has observations {env.observation_space}; Box, or Dict of Box, is needed")
         if flat.dtype == np.uint8:
             raise ConfigError(f"env = {name!r} has image observations {env.observation_space}; a vector observation is needed")
         action = env.action_space

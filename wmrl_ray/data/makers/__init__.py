@@ -2,15 +2,15 @@
 
     make_dataset("pointmaze-umaze", steps=100_000, seed=0)   # -> "wmrl/pointmaze/umaze-v0", a local Minari dataset
 
-A dataset depends on its name, its number of steps and its seed only: not on the number of workers. (And on the MuJoCo version, which its
-metadata records.) It is written as Minari HDF5: Minari's Arrow writer visits the whole folder again for each episode.
+A dataset depends on its name, its number of steps and its seed, not on the number of workers (and on the MuJoCo version, which
+its metadata records).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from wmrl_ray.config import check, did_you_mean
 from wmrl_ray.data.episode import DataError, Episode
@@ -55,8 +55,13 @@ def make_dataset(
 
     Args:
         name: a key of MAKERS.
-        workers: processes; 0 or 1 works in this one. `map_shards(fn, specs)` replaces them (Ray): it yields fn(spec) in the order of specs.
+        steps: of all episodes together, exactly.
+        seed: of everything random.
+        workers: processes; 0 or 1 works in this one.
+        dataset_id: the maker's own by default.
+        overwrite: replace a dataset of that id.
         reference_episodes: episodes behind each reference score, of the random policy (0) and of the expert controller (100).
+        map_shards: `map_shards(fn, specs)` replaces the processes (Ray): it yields fn(spec) in the order of specs.
         progress: called with (steps made, all steps).
 
     Raises:
@@ -102,8 +107,9 @@ def _describe(maker: MakerSpec, episodes: Sequence[Episode], returns: dict[str, 
     reached = sum(e.terminated for e in episodes)
     ended = f" {reached} of {len(episodes)} episodes end at the goal." if maker.family == "antmaze" else ""
     return (
-        f"{STAND_IN} {maker.recipe} {steps} steps in {len(episodes)} episodes, seed {seed}; reward 1 in {rewarded:.2%} of the steps.{ended} "
-        f"Reference scores, measured in {maker.env_id}: random policy {_mean(random):.4g} over {len(random)} episodes (score 0), "
+        f"{STAND_IN} {maker.recipe} {steps} steps in {len(episodes)} episodes, seed {seed}; "
+        f"reward 1 in {rewarded:.2%} of the steps.{ended} Reference scores, measured in {maker.env_id}: "
+        f"random policy {_mean(random):.4g} over {len(random)} episodes (score 0), "
         f"expert controller without noise {_mean(expert):.4g} over {len(expert)} episodes (score 100)."
     )
 

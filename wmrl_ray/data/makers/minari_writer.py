@@ -18,6 +18,9 @@ import numpy as np
 from wmrl_ray.data.episode import DataError, Episode
 
 
+REQUIREMENTS = ("mujoco", "gymnasium-robotics", "gymnasium")  # what the simulation's numbers depend on
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a dataset comes from: what its metadata says."""
@@ -94,8 +97,8 @@ def write(dataset_id: str, episodes: Sequence[Episode], origin: Origin, *, overw
                     ref_min_score=origin.ref_min_score,
                     ref_max_score=origin.ref_max_score,
                     num_episodes_average_score=origin.num_reference_episodes,
-                    data_format="hdf5",  # measured on 1e6 steps: see the package's docstring
-                    requirements=[f"{p}=={importlib.metadata.version(p)}" for p in ("mujoco", "gymnasium-robotics", "gymnasium")],
+                    data_format="hdf5",
+                    requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
                     jpeg_encoding=False,
                 )
         except OSError as error:

@@ -1,9 +1,10 @@
 """PointMaze data with the recipe of D4RL's maze2d: waypoints, a PD controller, Gaussian action noise.
 
-One trajectory per shard without resets: when a goal is reached, or not reached within the task's step limit, the next random goal is drawn. The
-reward is that of the one evaluation goal, whatever goal was commanded, and there is no terminal state.
-Not D4RL's: the reward belongs to the observation that *follows* the action, as in the environment's own step (D4RL's dataset marks the
-observation before it); breadth-first search replaces value iteration; the trajectory is stored in pieces of at most 1000 steps.
+One trajectory per shard without resets: when a goal is reached, or not reached within the task's step limit, the next random
+goal is drawn. The reward is that of the one evaluation goal, whatever goal was commanded, and there is no terminal state.
+Not D4RL's: the reward belongs to the observation that *follows* the action, as in the environment's own step (D4RL's dataset
+marks the observation before it); breadth-first search replaces value iteration; the trajectory is stored in pieces of at most
+1000 steps.
 """
 
 from __future__ import annotations

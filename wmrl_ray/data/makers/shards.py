@@ -57,6 +57,6 @@ def run_shard(spec: ShardSpec) -> Shard:
 
 
 def split(total: int, size: int) -> list[int]:
-    """total = size + size + ... + rest."""
+    """Parts of `size`, and the rest, that sum to `total`."""
     sizes = [size] * (total // size)
     return sizes + [total % size] if total % size else sizes

@@ -1,0 +1,190 @@
+"""Running an agent in environments: W of them side by side, one batched `Agent.act` per step."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from wmrl_ray.config import check
+from wmrl_ray.data.episode import Episode
+from wmrl_ray.envs import make_env
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from wmrl_ray.core.agents.base import Agent
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of E evaluation episodes; entry k of every list belongs to episode k.
+
+    episodes: the trajectories, empty if not recorded. successes: the environment reported success at some step.
+    reports_success: the environment reports success at all; otherwise `successes` is all false and means nothing.
+    act_metrics: what `Agent.act` reported, averaged over steps. frames: [T+1, h, w, 3] uint8 of episode 0, if asked for.
+    """
+
+    episodes: list[Episode]
+    returns: list[float]
+    lengths: list[int]
+    successes: list[bool]
+    reports_success: bool
+    act_metrics: dict[str, float]
+    frames: np.ndarray | None = None
+
+
+def evaluate(
+    agent: Agent,
+    env_id: str,
+    num_episodes: int,
+    *,
+    num_envs: int = 8,
+    seed: int = 0,
+    record: bool = True,
+    frames: bool = False,
+) -> Evaluation:
+    """Runs exactly `num_episodes` episodes without exploration.
+
+    Episode k starts from its own seed, made of (seed, k), and counts whether it is short or long: taking the first to finish
+    would favour short ones. The agent's acting stream starts from `seed` too and is put back afterwards, so that the result
+    depends on the agent's parameters, the seed and num_envs only, and training goes on as if nothing had happened.
+
+    Args:
+        agent: its `act` gets num_envs rows at every step; rows of environments with nothing left to do are ignored.
+        env_id: for `make_env`.
+        num_episodes: E.
+        num_envs: W, at most E are made.
+        seed: of the episodes and of the agent's noise.
+        record: keep the trajectories.
+        frames: keep pictures of episode 0.
+
+    Raises:
+        ConfigError: num_episodes or num_envs < 1, or the environment cannot be made or drawn.
+        FloatingPointError: the agent's action is not finite; names episode and step.
+    """
+    check(num_episodes >= 1, f"num_episodes = {num_episodes}; at least 1 is needed")
+    check(num_envs >= 1, f"num_envs = {num_envs}; at least 1 is needed")
+    slots = [
+        _Slot(make_env(env_id, **({"render_mode": "rgb_array"} if frames and i == 0 else {})))
+        for i in range(min(num_envs, num_episodes))
+    ]
+    try:
+        with _acting_stream(agent, seed), torch.no_grad():
+            return _run(agent, slots, num_episodes, seed, record, frames)
+    finally:
+        for slot in slots:
+            slot.env.close()
+
+
+@functools.cache
+def env_dims(env_id: str) -> tuple[int, int]:
+    """(O, A) of an environment; made once per process to find out. Raises ConfigError as `make_env`."""
+    env = make_env(env_id)
+    try:
+        assert env.observation_space.shape is not None
+        assert env.action_space.shape is not None
+        return env.observation_space.shape[0], env.action_space.shape[0]
+    finally:
+        env.close()
+
+
+@dataclass
+class _Slot:
+    """One environment and the episode in it."""
+
+    env: gym.Env
+    index: int | None = None  # the episode's number; None: nothing left to do
+    obs: list[np.ndarray] = field(default_factory=list)
+    action: list[np.ndarray] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+    success: bool = False
+    frames: list[np.ndarray] = field(default_factory=list)
+
+    def start(self, index: int, seed: int) -> None:
+        entropy = np.random.SeedSequence((seed, index)).generate_state(1)
+        obs, _ = self.env.reset(seed=int(entropy[0]))
+        self.index, self.obs, self.action, self.reward, self.success = index, [obs], [], [], False
+
+    def take_frame(self) -> None:
+        frame: Any = self.env.render()
+        check(frame is not None and frame.any(), "the picture is black; set MUJOCO_GL=egl or osmesa before Python starts")
+        self.frames.append(frame)
+
+
+def _run(agent: Agent, slots: list[_Slot], num_episodes: int, seed: int, record: bool, frames: bool) -> Evaluation:
+    finished: dict[int, tuple[Episode | None, float, int, bool]] = {}
+    upcoming = iter(range(num_episodes))
+    for slot in slots:
+        slot.start(next(upcoming), seed)
+    if frames:
+        slots[0].take_frame()
+    is_first = np.ones(len(slots), dtype=bool)
+    plan_state, sums, num_steps, reports_success = None, {}, 0, False
+
+    while len(finished) < num_episodes:
+        obs = torch.as_tensor(np.stack([slot.obs[-1] for slot in slots]), device=agent.device)  # [W, O]
+        first = torch.as_tensor(is_first, device=agent.device)
+        action, plan_state, info = agent.act(obs, plan_state, first)
+        for name, value in info.items():
+            sums[name] = sums.get(name, 0.0) + value
+        num_steps += 1
+        actions = action.float().cpu().numpy()  # [W, A]
+        is_first[:] = False
+        for i, slot in enumerate(slots):
+            if slot.index is None:
+                continue
+            if not np.isfinite(actions[i]).all():
+                where = f"episode {slot.index}, step {len(slot.action)}"
+                raise FloatingPointError(f"the agent's action is not finite in {where}: {actions[i]}")
+            next_obs, reward, terminated, truncated, env_info = slot.env.step(actions[i])
+            slot.obs.append(next_obs)
+            slot.action.append(actions[i])
+            slot.reward.append(float(reward))
+            reports_success |= "success" in env_info
+            slot.success |= bool(env_info.get("success", False))
+            if frames and slot.index == 0:
+                slot.take_frame()
+            if terminated or truncated:
+                finished[slot.index] = _finish(slot, bool(terminated), record)
+                index = next(upcoming, None)
+                if index is None:
+                    slot.index = None
+                else:
+                    slot.start(index, seed)
+                    is_first[i] = True
+
+    episodes, returns, lengths, successes = zip(*(finished[k] for k in range(num_episodes)), strict=True)
+    return Evaluation(
+        episodes=list(episodes) if record else [],
+        returns=list(returns),
+        lengths=list(lengths),
+        successes=list(successes),
+        reports_success=reports_success,
+        act_metrics={name: float(total) / num_steps for name, total in sums.items()},
+        frames=np.stack(slots[0].frames) if frames else None,
+    )
+
+
+def _finish(slot: _Slot, terminated: bool, record: bool) -> tuple[Episode | None, float, int, bool]:
+    episode = None
+    if record:
+        obs, action = np.stack(slot.obs), np.clip(np.stack(slot.action), -1.0, 1.0)
+        episode = Episode(obs, action, np.array(slot.reward, np.float32), terminated)
+    return episode, float(sum(slot.reward)), len(slot.reward), slot.success
+
+
+@contextlib.contextmanager
+def _acting_stream(agent: Agent, seed: int) -> Iterator[None]:
+    """The agent's acting stream from `seed` inside, where it was before outside."""
+    state = agent.act_generator.get_state()
+    agent.act_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        agent.act_generator.set_state(state)
