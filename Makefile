@@ -77,7 +77,7 @@ layers: setup  ## who may import what (DESIGN's table)
 
 bench: setup  ## figures of tests/benchmarks on this machine (PEER=path of a nicklashansen/tdmpc checkout, optional)
 	@$(BIN)/python -m pytest -m 'bench and not gpu' $(PYTEST_ARGS)
-	@$(BIN)/python tests/benchmarks/bench_tdmpc.py $(if $(PEER),--peer $(PEER))
+	@$(BIN)/python -m tests.benchmarks.bench_tdmpc $(if $(PEER),--peer $(PEER))
 
 clean:  ## remove the environments, caches and build outputs (not runs/)
 	rm -rf $(VENV) .venv-ray-latest build dist .ruff_cache .hypothesis *.egg-info

@@ -56,7 +56,7 @@ def pointmaze_dataset(dataset_folders: None) -> str:
 
 @pytest.fixture(scope="module")
 def local_ray(dataset_folders: None) -> Iterator[None]:
-    """A Ray of this module's own: 4 logical CPUs, no dashboard, its files in a short temporary folder (a socket path is limited)."""
+    """A Ray of this module's own: 4 logical CPUs, no dashboard, its files in a folder of a short name (sockets need that)."""
     ray = pytest.importorskip("ray")
     folder = tempfile.mkdtemp(prefix="wmrl-ray-")
     ray.init(

@@ -42,6 +42,7 @@ LAYERS = {
     "wmrl_ray.data": Layer(1, DATA, READERS),
     "wmrl_ray.data.makers": Layer(2, SYSTEM, SIMULATORS | READERS),  # makers run environments
     "wmrl_ray.envs": Layer(2, SYSTEM, SIMULATORS | READERS),
+    "wmrl_ray.envs.mazes": Layer(2, SYSTEM | {"mujoco"}, SIMULATORS),  # a family's file, imported when one of its ids is made
     "wmrl_ray.rollout": Layer(2, SYSTEM, SIMULATORS),
     "wmrl_ray.run": Layer(2, SYSTEM),
     "wmrl_ray.checkpoint": Layer(2, SYSTEM),
@@ -214,6 +215,13 @@ def test_the_report_imports_with_neither_torch_nor_ray() -> None:
         pytest.skip("there is no report yet")
     result = import_without(["torch", "ray"], names)
     assert result.stdout.strip() == "imported", result.stderr
+
+
+def test_importing_the_environments_and_makers_loads_no_simulator() -> None:
+    result = run_python(
+        "import sys, wmrl_ray.envs, wmrl_ray.data.makers\nprint(sorted({'mujoco', 'dm_control'} & set(sys.modules)))"
+    )
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
 def test_the_command_line_starts_without_torch_ray_gymnasium_or_matplotlib() -> None:

@@ -1,0 +1,122 @@
+"""TD-MPC at its paper's sizes beside the public code: update and plan, one thread, same process, interleaved.
+
+python -m tests.benchmarks.bench_tdmpc --peer PATH     # PATH: a checkout of nicklashansen/tdmpc, or its git folder
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.harness import Timing, flops, gemm_rates, interleaved, machine, table
+from tests.benchmarks.peer_tdmpc import PeerTDMPC, checkout
+from wmrl_ray.core.agents import make_agent
+from wmrl_ray.core.agents.base import Agent
+from wmrl_ray.core.batch import Batch
+
+OBS, ACTION, BATCH, HORIZON, ENVS = 17, 6, 512, 5, 8  # cheetah's dimensions, the paper's sizes
+THEIRS = "public code"
+VARIANTS = {
+    "fp32": {"precision": "float32", "compile": "off"},
+    "bf16": {"precision": "bfloat16", "compile": "off"},
+    "fp32 compiled": {"precision": "float32", "compile": "default"},
+    "bf16 compiled": {"precision": "bfloat16", "compile": "default"},
+}
+
+
+def make_batch(generator: torch.Generator) -> Batch:
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    terminated = torch.zeros(BATCH, HORIZON, dtype=torch.bool)
+    return Batch(
+        normal(BATCH, HORIZON + 1, OBS), normal(BATCH, HORIZON, ACTION).clamp(-1, 1), normal(BATCH, HORIZON), terminated
+    )
+
+
+def planner(agent: Agent, num_envs: int) -> Callable[[], None]:
+    """A call that plans once for `num_envs` environments with a warm start."""
+    obs, is_first = torch.randn(num_envs, OBS), torch.zeros(num_envs, dtype=torch.bool)
+    _, state, _ = agent.act(obs, None, ~is_first)
+
+    def call() -> None:
+        nonlocal state
+        _, state, _ = agent.act(obs, state, is_first)
+
+    return call
+
+
+def rows(timings: dict[str, Timing], per: int = 1) -> list[list[str]]:
+    base = timings.get(THEIRS)
+    lines = []
+    for name, timing in timings.items():
+        per_call = per if name != THEIRS else 1
+        speed_up = f"{base.wall_ms / timing.wall_ms * per_call:.2f}x" if base else "-"
+        lines.append([name, f"{timing.wall_ms / per_call:.1f}", f"{timing.cpu_ms / per_call:.1f}", speed_up])
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="checkout of nicklashansen/tdmpc or its git folder; else only ours is timed")
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+    with contextlib.ExitStack() as stack:
+        peer = PeerTDMPC(stack.enter_context(checkout(arguments.peer)), OBS, ACTION) if arguments.peer else None
+        report(peer, arguments.repetitions, arguments.variants)
+
+
+def report(peer: PeerTDMPC | None, repetitions: int, variants: list[str]) -> None:
+    """Prints every table."""
+    batch = make_batch(torch.Generator().manual_seed(0))
+    agents = {name: make_agent("tdmpc", VARIANTS[name], OBS, ACTION) for name in variants}
+    observation = torch.randn(OBS).numpy()
+
+    updates: dict[str, Callable[[], object]] = {}
+    plans: dict[str, Callable[[], object]] = {}
+    if peer:
+        peer.set_batch(batch.obs, batch.action, batch.reward)
+        updates[THEIRS], plans[THEIRS] = peer.update, lambda: peer.plan(observation)
+    updates |= {f"ours, {name}": lambda agent=agent: agent.update(batch) for name, agent in agents.items()}
+    plans |= {f"ours, {name}": planner(agent, 1) for name, agent in agents.items()}
+    batched = {f"ours, {name}": planner(agent, ENVS) for name, agent in agents.items()}
+
+    print(f"{machine()}\n{repetitions} interleaved repetitions, medians; ms per call on the clock and of CPU time\n")
+    header = ["", "ms", "CPU ms", "speed-up"]
+    timed = {}
+    for title, calls, per in [
+        (f"update (batch {BATCH}, H {HORIZON})", updates, 1),
+        ("plan (512 + 25 samples, H 5, 6 iterations), 1 environment", plans, 1),
+        (f"plan, {ENVS} environments at once, per environment", batched, ENVS),
+    ]:
+        timed[title] = interleaved(calls, repetitions)
+        lines = rows(timed[title], per)
+        if per > 1:  # the speed-up of batching, against the same variant with one environment
+            single = timed["plan (512 + 25 samples, H 5, 6 iterations), 1 environment"]
+            lines = [[*line[:3], f"{single[line[0]].wall_ms / float(line[1]):.2f}x over one"] for line in lines]
+        print(f"### {title}\n{table(header, lines)}\n")
+
+    rates = gemm_rates()
+    print(f"### the floor\n{table(['512 x 512 x 512', 'GFLOP/s'], [[name, f'{rate:.0f}'] for name, rate in rates.items()])}\n")
+    counted = {"update": {THEIRS: updates.get(THEIRS)}, "plan": {THEIRS: plans.get(THEIRS)}}
+    counted_agent = make_agent("tdmpc", VARIANTS["fp32"], OBS, ACTION)
+    counted["update"]["ours"], counted["plan"]["ours"] = lambda: counted_agent.update(batch), planner(counted_agent, 1)
+    lines = []
+    for what, calls in counted.items():
+        for who, call in calls.items():
+            if call is not None:
+                work = flops(call) / 1e9
+                lines.append([what, who, f"{work:.2f}", *(f"{1e3 * work / rate:.1f}" for rate in rates.values())])
+    print(table(["", "", "GFLOP of products", *(f"floor ms, {name}" for name in rates)], lines))
+
+
+if __name__ == "__main__":
+    main()
