@@ -39,7 +39,22 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return (_opaque_product if torch.compiler.is_compiling() else _onednn)(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@torch.library.custom_op("wmrl_ray::onednn_product", mutates_args=())
+def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same call, which torch.compile leaves alone (its own lowering of the op wants weights packed beforehand)."""
+    return _onednn(x, weight, bias)
+
+
+@_opaque_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 class Linear(nn.Linear):

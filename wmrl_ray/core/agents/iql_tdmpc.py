@@ -7,7 +7,8 @@ IQL's (Eq. 2); the policy is stochastic with a learned sigma and trained by adva
 the best of the policy's own samples and refines nothing (n_r = 0).
 
 Unspecified in the paper, decided here:
-- V, like the policy, reads the rolled-out latents without sending gradient into the model, on an optimiser of its own;
+- V, like the policy, reads the rolled-out latents without sending gradient into the model, on an optimiser of its own; both
+  average over the rollout with TD-MPC's weights rho^t;
 - the advantage uses the minimum of the target critics, and V before its step (as CORL's IQL);
 - expectile 0.7 and beta 3 (0.9 and 10 for antmaze), weights clipped at 100; V's network is as wide as the others;
 - n_pi = 512, n_e = 64, one elite drawn by TD-MPC's scores; lr 3e-4; uniform sampling, no priorities.
@@ -63,7 +64,7 @@ class IQLTDMPC(LatentAgent):
 
     def __init__(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003 - Agent's
         super().__init__(*args, **kwargs)
-        self.model_loss, self.policy_losses = self.compiled(self.model_loss), self.compiled(self.policy_losses)
+        self.model_loss, self.value_loss, self.actor_loss = map(self.compiled, (self.model_loss, self.value_loss, self.actor_loss))
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         model = LatentModel(self.config.model, self.obs_dim, self.action_dim, actor_dim=2 * self.action_dim, with_value=True)
@@ -98,7 +99,7 @@ class IQLTDMPC(LatentAgent):
         with torch.no_grad():
             z_target = self.target.encode(batch.obs[:, 1:])  # [B, H, Z]
             td_target = self.td_target(batch, noise)  # [B, H]
-        _, reward = self.model.step(zs[:, :-1], batch.action)  # [B, H]
+        reward = self.model.reward(zs[:, :-1], batch.action)  # [B, H]
         q = self.model.q(zs[:, :-1], batch.action)  # [Q, B, H]
 
         weights = time_weights(c.rho, batch.horizon, zs.device)
@@ -130,42 +131,50 @@ class IQLTDMPC(LatentAgent):
             next_value = self.target.q(z_next, self.policy(z_next, noise)).float().amin(0)
         return batch.reward + self.config.reward_shift + self.config.gamma * ~batch.terminated * next_value
 
-    def policy_losses(self, zs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Metrics]:
-        """L_V (Eq. 1) and L_pi (Eq. 3) on zs [B, H, Z] (no gradient) and the data's actions [B, H, A].
+    def value_loss(self, zs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Metrics]:
+        """L_V (Eq. 1): V follows an upper expectile of the target critics' minimum, over the data's actions.
+
+        Args:
+            zs: [B, H, Z] latents, without gradient. action: [B, H, A].
 
         Returns:
-            value loss, actor loss, info. Each loss reaches its own head only.
+            loss; advantage A = Q_target - V [B, H], without gradient; info.
         """
-        c = self.config
         with torch.no_grad():
             q_target = self.target.q(zs, action).float().amin(0)  # [B, H]
         v = self.model.value(zs).float()
-        weights = time_weights(c.rho, zs.shape[1], zs.device)
-        weights = weights / weights.sum()
-        value_loss = (weights * expectile_loss(q_target - v, c.expectile)).sum(1).mean()  # Eq. 1
+        loss = self._over_rollout(expectile_loss(q_target - v, self.config.expectile))
+        advantage = q_target - v.detach()
+        info = {"loss/value": loss, "v/mean": v.mean(), "advantage/mean": advantage.mean(), "advantage/std": advantage.std()}
+        return loss, advantage, {name: value.detach() for name, value in info.items()}
 
-        advantage = (q_target - v).detach()
-        awr = advantage_weight(advantage, c.beta, c.largest_weight)
+    def actor_loss(self, zs: Tensor, action: Tensor, advantage: Tensor) -> tuple[Tensor, Metrics]:
+        """L_pi (Eq. 3): the likelihood of the data's actions [B, H, A] at zs [B, H, Z], weighted by exp(beta A)."""
+        c = self.config
+        weight = advantage_weight(advantage, c.beta, c.largest_weight)
         log_prob = squashed_log_prob(*self.distribution(zs), action, c.action_margin)
-        actor_loss = -(weights * awr * log_prob).sum(1).mean()  # Eq. 3
+        loss = -self._over_rollout(weight * log_prob)
         info = {
-            "loss/value": value_loss,
-            "loss/actor": actor_loss,
-            "v/mean": v.mean(),
-            "advantage/mean": advantage.mean(),
-            "advantage/std": advantage.std(),
-            "advantage/weight_mean": awr.mean(),
-            "advantage/clipped_frac": (awr >= c.largest_weight).float().mean(),
+            "loss/actor": loss,
             "actor/log_prob": log_prob.mean(),
+            "advantage/weight_mean": weight.mean(),
+            "advantage/clipped_frac": (weight >= c.largest_weight).float().mean(),
         }
-        return value_loss, actor_loss, {name: value.detach() for name, value in info.items()}
+        return loss, {name: value.detach() for name, value in info.items()}
+
+    def _over_rollout(self, error: Tensor) -> Tensor:
+        """[B, H] -> the mean over the batch of the average over time that weighs step t by rho^t."""
+        weights = time_weights(self.config.rho, error.shape[1], error.device)
+        return (weights / weights.sum() * error).sum(1).mean()
 
     def update(self, batch: Batch) -> Metrics:
         batch = batch.to(self.device)
         noise = torch.randn(batch.action.shape, generator=self.update_generator, device=self.device)
         with self.autocast():
             loss, zs, info = self.model_loss(batch, noise)
-            value_loss, actor_loss, policy_info = self.policy_losses(zs[:, :-1], batch.action)
+            zs = zs[:, :-1]  # the latents at which the data has an action
+            value_loss, advantage, value_info = self.value_loss(zs, batch.action)
+            actor_loss, actor_info = self.actor_loss(zs, batch.action, advantage)
         info["grad_norm/model"] = self.optimize("model", loss, self.config.grad_clip)
         info["grad_norm/value"] = self.optimize("value", value_loss, self.config.grad_clip)
         info["grad_norm/actor"] = self.optimize("actor", actor_loss, self.config.grad_clip)
@@ -173,4 +182,4 @@ class IQLTDMPC(LatentAgent):
         if self.num_updates % self.config.target_every == 0:
             soft_update(self.target.encoder, self.model.encoder, self.config.tau)
             soft_update(self.target.critic, self.model.critic, self.config.tau)
-        return info | policy_info
+        return info | value_info | actor_info

@@ -75,16 +75,16 @@ class LatentAgent(Agent):
         actions, total, discount = [], 0.0, 1.0
         for t in range(self.config.plan.horizon):
             actions.append(self.policy(z, noise[:, t]).float())
-            z, reward = self.model.step(z, actions[-1])
-            total = total + discount * reward.float()
+            total = total + discount * self.model.reward(z, actions[-1]).float()
+            z = self.model.next(z, actions[-1])
             discount *= self.config.gamma
         return torch.stack(actions, 1), total + discount * self._terminal_value(z, noise[:, -1])
 
     def _returns(self, z: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
         total, discount = 0.0, 1.0
         for t in range(self.config.plan.horizon):
-            z, reward = self.model.step(z, actions[:, t])
-            total = total + discount * reward.float()
+            total = total + discount * self.model.reward(z, actions[:, t]).float()
+            z = self.model.next(z, actions[:, t])
             discount *= self.config.gamma
         return total + discount * self._terminal_value(z, noise)
 

@@ -68,7 +68,7 @@ class TDMPC(LatentAgent):
         with torch.no_grad():
             z_target = self.target.encode(batch.obs[:, 1:])  # [B, H, Z]
             td_target = self.td_target(batch, noise)  # [B, H]
-        _, reward = self.model.step(zs[:, :-1], batch.action)  # [B, H]
+        reward = self.model.reward(zs[:, :-1], batch.action)  # [B, H]
         q = self.model.q(zs[:, :-1], batch.action)  # [Q, B, H]
 
         weights = time_weights(c.rho, batch.horizon, zs.device)

@@ -46,10 +46,13 @@ class LatentModel(nn.Module):
         """[..., O] -> z [..., Z]."""
         return self.encoder(self.normalizer(obs))
 
-    def step(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """z [..., Z], action [..., A] -> next z [..., Z], reward [...]."""
-        za = _join(z, action)
-        return self.dynamics(za), self.reward_head(za).squeeze(-1)
+    def next(self, z: Tensor, action: Tensor) -> Tensor:
+        """z [..., Z], action [..., A] -> next z [..., Z]."""
+        return self.dynamics(_join(z, action))
+
+    def reward(self, z: Tensor, action: Tensor) -> Tensor:
+        """z [..., Z], action [..., A] -> expected reward [...]."""
+        return self.reward_head(_join(z, action)).squeeze(-1)
 
     def q(self, z: Tensor, action: Tensor) -> Tensor:
         """-> [Q, ...], one value per critic."""
@@ -64,7 +67,7 @@ class LatentModel(nn.Module):
         """z [B, Z], action [B, H, A] -> zs [B, H+1, Z]: zs[:, 0] = z, zs[:, t+1] = f(zs[:, t], action[:, t])."""
         zs = [z]
         for t in range(action.shape[1]):
-            zs.append(self.dynamics(_join(zs[-1], action[:, t])))
+            zs.append(self.next(zs[-1], action[:, t]))
         return torch.stack(zs, 1)
 
 
