@@ -1,4 +1,4 @@
-"""Replay: windows are contiguous, uniform and complete; capacity and state are exact. Observations count rows, so a mix-up shows."""
+"""Windows are contiguous, uniform and complete; capacity and state are exact. Observations count rows, so a mix-up shows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from wmrl_ray.data.datasets import Dataset, dataset_from_episodes
 from wmrl_ray.data.episode import DataError, Episode
 from wmrl_ray.data.replay import Replay
@@ -167,7 +168,9 @@ def test_a_rejected_episode_leaves_the_replay_unchanged() -> None:
 
 def test_the_same_seed_draws_the_same_windows_and_another_seed_others() -> None:
     assert starts_of(mixed_replay(3), 3) == starts_of(mixed_replay(3), 3) != starts_of(mixed_replay(4), 3)
-    assert starts_of(Replay(counting_dataset([50]), seed=[1, 2]), 3) != starts_of(Replay(counting_dataset([50]), seed=[1, 3]), 3)
+    assert starts_of(Replay(counting_dataset([50]), seed=[1, 2]), 3) != starts_of(
+        Replay(counting_dataset([50]), seed=[1, 3]), 3
+    )
 
 
 def test_sampling_leaves_the_global_generators_alone() -> None:

@@ -37,9 +37,9 @@ class Origin:
 class DatasetCard:
     """One page about a dataset; plain numbers and strings, so that JSON holds it (`config.to_dict`).
 
-    sha256 is of the arrays, whatever the format they came in: an export of a dataset has the sha256 of the dataset. source_sha256
-    is of the source's files. obs_mean, obs_std: [O], over all observations. return_mean, return_max: over episodes, undiscounted.
-    stand_in: the sentence that says what this dataset stands in for, None for an original.
+    sha256 is of the arrays, whatever the format they came in: an export of a dataset has the sha256 of the dataset.
+    source_sha256 is of the source's files. obs_mean, obs_std: [O], over all observations. return_mean, return_max: over
+    episodes, undiscounted. stand_in: the sentence that says what this dataset stands in for, None for an original.
     """
 
     uri: str
@@ -74,8 +74,8 @@ class DatasetCard:
         """
         if self.ref_min_score is None or self.ref_max_score is None:
             raise DataError(
-                f"dataset {self.name!r} has no reference scores, so a return cannot be normalised; report the return itself, or "
-                "store ref_min_score and ref_max_score in the dataset's metadata"
+                f"dataset {self.name!r} has no reference scores, so a return cannot be normalised; report the return itself, "
+                "or store ref_min_score and ref_max_score in the dataset's metadata"
             )
         return 100.0 * (float(episode_return) - self.ref_min_score) / (self.ref_max_score - self.ref_min_score)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +18,8 @@ from wmrl_ray.data.episode import DataError, Episode
 class Dataset:
     """Episodes end to end in flat read-only arrays, one row per observation: an episode of T steps takes T+1 rows.
 
-    obs [N, O] f32; action [N, A] f32 in [-1, 1]; reward [N] f32; terminated [N] u8. Row t holds the observation and what was done
-    in it; in an episode's last row action, reward and terminated are 0. episode_starts [E+1] i64: episode i takes rows
+    obs [N, O] f32; action [N, A] f32 in [-1, 1]; reward [N] f32; terminated [N] u8. Row t holds the observation and what was
+    done in it; in an episode's last row action, reward and terminated are 0. episode_starts [E+1] i64: episode i takes rows
     episode_starts[i] to episode_starts[i+1].
     """
 
@@ -55,11 +57,67 @@ class Dataset:
         """See `DatasetCard.normalized_score`."""
         return self.card.normalized_score(episode_return)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A cached dataset travels to another process as its path: the pages are shared, not sent."""
+        if self.card.cache_path:
+            from wmrl_ray.data.cache import reopen
+
+            return reopen, (self.card.cache_path, self.card.uri, self.card.name)
+        return Dataset, (self.card, self.obs, self.action, self.reward, self.terminated, self.episode_starts)
+
+
+def open_dataset(
+    uri: str | Path, *, cache_dir: Path | str | None = None, progress: Callable[[int, int], None] | None = None
+) -> Dataset:
+    """Opens a dataset; the first time it is read into the flat cache, later it is only mapped.
+
+    Args:
+        uri: `minari://ID`, a Minari id or folder; `hdf5://PATH`, `*.hdf5`, `*.h5` (D4RL style); a file or folder of
+            `*.parquet`, `*.arrow`, `*.feather`; `*.npz`. The readers' module docstrings say the layouts.
+        cache_dir: of the cache; None: WMRL_CACHE_DIR, or ~/.cache/wmrl_ray.
+        progress: called with (read, all) while the source is read, in episodes, files or arrays.
+
+    Raises:
+        DataError: one line that names what is wrong with it and the fix.
+    """
+    from wmrl_ray.data.cache import Cache
+    from wmrl_ray.data.source import resolve
+
+    return Cache(Path(cache_dir) if cache_dir is not None else None).open(resolve(uri), progress)
+
+
+def check_compatible(
+    dataset: Dataset, env_obs_dim: int, env_action_dim: int, env_id: str | None = None, *, allow_other_env: bool = False
+) -> None:
+    """Checks that an agent trained on `dataset` can be evaluated in the environment.
+
+    Raises:
+        DataError: other sizes; or another environment id than the dataset's, unless `allow_other_env`.
+    """
+    card = dataset.card
+    sizes = (("obs", card.obs_dim, env_obs_dim), ("action", card.action_dim, env_action_dim))
+    for name, in_data, in_env in sizes:
+        if in_data != in_env:
+            raise DataError(
+                f"dataset {card.name!r} has {name}_dim = {in_data}, but environment {env_id or '(unnamed)'!r} has {in_env}; "
+                f"use the dataset's own environment{f' ({card.env_id})' if card.env_id else ''} or another dataset"
+            )
+    if env_id and card.env_id and _plain_id(env_id) != _plain_id(card.env_id) and not allow_other_env:
+        raise DataError(
+            f"dataset {card.name!r} was recorded in {card.env_id!r}, not in {env_id!r}; use the dataset's environment or "
+            "another dataset (or allow_other_env, for a transfer that you mean)"
+        )
+
+
+def _plain_id(env_id: str) -> str:
+    """Without the module that registers it: `wmrl_ray.envs:wmrl/X-v0` is `wmrl/X-v0`."""
+    return env_id.rpartition(":")[2]
+
 
 def dataset_from_episodes(
     episodes: Sequence[Episode], *, name: str = "in-memory", origin: Origin | None = None, **about: str | float | None
 ) -> Dataset:
-    """A dataset in memory, for tests and for data made on the fly. `about` sets fields of `Origin` (env_id, ref_min_score, ...).
+    """A dataset in memory, for tests and for data made on the fly. `about` sets fields of `Origin` (env_id, ...).
 
     Raises:
         DataError: no episodes, or an invalid one.

@@ -39,7 +39,8 @@ class Replay:
             dataset: an opened dataset; never evicted.
             obs_dim: size of one observation, O.
             action_dim: size of one action, A.
-            capacity: the most steps that episodes added online may hold together; the oldest whole episodes go first. None: no limit.
+            capacity: the most steps that episodes added online may hold together; the oldest whole episodes go first.
+                None: no limit.
             seed: of this replay's own generator.
 
         Raises:
@@ -74,6 +75,11 @@ class Replay:
     def num_windows(self, horizon: int) -> int:
         """How many different windows of `horizon` steps can be drawn."""
         return sum(part.num_windows(horizon) for part in self._parts())
+
+    def check_window(self, horizon: int) -> None:
+        """Raises DataError unless at least one window of `horizon` steps can be drawn."""
+        if self.num_windows(horizon) == 0:
+            raise self._no_window(horizon)
 
     def add(self, episode: Episode) -> None:
         """Takes one episode online and evicts the oldest online ones beyond `capacity`.

@@ -73,7 +73,7 @@ class FlatEpisodes:
         )
 
     def _horizon_index(self, horizon: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """For windows numbered in row order: ends [E] windows up to and with episode i; offsets [E] from number to first row; total."""
+        """For windows numbered in row order: ends [E] number up to and with episode i; offsets [E] to their row; total."""
         if horizon < 1:
             raise DataError(f"horizon = {horizon}; a window has at least 1 step")
         if (found := self._index.get(horizon)) is None:
@@ -146,8 +146,8 @@ class EpisodeStore(FlatEpisodes):
         arrays = [np.asarray(state[name]) for name in FIELDS]
         if arrays[0].shape[1:] != self.obs.shape[1:] or arrays[1].shape[1:] != self.action.shape[1:]:
             raise DataError(
-                f"the saved online episodes have obs_dim = {arrays[0].shape[1]} and action_dim = {arrays[1].shape[1]}, this replay "
-                f"{self.obs.shape[1]} and {self.action.shape[1]}; restore into a replay of the same environment"
+                f"the saved online episodes have obs_dim = {arrays[0].shape[1]} and action_dim = {arrays[1].shape[1]}, this "
+                f"replay {self.obs.shape[1]} and {self.action.shape[1]}; restore into a replay of the same environment"
             )
         for name, array in zip(FIELDS, arrays, strict=True):
             setattr(self, name, np.array(array, dtype=getattr(self, name).dtype))

@@ -1,0 +1,98 @@
+"""The only place that opens Arrow and Parquet files: first takes away what could run code while a schema is read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wmrl_ray.data.episode import DataError
+
+# Ray before 2.55 unpickles the metadata of these types whenever a schema with one of them is read (CVE-2026-41486).
+RAY_EXTENSION_TYPES = (
+    "ray.data.arrow_tensor",
+    "ray.data.arrow_tensor_v2",
+    "ray.data.arrow_variable_shaped_tensor",
+    "ray.data.arrow_pickled_object",
+)
+
+
+def unregister_ray_extension_types() -> None:
+    """Makes this process read Ray's extension types as their plain storage. `import ray.data` registers them, at any time."""
+    for name in RAY_EXTENSION_TYPES:
+        with contextlib.suppress(KeyError):  # not registered: nothing to take away
+            pa.unregister_extension_type(name)
+
+
+def read_table(path: Path) -> pa.Table:
+    """A whole Parquet, Arrow IPC (file or stream) or Feather file.
+
+    Raises:
+        DataError: truncated, damaged, or another format.
+    """
+    unregister_ray_extension_types()
+    with damaged_as_data_error(path):
+        if path.suffix == ".parquet":
+            return pq.ParquetFile(path, memory_map=True).read()
+        with pa.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            return reader.read_all()
+
+
+@contextlib.contextmanager
+def damaged_as_data_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; check the path") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise DataError(
+            f"cannot read {path}: {reason}; the file is damaged or another format, restore it from its source"
+        ) from error
+
+
+def write_ipc(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes equally long arrays ([N] or [N, D]) as one record batch, so that each is one contiguous piece of the file."""
+    table = table_of(columns, metadata)
+    batch = pa.RecordBatch.from_arrays([column.chunk(0) for column in table.columns], schema=table.schema)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def map_ipc(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that `write_ipc` wrote, as read-only views of the mapped file: no copy, pages shared between processes.
+
+    Raises:
+        DataError: truncated or damaged.
+    """
+    unregister_ray_extension_types()
+    with damaged_as_data_error(path):
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        if reader.num_record_batches != 1:
+            raise DataError(f"{path} has {reader.num_record_batches} record batches, not 1; delete its folder, it is rebuilt")
+        batch = reader.get_batch(0)
+    return {name: _view(batch.column(i)) for i, name in enumerate(batch.schema.names)}
+
+
+def table_of(columns: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> pa.Table:
+    """[N] arrays become plain columns, [N, D] arrays fixed-size lists; no copy."""
+    arrays = [
+        pa.array(values)
+        if values.ndim == 1
+        else pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        for values in columns.values()
+    ]
+    return pa.table(arrays, names=list(columns), metadata=dict(metadata) if metadata else None)
+
+
+def _view(array: pa.Array) -> np.ndarray:
+    if pa.types.is_fixed_size_list(array.type):
+        return array.flatten().to_numpy(zero_copy_only=True).reshape(len(array), array.type.list_size)
+    return array.to_numpy(zero_copy_only=True)

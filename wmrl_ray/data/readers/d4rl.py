@@ -1,0 +1,140 @@
+"""D4RL's layout, in HDF5 or npz: one row per transition, all episodes end to end.
+
+Keys: observations [N, O], actions [N, A], rewards [N], terminals [N], and optionally timeouts [N] and next_observations [N, O].
+An episode ends at its terminal or timeout row. The row after that is the next episode's start and says nothing about the last
+transition's result, so the last observation of an episode comes from next_observations. Without those, the last transition of a
+truncated episode is dropped; that of a terminated one is kept, for its reward, with its observation standing in for the unknown
+next one (never bootstrapped from). The card's notes count both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmrl_ray.data.card import Origin
+from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.readers.origin import origin_from_json
+from wmrl_ray.data.readers.raw import Progress, RawDataset, damaged_as_data_error, starts_from_lengths
+
+REQUIRED = ("observations", "actions", "rewards", "terminals")
+OPTIONAL = ("timeouts", "next_observations")
+
+
+def read_d4rl_hdf5(path: Path, progress: Progress | None = None) -> RawDataset:
+    """Reads a D4RL-style HDF5 file. Attributes that `export` wrote (environment, reference scores) are taken along.
+
+    Raises:
+        DataError: truncated or damaged, a key missing, or rows that do not fit together.
+    """
+    import h5py
+
+    with damaged_as_data_error(path, "D4RL-style HDF5"), h5py.File(path, "r") as file:
+        check_keys(list(file), path)
+        arrays = {}
+        names = [name for name in (*REQUIRED, *OPTIONAL) if name in file]
+        for number, name in enumerate(names, start=1):
+            arrays[name] = file[name][()]  # type: ignore[index]
+            if progress is not None:
+                progress(number, len(names))
+        origin, sha256 = origin_from_json(file.attrs.get("wmrl_origin"), path)
+    return from_transitions(arrays, origin, sha256, str(path))
+
+
+def check_keys(keys: list[str], path: Path) -> None:
+    """Raises DataError for the first required key that is missing."""
+    for name in REQUIRED:
+        if name not in keys:
+            raise DataError(
+                f"{path}: has no {name!r} (it has {', '.join(sorted(keys)[:8]) or 'nothing'}); needed: {', '.join(REQUIRED)}"
+            )
+
+
+def from_transitions(arrays: Mapping[str, Any], origin: Origin, sha256: str | None, where: str) -> RawDataset:
+    """Cuts transition rows into episodes of T+1 observations.
+
+    Raises:
+        DataError: arrays of different lengths, or nothing left.
+    """
+    obs, action = (np.asarray(arrays[name], np.float32) for name in ("observations", "actions"))
+    obs, action = obs.reshape(len(obs), -1), action.reshape(len(action), -1)
+    reward = np.asarray(arrays["rewards"], np.float32).reshape(-1)
+    terminal = np.asarray(arrays["terminals"]).reshape(-1).astype(np.bool_)
+    timeout = np.asarray(arrays.get("timeouts", np.zeros_like(terminal))).reshape(-1).astype(np.bool_)
+    rows = len(obs)
+    for name, values in (("actions", action), ("rewards", reward), ("terminals", terminal), ("timeouts", timeout)):
+        if len(values) != rows:
+            raise DataError(f"{where}: {rows} observations but {len(values)} {name}; one row per transition is needed")
+    if rows == 0:
+        raise DataError(f"{where}: the dataset is empty; it needs at least one episode")
+    next_obs = arrays.get("next_observations")
+    if next_obs is not None:
+        next_obs = np.asarray(next_obs, np.float32).reshape(len(next_obs), -1)
+        if next_obs.shape != obs.shape:
+            raise DataError(
+                f"{where}: next_observations {next_obs.shape} and observations {obs.shape} differ; rewrite the file"
+            )
+    ends = np.flatnonzero(terminal | timeout)
+    if len(ends) == 0 or ends[-1] != rows - 1:
+        ends = np.append(ends, rows - 1)  # the file stops inside an episode: truncated there
+    firsts = np.append(0, ends[:-1] + 1)
+    last_obs, keep, notes = _last_observations(obs, next_obs, terminal[ends], firsts, ends)
+    if "timeouts" not in arrays:
+        notes.append("no timeouts in the file: an episode that was cut by a time limit runs on into the next one")
+    lengths = ends - firsts + keep  # keep: 1 where the last transition stays, 0 where it is dropped
+    if (empty := lengths == 0).any():
+        notes.append(f"{int(empty.sum())} episodes of one transition dropped with it")
+        firsts, ends, last_obs, lengths = firsts[~empty], ends[~empty], last_obs[~empty], lengths[~empty]
+    if len(lengths) == 0:
+        raise DataError(f"{where}: no episode has a known next observation; write next_observations into the file")
+    return _assemble(obs, action, reward, terminal, (firsts, ends, last_obs, lengths), origin, notes, sha256)
+
+
+def _last_observations(
+    obs: np.ndarray, next_obs: np.ndarray | None, terminated: np.ndarray, firsts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The last observation of each episode [E, O], whether its last transition is kept [E], and notes."""
+    if next_obs is not None:
+        return next_obs[ends], np.ones(len(ends), np.int64), []
+    notes = []
+    if dropped := int((~terminated).sum()):
+        notes.append(f"no next_observations in the file: the last transition of {dropped} truncated episodes is dropped")
+    if kept := int(terminated.sum()):
+        notes.append(
+            f"no next_observations in the file: the last observation of {kept} terminated episodes repeats the one before it"
+        )
+    return obs[ends], terminated.astype(np.int64), notes
+
+
+def _assemble(
+    obs: np.ndarray,
+    action: np.ndarray,
+    reward: np.ndarray,
+    terminal: np.ndarray,
+    episodes: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    origin: Origin,
+    notes: list[str],
+    sha256: str | None,
+) -> RawDataset:
+    firsts, ends, last_obs, lengths = episodes
+    starts = starts_from_lengths(lengths)
+    # Row by row: the transition that each of the new rows comes from; last rows are overwritten below.
+    step_of_row = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths + 1)
+    source = np.minimum(np.repeat(firsts, lengths + 1) + step_of_row, len(obs) - 1)
+    last_rows = starts[1:] - 1
+    flat = RawDataset(
+        obs=obs[source],
+        action=action[source],
+        reward=reward[source],
+        terminated=np.zeros(len(source), np.uint8),
+        episode_starts=starts,
+        origin=Origin(**{**vars(origin), "notes": (*origin.notes, *notes)}),
+        sha256=sha256,
+    )
+    flat.obs[last_rows], flat.action[last_rows], flat.reward[last_rows] = last_obs, 0.0, 0.0
+    ends_kept = firsts + lengths - 1 == ends
+    flat.terminated[last_rows - 1] = terminal[ends] & ends_kept
+    return flat
