@@ -84,7 +84,7 @@ class RunDir:
         if run.exists():
             raise ConfigError(f"{run.path} already holds a run; resume it (--resume) or choose another folder (--run-dir)")
         run.path.mkdir(parents=True, exist_ok=True)
-        _write_json(run.path / "dataset.json", dataset.card.to_dict())
+        _write_json(run.path / "dataset.json", to_dict(dataset.card))
         _write_json(run.path / "environment.json", describe_environment())
         _write_json(run.path / "config.json", to_dict(config))
         return run

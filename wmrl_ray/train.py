@@ -42,8 +42,11 @@ def build_agent(config: RunConfig, dataset: Dataset, rank: int = 0) -> Agent:
 
 
 def build_replay(config: RunConfig, dataset: Dataset, rank: int = 0) -> Replay:
-    """The run's replay over the memory-mapped dataset, with its own random stream per rank."""
-    return Replay(dataset, seed=[config.seed, rank])
+    """The run's replay over the memory-mapped dataset, with its own random stream per rank. Raises DataError if it cannot
+    give the agent a single window."""
+    replay = Replay(dataset, seed=[config.seed, rank])
+    replay.check_window(agent_config(config.algorithm, config.agent).window)
+    return replay
 
 
 def resolve_device(device: str) -> str:
@@ -88,9 +91,11 @@ def evaluation_metrics(evaluation: Evaluation, dataset: Dataset) -> dict[str, fl
         "eval/return_mean": float(returns.mean()),
         "eval/return_std": float(returns.std()),
         "eval/length_mean": float(np.mean(evaluation.lengths)),
-        "eval/success_mean": float(np.mean(evaluation.successes)),
         "eval/episodes": float(len(returns)),
+        **{name.replace("plan/", "eval/plan_"): value for name, value in evaluation.act_metrics.items()},
     }
+    if evaluation.reports_success:
+        metrics["eval/success_mean"] = float(np.mean(evaluation.successes))
     if dataset.card.ref_min_score is not None:
         scores = [dataset.normalized_score(r) for r in evaluation.returns]
         metrics |= {"eval/score_mean": float(np.mean(scores)), "eval/score_std": float(np.std(scores))}
@@ -151,7 +156,6 @@ def train(
     dataset = open_dataset(config.dataset)
     env_id = evaluation_env(config, dataset)
     agent, replay = build_agent(config, dataset), build_replay(config, dataset)
-    replay.check_window(agent.config.window)
 
     run = RunDir(run_dir) if resume and RunDir(run_dir).exists() else RunDir.create(run_dir, config, dataset)
     progress = Progress(config)
