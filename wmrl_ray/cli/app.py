@@ -1,0 +1,55 @@
+"""The commands of `wmrl`, and what becomes of an error: one line and exit code 2 for a user's, a traceback for ours."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from wmrl_ray import __version__
+from wmrl_ray.cli import data, doctor, evaluate, report, train
+from wmrl_ray.cli.errors import EXIT_USER_ERROR, user_message
+
+app = typer.Typer(
+    name="wmrl",
+    help="World-model reinforcement learning on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # `main` decides what is shown
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"wmrl_ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """World-model reinforcement learning on Ray."""
+
+
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """The entry point of the `wmrl` script."""
+    try:
+        app()
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"wmrl: {message}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,102 @@
+"""FILE_OR_NAME and `--set key=value` -> the plain dict that RunConfig is built from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wmrl_ray.config import ConfigError, did_you_mean, set_key
+
+PACKAGE = Path(__file__).resolve().parent.parent
+SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a configuration came from. run_dir: the run it belongs to, when a run folder was named."""
+
+    label: str
+    values: dict[str, Any]
+    run_dir: Path | None = None
+
+
+def config_folders() -> list[Path]:
+    """Where names are looked up: here, in the checkout this package runs from, and in the installed package."""
+    folders = [Path.cwd() / "tune_configs", PACKAGE.parent / "tune_configs", PACKAGE / "_tune_configs"]
+    return [folder for i, folder in enumerate(folders) if folder.is_dir() and folder not in folders[:i]]
+
+
+def available() -> dict[str, Path]:
+    """Name -> file of every shipped configuration; the folder nearest to the user wins."""
+    found: dict[str, Path] = {}
+    for folder in config_folders():
+        for path in sorted(folder.glob("*.y*ml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def read_source(name: str) -> Source:
+    """The configuration that FILE_OR_NAME means: a YAML file, a run folder, or a name in tune_configs.
+
+    Raises:
+        ConfigError: nothing has that name (the message lists what there is), or the file is not a YAML mapping.
+    """
+    path = Path(name)
+    if path.is_dir() and (path / "config.json").exists():
+        return Source(path.name, _mapping(json.loads((path / "config.json").read_text()), path / "config.json"), path)
+    if path.is_file():
+        return Source(path.stem, _read_yaml(path))
+    names = available()
+    if name in names:
+        return Source(name, _read_yaml(names[name]))
+    known = ", ".join(sorted(names)) or "none found"
+    if path.is_dir():
+        raise ConfigError(f"{name} is a folder without a run in it (no config.json); give a YAML file or one of: {known}")
+    if path.suffix in SUFFIXES or len(path.parts) > 1:
+        hint = f"{did_you_mean(path.stem, names)}; names that work without a path: {known}"
+        raise ConfigError(f"no such file: {name}{hint}")
+    raise ConfigError(f"no configuration named {name!r}{did_you_mean(name, names)}; there are: {known}; or give a YAML file")
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Applies `agent.horizon=3`, ... to `values`; the right-hand side is read as YAML.
+
+    Raises:
+        ConfigError: no `=`, an empty key, or a value that is not YAML.
+    """
+    import yaml
+
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip() or not all(key.strip().split(".")):
+            raise ConfigError(f"--set {override!r} is not key=value; for example --set agent.horizon=3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"--set {override!r}: the value {text!r} is not valid YAML; quote it or close its brackets"
+            ) from None
+        set_key(values, key.strip(), value)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file; give a YAML file") from None
+    return _mapping(values, path)
+
+
+def _mapping(values: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; expected a mapping such as 'algorithm: bc'")
+    return values

@@ -1,0 +1,157 @@
+"""`wmrl evaluate`: a checkpoint in its environment, without a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wmrl_ray.config import ConfigError, check
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from wmrl_ray.rollout import Evaluation
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".gif")
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run folder (its newest complete checkpoint).")],
+    episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 20,
+    env: Annotated[str | None, typer.Option(help="Another environment than the one it was trained for.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the episodes and of the planner's noise.")] = 0,
+    num_envs: Annotated[int, typer.Option(help="Environments side by side.")] = 10,
+    video: Annotated[Path | None, typer.Option(help="Film episode 0, e.g. out.mp4.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Evaluate a trained agent and print its return, and its score on the dataset's own scale."""
+    check(episodes >= 1, f"--episodes {episodes}; at least 1 is needed")
+    check(num_envs >= 1, f"--num-envs {num_envs}; at least 1 is needed")
+    check(seed >= 0, f"--seed {seed}; it must not be negative")
+    if video is not None:
+        check_video_path(video)
+        os.environ.setdefault("MUJOCO_GL", "egl")  # Why: without a display MuJoCo finds no OpenGL unless told which one
+
+    import torch
+
+    from wmrl_ray import rollout
+    from wmrl_ray.policy import Policy
+
+    torch.set_num_threads(1)
+    policy = Policy.load(checkpoint)
+    env_id = env or policy.meta["env"]
+    obs_dim, action_dim = rollout.env_dims(env_id)
+    check(
+        (obs_dim, action_dim) == (policy.agent.obs_dim, policy.agent.action_dim),
+        f"environment {env_id} has {obs_dim} observations and {action_dim} actions, the policy takes {policy.agent.obs_dim} and "
+        f"gives {policy.agent.action_dim}; evaluate it in {policy.meta['env']}",
+    )
+    evaluation = rollout.evaluate(
+        policy.agent, env_id, episodes, num_envs=num_envs, seed=seed, record=False, frames=video is not None
+    )
+    numbers = summarize(evaluation, policy.meta, env_id, seed)
+    if video is not None and evaluation.frames is not None:
+        write_video(video, evaluation.frames, frames_per_second(env_id))
+        numbers["video"] = str(video)
+    print(json.dumps(numbers) if as_json else describe(numbers))
+
+
+def summarize(evaluation: Evaluation, meta: dict[str, Any], env_id: str, seed: int) -> dict[str, Any]:
+    """Means and standard deviations over episodes; the score only in the environment whose dataset defines it."""
+    import numpy as np
+
+    returns = np.asarray(evaluation.returns)
+    dataset = meta["dataset"]
+    numbers: dict[str, Any] = {
+        "algorithm": meta["algorithm"],
+        "update": meta["update"],
+        "env": env_id,
+        "dataset": dataset["name"],
+        "seed": seed,
+        "episodes": len(returns),
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "length_mean": float(np.mean(evaluation.lengths)),
+        "success_mean": float(np.mean(evaluation.successes)) if evaluation.reports_success else None,
+        "score_mean": None,
+        "score_std": None,
+        "stand_in": dataset.get("stand_in"),
+    }
+    low, high = dataset.get("ref_min_score"), dataset.get("ref_max_score")
+    if env_id == meta["env"] and low is not None and high is not None:
+        scores = 100.0 * (returns - low) / (high - low)
+        numbers |= {
+            "score_mean": float(scores.mean()),
+            "score_std": float(scores.std()),
+            "ref_min_score": low,
+            "ref_max_score": high,
+        }
+    return numbers
+
+
+def describe(numbers: dict[str, Any]) -> str:
+    """The numbers for people."""
+    lines = [f"{numbers['algorithm']} at update {numbers['update']:,} in {numbers['env']}, {numbers['episodes']} episodes"]
+    if numbers["score_mean"] is not None:
+        lines.append(
+            f"  score    {numbers['score_mean']:8.1f} ± {numbers['score_std']:.1f}   on the scale of {numbers['dataset']}: "
+            f"return {numbers['ref_min_score']:.4g} is 0, {numbers['ref_max_score']:.4g} is 100"
+        )
+    lines.append(f"  return   {numbers['return_mean']:8.2f} ± {numbers['return_std']:.2f}   (standard deviation over episodes)")
+    if numbers["success_mean"] is not None:
+        lines.append(f"  success  {numbers['success_mean']:8.0%}")
+    lines.append(f"  length   {numbers['length_mean']:8.1f} steps")
+    if numbers["stand_in"] and numbers["score_mean"] is not None:
+        lines.append(f"  {numbers['stand_in']}")
+    if "video" in numbers:
+        lines.append(f"  video    {numbers['video']}")
+    return "\n".join(lines)
+
+
+def check_video_path(path: Path) -> None:
+    """Raises ConfigError before the evaluation for a video that could not be written after it."""
+    check(path.suffix in VIDEO_SUFFIXES, f"--video {path} must end in one of {', '.join(VIDEO_SUFFIXES)}")
+    check(path.parent.is_dir(), f"no such folder for the video: {path.parent}; create it first")
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "--video needs imageio-ffmpeg; in the checkout: pip install -e '.[video]' -c constraints.txt"
+        ) from None
+
+
+def frames_per_second(env_id: str) -> int:
+    """The environment's own rate, or 30."""
+    from wmrl_ray.envs import make_env
+
+    env = make_env(env_id)
+    try:
+        return int(env.metadata.get("render_fps") or 30)
+    finally:
+        env.close()
+
+
+def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
+    """Writes [T, h, w, 3] uint8 frames with ffmpeg; complete or absent."""
+    import imageio_ffmpeg
+    import numpy as np
+
+    height, width = frames.shape[1:3]
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # Why even sizes: H.264 with 4:2:0 colours takes no others
+    even = np.ascontiguousarray(frames[:, : height // 2 * 2, : width // 2 * 2])
+    writer = imageio_ffmpeg.write_frames(
+        str(partial), (even.shape[2], even.shape[1]), fps=fps, macro_block_size=2, ffmpeg_log_level="error"
+    )
+    try:
+        writer.send(None)
+        for frame in even:
+            writer.send(frame)
+        writer.close()
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,191 @@
+"""`wmrl train`: a configuration -> a run folder, shown live, stopped and resumed without loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wmrl_ray.cli.configs import Source, apply_overrides, read_source
+from wmrl_ray.cli.display import JsonLines, format_seconds, make_display
+from wmrl_ray.cli.errors import EXIT_INTERRUPTED
+from wmrl_ray.cli.signals import StopRequest
+from wmrl_ray.config import ConfigError, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from wmrl_ray.run import Event, RunConfig, RunDir
+
+# What a resumed run may change: how long and where it runs and what it records, not what it learns.
+MAY_CHANGE = {
+    "num_updates", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "device", "num_eval_runners", "envs_per_runner",
+}  # fmt: skip
+RUN_FILES = (
+    "config.json",
+    "dataset.json",
+    "environment.json",
+    "metrics.jsonl",
+    "trajectories.npz",
+    "result.json",
+    "checkpoints",
+)
+
+
+def train(
+    file_or_name: Annotated[
+        str, typer.Argument(metavar="FILE_OR_NAME", help="YAML file, name in tune_configs, or run folder.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. agent.horizon=3. Repeatable.")
+    ] = None,
+    no_ray: Annotated[bool, typer.Option("--no-ray", help="Train in this process, without Ray.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Keep every Ray actor in this process, so that breakpoints work.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's newest complete checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the run folder and start over.")] = False,
+    run_dir: Annotated[Path | None, typer.Option(help="Where to write. Default: runs/NAME/ALGORITHM-seedN.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Short for --set seed=N.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines even on a terminal.")] = False,
+) -> None:
+    """Train an agent on a dataset, evaluating it on the way.
+
+    Ctrl-C or SIGTERM finish the current call, write a checkpoint and exit; --resume goes on from there.
+    """
+    if no_ray and debug:
+        raise ConfigError("--debug is for Ray; with --no-ray everything is in this process already: drop one of the two")
+    if resume and overwrite:
+        raise ConfigError("--resume continues the run and --overwrite deletes it: choose one")
+    source = read_source(file_or_name)
+    values = source.values
+    apply_overrides(values, overrides or [])
+    if seed is not None:
+        values["seed"] = seed
+
+    from wmrl_ray.core.agents import agent_config
+    from wmrl_ray.run import RunConfig, RunDir
+
+    config = from_dict(RunConfig, values)
+    agent_config(config.algorithm, config.agent)  # Why: a misspelt agent setting shows before the dataset is read
+    run = RunDir(run_dir or source.run_dir or Path("runs") / source.label / f"{config.algorithm}-seed{config.seed}")
+    if not prepare_folder(run, config, source, resume=resume, overwrite=overwrite):
+        print(f"{run.path} has finished its {config.num_updates:,} updates already; --set num_updates=N trains it further")
+        return
+
+    display = make_display(config, run.path, as_json)
+    stop = StopRequest(
+        lambda name: display.note(f"{name}: stopping after this call, then a checkpoint; Ctrl-C again stops at once")
+    )
+
+    def on_event(event: Event) -> None:
+        stop.install()
+        display.on_event(event)
+
+    with display, stop:
+        result = _loop(no_ray, debug)(config, run.path, resume=resume, on_event=on_event, should_stop=stop)
+    _conclude(run, result, no_ray, debug, stop, display)
+
+
+def prepare_folder(run: RunDir, config: RunConfig, source: Source, *, resume: bool, overwrite: bool) -> bool:
+    """Makes the run folder ready for the loop; False when a resumed run has nothing left to do.
+
+    Raises:
+        ConfigError: it holds a run that is neither resumed nor overwritten, or one with other settings.
+    """
+    if run.path.exists() and not run.path.is_dir():
+        raise ConfigError(f"run folder {run.path} is a file; choose another --run-dir")
+    if not run.exists():
+        return True
+    newest = run.newest_checkpoint()
+    done = 0 if newest is None else int(newest.name)
+    if overwrite:
+        _delete_run(run)
+    elif not resume:
+        state = f"{done:,} of {run.config().num_updates:,} updates"
+        ways = "continue it with --resume, start over with --overwrite, or choose another --run-dir"
+        raise ConfigError(f"{run.path} already holds a run ({state}); {ways}")
+    else:
+        _check_same(run, config)
+        if done >= config.num_updates and (run.path / "result.json").exists():
+            return False
+        _record(run, config)
+    return True
+
+
+def resume_command(run: RunDir, no_ray: bool, debug: bool) -> str:
+    """The command that continues this run; the run folder holds its configuration."""
+    flags = ["--no-ray"] * no_ray + ["--debug"] * debug
+    return " ".join(["wmrl train", shlex.quote(str(run.path)), *flags, "--resume"])
+
+
+def _loop(no_ray: bool, debug: bool) -> Any:
+    """The training loop, with Ray or without: same contract."""
+    if no_ray:
+        from wmrl_ray.train import train as loop
+
+        return loop
+    import functools
+
+    from wmrl_ray.rllib.train import train_on_ray
+
+    return functools.partial(train_on_ray, debug=debug)
+
+
+def _conclude(run: RunDir, result: dict[str, Any], no_ray: bool, debug: bool, stop: StopRequest, display: Any) -> None:
+    """Says how the run ended and what to do next; exits with 130 after Ctrl-C."""
+    finished = bool(result.get("finished", True))
+    if isinstance(display, JsonLines):
+        display.write({"event": "result", **result, "run_dir": str(run.path)})
+    if finished:
+        speed = result["updates"] / result["seconds"] if result["seconds"] > 0 else 0.0
+        summary = f"finished: {result['updates']:,} updates in {format_seconds(result['seconds'])} ({speed:,.0f}/s)"
+        for key, name in (("eval/score_mean", "score"), ("eval/return_mean", "return")):
+            if key in result:
+                summary += f", {name} {result[key]:.1f} over {result['eval/episodes']:.0f} episodes"
+                break
+        print(f"{summary}\n{run.path}   (next: wmrl report {shlex.quote(str(run.path))})", file=sys.stderr)
+        return
+    print(
+        f"stopped at update {result['updates']:,}, checkpoint written; resume with: {resume_command(run, no_ray, debug)}",
+        file=sys.stderr,
+    )
+    if stop.received is not None and stop.received.name == "SIGINT":
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _check_same(run: RunDir, config: RunConfig) -> None:
+    """Raises ConfigError when `config` would learn something else than the run did so far."""
+    before, now = to_dict(run.config()), to_dict(config)
+    for key in before:
+        if key not in MAY_CHANGE and before[key] != now[key]:
+            old, new, name = before[key], now[key], key
+            if key == "agent":
+                name = next(k for k in {**old, **new} if old.get(k) != new.get(k))
+                old, new, name = old.get(name, "the default"), new.get(name, "the default"), f"agent.{name}"
+            raise ConfigError(
+                f"cannot resume {run.path} with {name} = {new}: it was started with {old}; resume with `wmrl train {run.path} --resume`, "
+                "or choose another --run-dir"
+            )
+
+
+def _record(run: RunDir, config: RunConfig) -> None:
+    """Writes down what a resumed run changes, e.g. a larger num_updates."""
+    if to_dict(run.config()) != to_dict(config):
+        partial = run.path / f".config.json.{os.getpid()}.partial"
+        partial.write_text(json.dumps(to_dict(config), indent=1))
+        os.replace(partial, run.path / "config.json")
+
+
+def _delete_run(run: RunDir) -> None:
+    """Removes the files of a run, config.json (which makes the folder a run) last, and nothing else that lies there."""
+    for name in reversed(RUN_FILES):
+        path = run.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
