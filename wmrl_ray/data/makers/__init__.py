@@ -164,5 +164,23 @@ def _pointmaze(maze: str, title: str) -> MakerSpec:
     )
 
 
-_SPECS = [_pointmaze("umaze", "UMaze"), _pointmaze("medium", "Medium"), _pointmaze("large", "Large")]
+def _antmaze(maze: str, title: str, style: str) -> MakerSpec:
+    cells = {"play": "starts and goals from a short list picked by hand", "diverse": "any free cell as start and goal"}[style]
+    return MakerSpec(
+        name=f"antmaze-{maze}-{style}",
+        family="antmaze",
+        maze=maze,
+        style=style,
+        env_id=f"wmrl/AntMaze-{title}-v0",
+        dataset_id=f"wmrl/antmaze/{maze}-{style}-v0",
+        shard_steps=20_000,
+        algorithm_name="breadth-first waypoints + scripted gait",
+        recipe=f"As antmaze: {cells}, scripted walk along the corridors, action noise 0.2, reward 1 and the end within 0.5 of the "
+        "evaluation goal; a reached goal is followed by the next; truncated at the step limit or when the ant has fallen.",
+    )
+
+
+_MAZES = {"umaze": "UMaze", "medium": "Medium", "large": "Large", "ultra": "Ultra"}
+_SPECS = [_pointmaze(maze, _MAZES[maze]) for maze in ("umaze", "medium", "large")]
+_SPECS += [_antmaze(maze, title, style) for maze, title in _MAZES.items() for style in ("play", "diverse")]
 MAKERS: dict[str, MakerSpec] = {spec.name: spec for spec in _SPECS}

@@ -17,7 +17,6 @@ import numpy as np
 
 from wmrl_ray.data.episode import DataError, Episode
 
-
 REQUIREMENTS = ("mujoco", "gymnasium-robotics", "gymnasium")  # what the simulation's numbers depend on
 
 

@@ -21,7 +21,6 @@ from wmrl_ray.data.makers.shards import Shard, ShardSpec
 if TYPE_CHECKING:
     from wmrl_ray.envs.layouts import Cell, MazeLayout
 
-SHARD_STEPS = 50_000
 EPISODE_STEPS = 1000
 ACTION_NOISE = 0.5  # standard deviation, as D4RL's noisy collection
 
