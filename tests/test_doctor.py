@@ -14,8 +14,8 @@ from packaging.version import Version
 from wmrl_ray import doctor
 
 TESTED = {
-    "ray": "2.54.1", "torch": "2.13.0", "gymnasium": "1.2.2", "mujoco": "3.11.0", "dm-control": "1.0.44", "gymnasium-robotics": "1.4.2",
-    "rich": "14.3.4", "pandas": "2.3.3",
+    "ray": "2.54.1", "torch": "2.13.0", "gymnasium": "1.2.2", "mujoco": "3.11.0", "dm-control": "1.0.44",
+    "gymnasium-robotics": "1.4.2", "rich": "14.3.4", "pandas": "2.3.3",
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ WriteRun = Callable[..., Path]
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """write_run(name, algorithm, seed, scores) -> the run directory; one evaluation every 100 updates, finished unless more are `planned`."""
+    """write_run(name, algorithm, seed, scores) -> the folder: an evaluation every 100 updates, finished unless more are planned."""
 
     def write(
         name: str,

@@ -47,8 +47,8 @@ def evaluate(
     obs_dim, action_dim = rollout.env_dims(env_id)
     check(
         (obs_dim, action_dim) == (policy.agent.obs_dim, policy.agent.action_dim),
-        f"environment {env_id} has {obs_dim} observations and {action_dim} actions, the policy takes {policy.agent.obs_dim} and "
-        f"gives {policy.agent.action_dim}; evaluate it in {policy.meta['env']}",
+        f"environment {env_id} has {obs_dim} observations and {action_dim} actions, the policy {policy.agent.obs_dim} and "
+        f"{policy.agent.action_dim}; evaluate it in {policy.meta['env']}",
     )
     evaluation = rollout.evaluate(
         policy.agent, env_id, episodes, num_envs=num_envs, seed=seed, record=False, frames=video is not None

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # What a resumed run may change: how long and where it runs and what it records, not what it learns.
 MAY_CHANGE = {
-    "num_updates", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "device", "num_eval_runners", "envs_per_runner",
+    "num_updates", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "device", "num_eval_runners",
+    "envs_per_runner",
 }  # fmt: skip
 RUN_FILES = (
     "config.json",
@@ -168,8 +169,8 @@ def _check_same(run: RunDir, config: RunConfig) -> None:
                 name = next(k for k in {**old, **new} if old.get(k) != new.get(k))
                 old, new, name = old.get(name, "the default"), new.get(name, "the default"), f"agent.{name}"
             raise ConfigError(
-                f"cannot resume {run.path} with {name} = {new}: it was started with {old}; resume with `wmrl train {run.path} --resume`, "
-                "or choose another --run-dir"
+                f"cannot resume {run.path} with {name} = {new}: it was started with {old}; "
+                f"resume with `wmrl train {run.path} --resume`, or choose another --run-dir"
             )
 
 
