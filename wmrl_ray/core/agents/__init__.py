@@ -35,4 +35,5 @@ def make_agent(
     device: str | torch.device = "cpu",
 ) -> Agent:
     """Builds the agent `name`. Raises ConfigError for an unknown name or key."""
-    return AGENTS[name](agent_config(name, config), obs_dim, action_dim, seed=seed, device=device)
+    checked = agent_config(name, config)
+    return AGENTS[name](checked, obs_dim, action_dim, seed=seed, device=device)

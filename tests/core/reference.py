@@ -1,0 +1,57 @@
+"""A few lines of plain numpy (float64) that the losses are checked against."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from wmrl_ray.core.batch import Batch
+
+
+def array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def apply(network: nn.Sequential, x: np.ndarray) -> np.ndarray:
+    """The network's layers, one by one, in numpy."""
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            x = x @ array(layer.weight).T + array(layer.bias)
+        elif isinstance(layer, nn.LayerNorm):
+            centred = x - x.mean(-1, keepdims=True)
+            x = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + layer.eps) * array(layer.weight) + array(layer.bias)
+        elif isinstance(layer, nn.ELU):
+            x = np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+        elif isinstance(layer, nn.ReLU):
+            x = np.maximum(x, 0)
+        elif isinstance(layer, nn.Tanh):
+            x = np.tanh(x)
+        else:
+            raise TypeError(f"no numpy version of {layer}")
+    return x
+
+
+def q_min(critic: nn.ModuleList, z: np.ndarray, action: np.ndarray) -> np.ndarray:
+    return np.min([apply(member, np.concatenate([z, action], -1))[..., 0] for member in critic], axis=0)
+
+
+def random_batch(B: int = 2, H: int = 3, O: int = 5, A: int = 6, seed: int = 0) -> Batch:  # noqa: E741
+    """Sizes are all different, so that a swapped axis fails. The first window ends in a terminal step."""
+    g = torch.Generator().manual_seed(seed)
+    terminated = torch.zeros(B, H, dtype=torch.bool)
+    terminated[0, -1] = True
+    return Batch(
+        obs=torch.randn(B, H + 1, O, generator=g),
+        action=torch.rand(B, H, A, generator=g) * 2 - 1,
+        reward=torch.randn(B, H, generator=g),
+        terminated=terminated,
+    )
+
+
+def shake(module: nn.Module, seed: int = 0, scale: float = 0.3) -> None:
+    """Random weights everywhere: heads that start at zero would make most checks trivial."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(scale * torch.randn(p.shape, generator=g))

@@ -1,0 +1,152 @@
+"""What holds for every agent."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from tests.core.reference import random_batch
+
+from wmrl_ray.config import ConfigError
+from wmrl_ray.core.agents import AGENTS, make_agent
+from wmrl_ray.core.batch import Batch
+
+O, A = 5, 6  # noqa: E741
+MODEL = {"latent_dim": 8, "encoder_dim": 32, "hidden_dim": 32}
+CONFIGS = {
+    "bc": {"hidden_dim": 32},
+    "tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2}},
+    "iql_tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 0, "num_policy": 32, "num_elites": 8, "iterations": 1}},
+}
+
+
+@pytest.fixture(params=AGENTS)
+def name(request) -> str:
+    return request.param
+
+
+def make(name: str, seed: int = 0, **config):
+    return make_agent(name, {**CONFIGS[name], **config}, O, A, seed=seed)
+
+
+def batches(name: str, count: int) -> list[Batch]:
+    return [random_batch(4, make(name).config.window, O, A, seed=i) for i in range(count)]
+
+
+def losses(agent, data) -> list[dict[str, float]]:
+    return [{k: v.item() for k, v in agent.update(batch).items()} for batch in data]
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(name):
+    data = batches(name, 3)
+    assert losses(make(name), data) == losses(make(name), data) != losses(make(name, seed=1), data)
+
+
+def test_building_an_agent_leaves_the_global_generator_alone(name):
+    before = torch.random.get_rng_state()
+    make(name)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_acting_does_not_change_what_is_learned(name):
+    data, a, b = batches(name, 4), make(name), make(name)
+    first = losses(a, data[:2])
+    assert first == losses(b, data[:2])
+    a.act(torch.randn(3, O), None, torch.ones(3, dtype=torch.bool))
+    assert losses(a, data[2:]) == losses(b, data[2:])
+
+
+def test_n_plus_m_updates_equal_n_then_restore_then_m(name):
+    data, whole, first = batches(name, 6), make(name), make(name)
+    expected = losses(whole, data)[3:]
+    losses(first, data[:3])
+    state = copy.deepcopy(first.get_state())
+    second = make(name, seed=7)
+    second.set_state(state)
+    assert losses(second, data[3:]) == expected and second.num_updates == 6
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bfloat16_stays_close_to_float32(name):
+    data = batches(name, 1)
+    exact, rough = losses(make(name), data)[0], losses(make(name, precision="bfloat16"), data)[0]
+    for key in exact:
+        if key.startswith("loss/"):
+            assert rough[key] == pytest.approx(exact[key], rel=0.05, abs=0.02), key
+    assert all(p.dtype == torch.float32 for p in make(name, precision="bfloat16").model.parameters())
+
+
+@pytest.mark.slow
+def test_compiling_changes_no_result_beyond_rounding(name):
+    data, eager, compiled = batches(name, 3), make(name), make(name, compile="default")
+    for a, b in zip(losses(eager, data), losses(compiled, data), strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-4)
+    obs, first = torch.randn(3, O), torch.ones(3, dtype=torch.bool)
+    assert torch.allclose(eager.act(obs, None, first)[0], compiled.act(obs, None, first)[0], atol=1e-3)
+
+
+def test_observations_are_normalised_by_the_statistics_it_is_given():
+    agent = make("bc")
+    obs, mean, std = torch.randn(3, O), torch.arange(O, dtype=torch.float32), torch.full((O,), 2.0)
+    first = torch.ones(3, dtype=torch.bool)
+    plain = agent.act(obs, None, first)[0]
+    agent.set_obs_stats(mean, std)
+    assert torch.allclose(agent.act(obs * std + mean, None, first)[0], plain, atol=1e-5)
+
+
+def test_cuda_graphs_on_a_cpu_are_refused():
+    with pytest.raises(ConfigError, match="cuda_graphs"):
+        make("tdmpc", compile="cuda_graphs")
+
+
+def test_bc_is_the_mean_squared_error_in_numpy():
+    agent, batch = make("bc"), random_batch(4, 1, O, A)
+    prediction = agent.model(batch.obs[:, 0]).detach().numpy()
+    expected = ((prediction - batch.action[:, 0].numpy()) ** 2).mean()
+    assert agent.update(batch)["loss/actor"].item() == pytest.approx(expected, rel=1e-5)
+
+
+# -- learning a small real task: a point on a plane, paid for being near the origin ------------------------------------------
+
+
+def point_episodes(num: int, length: int, rng: np.random.Generator):
+    """Random behaviour with a weak pull to the origin: obs [N, T+1, 2], action, reward [N, T]."""
+    obs, action, reward = np.zeros((num, length + 1, 2)), np.zeros((num, length, 2)), np.zeros((num, length))
+    obs[:, 0] = rng.uniform(-1, 1, (num, 2))
+    for t in range(length):
+        action[:, t] = np.clip(-0.3 * obs[:, t] + 0.7 * rng.normal(size=(num, 2)), -1, 1)
+        obs[:, t + 1] = np.clip(obs[:, t] + 0.2 * action[:, t], -1, 1)
+        reward[:, t] = 1.0 - np.abs(obs[:, t + 1]).mean(-1)
+    return obs.astype(np.float32), action.astype(np.float32), reward.astype(np.float32)
+
+
+def mean_reward(agent, rng: np.random.Generator) -> float:
+    obs, state, total = rng.uniform(-1, 1, (16, 2)).astype(np.float32), None, 0.0
+    for t in range(20):
+        action, state, _ = agent.act(torch.from_numpy(obs), state, torch.full((16,), t == 0))
+        obs = np.clip(obs + 0.2 * action.numpy(), -1, 1).astype(np.float32)
+        total += float((1.0 - np.abs(obs).mean(-1)).mean())
+    return total / 20
+
+
+@pytest.mark.parametrize(("name", "at_least"), [("bc", 0.60), ("tdmpc", 0.80), ("iql_tdmpc", 0.75)])
+def test_it_learns_to_move_a_point_to_the_origin(name: str, at_least: float):
+    rng = np.random.default_rng(0)
+    obs, action, reward = point_episodes(200, 20, rng)
+    config = {**CONFIGS[name], **({"gamma": 0.9, "beta": 10.0, "lr": 1e-3} if name == "iql_tdmpc" else {"gamma": 0.9} if name == "tdmpc" else {})}
+    agent = make_agent(name, config, 2, 2)
+    H = agent.config.window
+    for _ in range(400):
+        rows, starts = rng.integers(200, size=64), rng.integers(20 - H + 1, size=64)
+        window = starts[:, None] + np.arange(H + 1)
+        agent.update(
+            Batch(
+                torch.from_numpy(obs[rows[:, None], window]),
+                torch.from_numpy(action[rows[:, None], window[:, :-1]]),
+                torch.from_numpy(reward[rows[:, None], window[:, :-1]]),
+                torch.zeros(64, H, dtype=torch.bool),
+            )
+        )
+    learned = mean_reward(agent, np.random.default_rng(1))
+    assert learned > reward.mean() and learned > at_least, (learned, reward.mean())

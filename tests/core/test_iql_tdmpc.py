@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+from tests.core.reference import apply, array, q_min, random_batch, shake
+
+from wmrl_ray.core.agents import make_agent
+
+B, H, O, A, Z = 2, 3, 5, 6, 8  # noqa: E741
+SMALL = {
+    "model": {"latent_dim": Z, "encoder_dim": 16, "hidden_dim": 16},
+    "plan": {"horizon": H, "num_samples": 0, "num_policy": 12, "num_elites": 4, "iterations": 1},
+}
+
+
+def make(**config):
+    agent = make_agent("iql_tdmpc", {**SMALL, **config}, O, A)
+    shake(agent.model)
+    shake(agent.target, seed=1)
+    return agent
+
+
+def numpy_distribution(agent, z):
+    c = agent.config
+    mean, raw = np.split(apply(agent.model.actor, z), 2, axis=-1)
+    return mean, c.log_std_min + 0.5 * (c.log_std_max - c.log_std_min) * (np.tanh(raw) + 1)
+
+
+def rollout_weights():
+    w = 0.5 ** np.arange(H)
+    return w / w.sum()
+
+
+def test_the_value_loss_is_equation_1_in_numpy():
+    agent = make(expectile=0.9)
+    zs, action = torch.randn(B, H, Z), torch.rand(B, H, A) * 2 - 1
+    q = q_min(agent.target.critic, array(zs), array(action))
+    u = q - apply(agent.model.value_head, array(zs))[..., 0]
+    expected = (rollout_weights() * np.where(u >= 0, 0.9, 0.1) * u**2).sum(1).mean()
+    loss, advantage, _ = agent.value_loss(zs, action)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert np.allclose(array(advantage), u, atol=1e-5) and not advantage.requires_grad
+
+
+@pytest.mark.parametrize("critic_loss", ["iql", "tdmpc"])
+def test_the_td_target_bootstraps_from_v_or_from_q_and_not_after_a_terminal_step(critic_loss):
+    agent = make(critic_loss=critic_loss)
+    batch, noise = random_batch(B, H, O, A), torch.randn(B, H, A)
+    z_next = apply(agent.model.encoder, array(batch.obs)[:, 1:])
+    if critic_loss == "iql":  # Eq. 2
+        next_value = apply(agent.model.value_head, z_next)[..., 0]
+    else:  # L_Q of Section III-B
+        mean, log_std = numpy_distribution(agent, z_next)
+        next_value = q_min(agent.target.critic, z_next, np.tanh(mean + np.exp(log_std) * array(noise)))
+    expected = array(batch.reward) + 0.99 * (1 - array(batch.terminated)) * next_value
+    assert np.allclose(array(agent.td_target(batch, noise)), expected, atol=1e-5)
+    assert expected[0, -1] == array(batch.reward)[0, -1]
+
+
+def test_the_model_loss_uses_the_td_target_of_its_config():
+    batch, noise = random_batch(B, H, O, A), torch.randn(B, H, A)
+    for critic_loss in ("iql", "tdmpc"):
+        agent = make(critic_loss=critic_loss)
+        target, z = array(agent.td_target(batch, noise)), apply(agent.model.encoder, array(batch.obs)[:, 0])
+        critic = np.zeros(B)
+        for k in range(H):
+            za = np.concatenate([z, array(batch.action)[:, k]], -1)
+            critic += 0.5**k * sum((apply(member, za)[:, 0] - target[:, k]) ** 2 for member in agent.model.critic)
+            z = apply(agent.model.dynamics, za)
+        assert agent.model_loss(batch, noise)[2]["loss/critic"].item() == pytest.approx(critic.mean(), rel=1e-5)
+
+
+def test_the_actor_loss_is_equation_3_in_numpy():
+    agent = make(beta=2.0, largest_weight=3.0)
+    zs, action = torch.randn(B, H, Z), torch.rand(B, H, A) * 1.8 - 0.9
+    advantage = torch.tensor([[0.1, -0.5, 0.4], [5.0, 0.0, -2.0]])
+    weight = np.minimum(np.exp(2.0 * array(advantage)), 3.0)
+    mean, log_std = numpy_distribution(agent, array(zs))
+    u = np.arctanh(array(action))
+    log_prob = -0.5 * ((u - mean) / np.exp(log_std)) ** 2 - log_std - 0.5 * np.log(2 * np.pi) - np.log(1 - array(action) ** 2)
+    expected = -(rollout_weights() * weight * log_prob.sum(-1)).sum(1).mean()
+    loss, info = agent.actor_loss(zs, action, advantage)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert info["advantage/clipped_frac"].item() == pytest.approx(1 / 6)
+
+
+def test_each_loss_reaches_its_own_modules():
+    agent = make()
+    batch, noise = random_batch(B, H, O, A), torch.randn(B, H, A)
+
+    def reached(loss):
+        agent.model.zero_grad(set_to_none=True)
+        loss.backward()
+        return {name.split(".")[0] for name, p in agent.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+    loss, zs, _ = agent.model_loss(batch, noise)
+    assert reached(loss) == {"encoder", "dynamics", "reward_head", "critic"}
+    value_loss, advantage, _ = agent.value_loss(zs[:, :-1], batch.action)
+    assert reached(value_loss) == {"value_head"}
+    assert reached(agent.actor_loss(zs[:, :-1], batch.action, advantage)[0]) == {"actor"}
+    assert all(p.grad is None for p in agent.target.parameters())
+
+
+def test_an_update_moves_every_module_and_reports_finite_metrics():
+    agent = make()
+    before = {name: p.clone() for name, p in agent.model.named_parameters()}
+    metrics = agent.update(random_batch(B, H, O, A))
+    assert all(not torch.equal(before[name], p) for name, p in agent.model.named_parameters())
+    assert all(value.dim() == 0 and value.isfinite() and not value.requires_grad for value in metrics.values())
+    assert {"loss/consistency", "loss/reward", "loss/critic", "loss/value", "loss/actor", "grad_norm/model"} <= set(metrics)
+
+
+def test_planning_takes_only_actions_that_the_policy_sampled():
+    agent = make()
+    obs, first = torch.randn(4, O), torch.ones(4, dtype=torch.bool)
+    state = agent.act_generator.get_state()
+    action, _, _ = agent.act(obs, None, first)
+    agent.act_generator.set_state(state)
+    noise = torch.randn(4 * 12, H + 1, A, generator=agent.act_generator)  # the planner's first draw
+    z = agent.model.encode(obs).repeat_interleave(12, 0)
+    sampled = agent.policy(z, noise[:, 0]).view(4, 12, A)
+    assert all((action[w] == sampled[w]).all(-1).any() for w in range(4))
+
+
+def test_the_policys_spread_is_learned_per_state():
+    agent = make()
+    _, log_std = agent.distribution(torch.randn(50, Z))
+    assert log_std.std(0).min() > 0 and log_std.min() >= -5 and log_std.max() <= 2

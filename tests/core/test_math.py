@@ -1,0 +1,72 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from wmrl_ray.core import math as m
+
+
+def test_the_expectile_loss_weighs_positive_errors_by_tau_and_negative_ones_by_one_minus_tau():
+    loss = m.expectile_loss(torch.tensor([2.0, 0.0, -3.0]), 0.9)
+    assert torch.allclose(loss, torch.tensor([0.9 * 4, 0.0, 0.1 * 9]))
+
+
+def test_the_minimiser_of_the_expectile_loss_is_the_expectile():
+    samples = torch.tensor([0.0, 1.0, 5.0, 10.0])
+    grid = torch.linspace(0, 10, 2001)
+    best = grid[m.expectile_loss(samples[:, None] - grid, 0.8).sum(0).argmin()]
+    above = (samples - best).clamp(min=0).sum()
+    below = (best - samples).clamp(min=0).sum()
+    assert above / (above + below) == pytest.approx(1 - 0.8, abs=1e-2)
+
+
+def test_the_squashed_density_integrates_to_one():
+    mean, log_std = torch.tensor([0.4]), torch.tensor([-0.3])
+    a = torch.linspace(-1 + 1e-4, 1 - 1e-4, 200_001)[:, None]
+    density = m.squashed_log_prob(mean, log_std, a, margin=1e-6).exp()
+    assert torch.trapezoid(density, a[:, 0]).item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_squashed_log_probability_is_the_change_of_variables_in_numpy():
+    rng = np.random.default_rng(0)
+    mean, log_std, action = rng.normal(size=(7, 3)), rng.normal(size=(7, 3)), rng.uniform(-0.95, 0.95, size=(7, 3))
+    u = np.arctanh(action)
+    expected = (-0.5 * ((u - mean) / np.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi) - np.log(1 - action**2)).sum(-1)
+    actual = m.squashed_log_prob(torch.tensor(mean), torch.tensor(log_std), torch.tensor(action), margin=1e-3)
+    assert np.allclose(actual.numpy(), expected, atol=1e-6)
+
+
+def test_an_action_on_the_bound_has_a_finite_log_probability_and_gradient():
+    mean = torch.zeros(2, requires_grad=True)
+    log_prob = m.squashed_log_prob(mean, torch.zeros(2), torch.tensor([1.0, -1.0]), margin=1e-3)
+    log_prob.backward()
+    assert log_prob.isfinite() and mean.grad.isfinite().all()
+
+
+def test_samples_have_the_log_std_range_of_the_rescaling():
+    raw = torch.tensor([-100.0, 0.0, 100.0])
+    assert torch.allclose(m.rescale_log_std(raw, -5, 2), torch.tensor([-5.0, -1.5, 2.0]))
+
+
+def test_advantage_weights_are_clipped_and_carry_no_gradient():
+    advantage = torch.tensor([0.0, 1.0, 100.0], requires_grad=True)
+    weight = m.advantage_weight(advantage, beta=2.0, largest=50.0)
+    assert torch.allclose(weight, torch.tensor([1.0, math.exp(2), 50.0])) and not weight.requires_grad
+
+
+def test_truncated_noise_is_clipped_stays_inside_the_bounds_and_passes_the_gradient():
+    mean = torch.tensor([0.0, 0.99], requires_grad=True)
+    action = m.truncated_noise(mean, 1.0, torch.tensor([5.0, 5.0]), clip=0.3)
+    assert torch.allclose(action, torch.tensor([0.3, 1 - 1e-6]))
+    action.sum().backward()
+    assert torch.equal(mean.grad, torch.ones(2))
+
+
+def test_time_weights_are_powers_of_rho():
+    assert torch.allclose(m.time_weights(0.5, 4), torch.tensor([1.0, 0.5, 0.25, 0.125]))
+
+
+@pytest.mark.parametrize(("step", "value"), [(0, 0.5), (50, 0.3), (100, 0.1), (1000, 0.1)])
+def test_the_linear_schedule_moves_and_then_stays(step: int, value: float):
+    assert m.linear_schedule(0.5, 0.1, 100, step) == pytest.approx(value)
