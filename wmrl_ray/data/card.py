@@ -141,8 +141,8 @@ def plot_states(
     Args:
         dataset: an opened dataset with at least 2 observation dimensions.
         path: of the picture; its ending says the format (.png, .svg, .pdf).
-        walls: [R, C] bool, drawn in grey; row 0 is the lowest y. extent: its (x_min, x_max, y_min, y_max).
-        extent: also the range of the histogram; None: the range of the data.
+        walls: [R, C] bool, drawn in grey; row 0 is the top (largest y), as in `envs.maze_layout`.
+        extent: (x_min, x_max, y_min, y_max) of the walls and of the histogram; None: the range of the data.
         goal: xy of a star.
         bins: per axis.
 
@@ -165,7 +165,7 @@ def plot_states(
     axes = figure.add_subplot()
     frame = (float(x_edges[0]), float(x_edges[-1]), float(y_edges[0]), float(y_edges[-1]))
     if walls is not None:
-        axes.imshow(np.where(walls, 0.55, np.nan), origin="lower", extent=frame, cmap="gray", vmin=0, vmax=1, aspect="equal")
+        axes.imshow(np.where(walls, 0.55, np.nan), origin="upper", extent=frame, cmap="gray", vmin=0, vmax=1, aspect="equal")
     shown = np.where(counts > 0, np.log10(np.maximum(counts, 1)), np.nan)
     image = axes.imshow(shown, origin="lower", extent=frame, cmap="viridis", aspect="equal" if walls is not None else "auto")
     if goal is not None:

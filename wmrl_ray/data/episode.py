@@ -47,5 +47,7 @@ class Episode:
                 row = int(np.argwhere(~np.isfinite(values).reshape(len(values), -1).all(axis=1))[0, 0])
                 raise DataError(f"{where}: {name} at step {row} is not finite ({values[row]!r}); drop or repair this episode")
         if (largest := float(np.abs(self.action).max())) > 1.0 + 1e-6:
-            raise DataError(f"{where}: action {largest:.4g} is outside [-1, 1]; rescale the actions to the environment's bounds")
+            raise DataError(
+                f"{where}: action {largest:.4g} is outside [-1, 1]; rescale the actions to the environment's bounds"
+            )
         return self

@@ -9,6 +9,7 @@ next one (never bootstrapped from). The card's notes count both.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def _assemble(
         reward=reward[source],
         terminated=np.zeros(len(source), np.uint8),
         episode_starts=starts,
-        origin=Origin(**{**vars(origin), "notes": (*origin.notes, *notes)}),
+        origin=dataclasses.replace(origin, notes=(*origin.notes, *notes)),
         sha256=sha256,
     )
     flat.obs[last_rows], flat.action[last_rows], flat.reward[last_rows] = last_obs, 0.0, 0.0

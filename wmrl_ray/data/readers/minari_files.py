@@ -1,11 +1,12 @@
 """Minari datasets, read from their files: 1e6 steps take seconds, where Minari's own episode objects take minutes.
 
-Observations of a Dict space are joined in the order of its sorted keys, recursively, as gymnasium's `FlattenObservation` does.
+Observations of a Dict space are joined in the order of the space, recursively, as gymnasium's `FlattenObservation` does.
 Actions of a Box other than [-1, 1] are rescaled to [-1, 1]; `envs.make_env` rescales the environment alike.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def read_minari(folder: Path, progress: Progress | None = None) -> RawDataset:
     else:
         raise DataError(f"{where}: data_format = {layout!r} is not known; allowed: 'hdf5', 'arrow', 'parquet'")
     raw = read_episodes(folder / "data", metadata, leaves, len(bounds[0]), progress)
-    raw.origin = _origin(metadata, leaves, bounds)
+    raw.origin = _origin(metadata, leaves)
     raw.sha256 = metadata.get("wmrl_sha256")
     _rescale(raw, bounds, where)
     return raw
@@ -114,7 +115,7 @@ def _leaves(space: dict[str, Any], where: str) -> list[Leaf]:
 def _walk(space: dict[str, Any], keys: tuple[str, ...], where: str) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     name = ".".join(keys) or "observation"
     if space["type"] == "Dict":
-        for key in sorted(space["subspaces"]):
+        for key in space["subspaces"]:
             yield from _walk(space["subspaces"][key], (*keys, key), where)
     elif space["type"] != "Box":
         raise DataError(
@@ -154,14 +155,14 @@ def _rescale(raw: RawDataset, bounds: tuple[np.ndarray, np.ndarray], where: str)
     if (low != -1).any() or (high != 1).any():
         raw.action[:] = np.where(is_step[:, None], 2 * (raw.action - low) / (high - low) - 1, 0)
         note = f"actions rescaled to [-1, 1] from {low.tolist()} to {high.tolist()}"
-        raw.origin = Origin(**{**vars(raw.origin), "notes": (*raw.origin.notes, note)})
+        raw.origin = dataclasses.replace(raw.origin, notes=(*raw.origin.notes, note))
 
 
-def _origin(metadata: Mapping[str, Any], leaves: list[Leaf], bounds: tuple[np.ndarray, np.ndarray]) -> Origin:
+def _origin(metadata: Mapping[str, Any], leaves: list[Leaf]) -> Origin:
     spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
-    notes = ()
+    notes = tuple(metadata.get("wmrl_notes", ()))
     if len(leaves) > 1:
-        notes = ("Dict observation joined as " + ", ".join(f"{'.'.join(leaf.keys)}[{leaf.size}]" for leaf in leaves),)
+        notes += ("Dict observation joined as " + ", ".join(f"{'.'.join(leaf.keys)}[{leaf.size}]" for leaf in leaves),)
     return Origin(
         env_id=json.loads(spec).get("id") if spec else metadata.get("wmrl_env_id"),
         env_spec=spec,

@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5d, h5s
+from h5py import h5d, h5s  # pyright: ignore[reportAttributeAccessIssue]
 
 from wmrl_ray.data.readers.minari_files import Leaf, allocate, check_lengths, check_terminations
 from wmrl_ray.data.readers.raw import Progress, RawDataset, damaged_as_data_error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 
 from wmrl_ray.data.arrow import read_table
 from wmrl_ray.data.episode import DataError
@@ -112,7 +112,9 @@ def _matrix(column: pa.ChunkedArray, name: str, file: Path) -> np.ndarray:
     present = np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))
     values = array.flatten().to_numpy(zero_copy_only=False)  # skips the null lists
     size, rest = divmod(len(values), max(len(present), 1))
-    lengths = pa.compute.list_value_length(array).drop_null() if not pa.types.is_fixed_size_list(array.type) else None
+    lengths = (
+        pc.call_function("list_value_length", [array]).drop_null() if not pa.types.is_fixed_size_list(array.type) else None
+    )
     if size == 0 or rest or (lengths is not None and len(lengths.unique()) > 1):
         raise DataError(f"{file}: the lists in column {name!r} differ in length or are empty; give every row the same number")
     if len(present) == len(array):
