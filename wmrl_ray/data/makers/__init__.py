@@ -175,8 +175,8 @@ def _antmaze(maze: str, title: str, style: str) -> MakerSpec:
         dataset_id=f"wmrl/antmaze/{maze}-{style}-v0",
         shard_steps=20_000,
         algorithm_name="breadth-first waypoints + scripted gait",
-        recipe=f"As antmaze: {cells}, scripted walk along the corridors, action noise 0.2, reward 1 and the end within 0.5 of the "
-        "evaluation goal; a reached goal is followed by the next; truncated at the step limit or when the ant has fallen.",
+        recipe=f"As antmaze: {cells}, scripted walk along the corridors, action noise 0.2, reward 1 and the end within 0.5 of "
+        "the evaluation goal; a reached goal is followed by the next; truncated at the step limit or when the ant has fallen.",
     )
 
 

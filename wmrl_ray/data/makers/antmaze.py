@@ -3,8 +3,8 @@
 play: starts and goals from a short list picked by hand. diverse: any free cell. An episode ends as a success within 0.5 of the
 evaluation goal, whatever goal was commanded; a reached goal is followed by the next one; the task's step limit truncates, and
 so does a fall.
-Not D4RL's: the walk is scripted (`gait.py`; D4RL trained SAC), and its stride has a phase that the observation shows only through
-the joints.
+Not D4RL's: the walk is scripted (`gait.py`; D4RL trained SAC), and its stride has a phase that the observation shows only
+through the joints.
 """
 
 from __future__ import annotations

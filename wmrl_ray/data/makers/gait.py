@@ -1,6 +1,7 @@
 """A scripted walk for Gymnasium's ant, in any direction, without turning and without learned weights.
 
-A central pattern generator: diagonal leg pairs swing in turns; hips and ankles follow by PD torques; the ankles lean against tilt.
+A central pattern generator: diagonal leg pairs swing in turns, hips and ankles follow by PD torques, the ankles lean against
+tilt.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _STEP_S = 0.05  # one step of the environment
 @dataclass(frozen=True)
 class GaitParameters:
     """Found by a (5, 16) evolution strategy in 25 minutes, which maximised speed under action noise 0.15 with a turn every 80
-    steps, and a sweep of the gains by hand for few falls: 1.05 m/s on open ground, no fall in 3600 test steps."""
+    steps, and a sweep of the gains by hand for few falls: 1.05 m/s on open ground, no fall in 3600 test steps.
+    """
 
     frequency: float = 3.2599  # Hz
     hip_swing: float = 0.6469  # rad, across the leg
