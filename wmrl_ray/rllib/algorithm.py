@@ -1,0 +1,230 @@
+"""The Algorithm: the offline schedule of updates and evaluations around `Agent`, as a Tune trainable."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Self
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import COMPONENT_EVAL_ENV_RUNNER, COMPONENT_LEARNER_GROUP
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+
+from wmrl_ray import checkpoint
+from wmrl_ray.config import ConfigError
+from wmrl_ray.data.datasets import Dataset, open_dataset
+from wmrl_ray.rllib.evaluation import RunningEvaluation
+from wmrl_ray.rllib.failures import guarded, unwrap
+from wmrl_ray.rllib.learner import AgentLearner
+from wmrl_ray.rollout import Evaluation
+from wmrl_ray.train import checkpoint_meta, evaluation_metrics
+
+EVALUATION_NAMES = {"return_mean": "episode_return_mean", "length_mean": "episode_len_mean", "episodes": "num_episodes"}
+
+
+def _update_many(learner: AgentLearner, num_updates: int) -> Any:
+    return learner.update_many(num_updates)
+
+
+def _save(learner: AgentLearner) -> dict[str, Any]:
+    return learner.save()
+
+
+def _load(learner: AgentLearner, agent_state: dict[str, Any], streams: list[dict[str, Any]]) -> None:
+    learner.load(agent_state, streams)
+
+
+class AgentAlgorithm(Algorithm):
+    """Each iteration is `updates_per_call` updates on every learner; evaluation is RLlib's, on our runners.
+
+    num_updates: done so far. score: of the last evaluation, the normalised score if the dataset has one, else the mean return;
+    NaN before the first. Both are in every result.
+    """
+
+    num_updates: int = 0
+    score: float = math.nan
+    last_evaluation: Evaluation | None = None
+    last_evaluation_metrics: dict[str, float] = {}  # noqa: RUF012 - replaced, never changed
+
+    def setup(self, config: Any) -> None:
+        self._running: RunningEvaluation | None = None
+        self.dataset: Dataset = open_dataset(self.config.dataset_uri)
+        super().setup(config)
+
+    def training_step(self) -> None:
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            results = self.on_learners(_update_many, num_updates=self.config.updates_per_call)
+            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self.num_updates += self.config.updates_per_call
+
+    def step(self) -> dict[str, Any]:
+        return {**super().step(), "num_updates": self.num_updates, "score": self.score}
+
+    def on_learners(self, function: Any, **kwargs: Any) -> list[Any]:
+        """`function(learner, **kwargs)` on every rank. Raises its error, or RemoteError with the learner's traceback."""
+        if self.learner_group.is_remote:
+            function = guarded(function)
+        results = [result.get() for result in self.learner_group.foreach_learner(function, **kwargs)]
+        return unwrap(results, "learner", max(1, self.config.num_learners))
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _should_create_evaluation_env_runners(cls, eval_config: Any) -> bool:
+        """Why: RLlib makes none without an evaluation_interval, and then cannot `evaluate()` an offline algorithm."""
+        return eval_config.env is not None
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        self._require_env()
+        return super().evaluate(parallel_train_future)
+
+    def start_evaluation(self, *, sync_weights: bool = True) -> None:
+        """Sends the current weights to the runners and lets them run `evaluation_duration` episodes."""
+        self._require_env()
+        group = self.eval_env_runner_group
+        if sync_weights:
+            group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        self._running = RunningEvaluation(group, self.config.evaluation_duration, self.config.seed, self.num_updates)
+
+    @property
+    def is_evaluating(self) -> bool:
+        return self._running is not None
+
+    def finish_evaluation(self, timeout_s: float | None = None) -> int | None:
+        """Collects the evaluation into `last_evaluation`, `last_evaluation_metrics` and `score`.
+
+        Returns:
+            the update whose weights were evaluated; None if the runners need longer than `timeout_s` (None: waits for them).
+
+        Raises:
+            RemoteError: a runner failed, with its traceback, or died.
+        """
+        running = self._running
+        if running is None:
+            raise RuntimeError("finish_evaluation() without start_evaluation()")
+        try:
+            evaluation = running.poll(timeout_s)
+        except Exception:
+            self._running = None
+            raise
+        if evaluation is None:
+            return None
+        self._running = None
+        self.last_evaluation = evaluation
+        self.last_evaluation_metrics = evaluation_metrics(evaluation, self.dataset)
+        self.score = self.last_evaluation_metrics.get("eval/score_mean", self.last_evaluation_metrics["eval/return_mean"])
+        logger = MetricsLogger()
+        for path, value in self.last_evaluation_metrics.items():
+            name = path.removeprefix("eval/")
+            logger.log_value(EVALUATION_NAMES.get(name, name), value, window=1)
+        self.metrics.aggregate([logger.reduce()], key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
+        return running.num_updates
+
+    def _require_env(self) -> None:
+        if self.eval_env_runner_group is None:
+            raise ConfigError(f"dataset {self.config.dataset_uri!r} names no environment; set .environment('<gymnasium id>') to evaluate")
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------------
+
+    def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
+        """None: the learners' state goes into `policy/`, where errors are seen and no pickle is needed."""
+        return []
+
+    def save_to_path(
+        self, path: Any = None, *, state: Any = None, filesystem: Any = None, use_msgpack: bool = False
+    ) -> str:
+        """Writes RLlib's files, `policy/` (for `Policy.load` and `wmrl_ray.checkpoint`) and the manifest; complete or absent.
+
+        Raises:
+            ConfigError: `path` is missing or not local. (Tune uploads local folders itself.)
+        """
+        if path is None or filesystem is not None or "://" in str(path):
+            raise ConfigError(f"save_to_path(path={path!r}, filesystem={filesystem!r}): give a local folder; Tune uploads it to its storage")
+        target = Path(path).absolute()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            # Why not all of the state: RLlib's own files keep iteration and metrics, `policy/` keeps what the learners hold
+            own = self.get_state(not_components=[COMPONENT_LEARNER_GROUP, COMPONENT_EVAL_ENV_RUNNER])
+            super().save_to_path(partial, state=own, use_msgpack=use_msgpack)
+            ranks = self.on_learners(_save)
+            streams = [rank["streams"] for rank in ranks]
+            tree = {"agent": ranks[0]["agent"], "replay": streams[0]["replay"], "streams": streams}
+            meta = checkpoint_meta(self.config.run_config(), self.dataset, str(self.config.env), self.num_updates)
+            checkpoint.save(partial / "policy", tree, meta)
+            checkpoint.seal(partial)
+            _replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return str(target)
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        return {**state, "num_updates": self.num_updates, "score": self.score}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        # Why: RLlib's own version needs training runners for these two
+        state = {key: value for key, value in state.items() if key != COMPONENT_EVAL_ENV_RUNNER}
+        if (learners := state.pop(COMPONENT_LEARNER_GROUP, None)) is not None:
+            self.learner_group.set_state(learners)
+        super().set_state(state)
+        self.num_updates, self.score = state["num_updates"], state["score"]
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Raises CheckpointError if the checkpoint is incomplete or corrupt; nothing is restored then."""
+        checkpoint.verify(Path(path))
+        Checkpointable.restore_from_path(self, path, *args, **kwargs)
+        tree, _ = checkpoint.load(Path(path) / "policy")
+        self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"])
+
+    @classmethod
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Self:
+        """Raises CheckpointError; RLlib's own falls back to a fresh algorithm when it cannot read the file of arguments."""
+        checkpoint.verify(Path(path))
+        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Puts the finished folder in place of an older checkpoint, or of the empty folder that Tune made."""
+    if target.exists() and any(target.iterdir()):
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        os.replace(target, old)
+        os.replace(partial, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, target)
+
+
+class BC(AgentAlgorithm):
+    """Behaviour cloning."""
+
+    @classmethod
+    def get_default_config(cls) -> Any:
+        from wmrl_ray.rllib.config import BCConfig
+
+        return BCConfig()
+
+
+class TDMPC(AgentAlgorithm):
+    """TD-MPC on a fixed dataset."""
+
+    @classmethod
+    def get_default_config(cls) -> Any:
+        from wmrl_ray.rllib.config import TDMPCConfig
+
+        return TDMPCConfig()
+
+
+class IQLTDMPC(AgentAlgorithm):
+    """IQL-TD-MPC."""
+
+    @classmethod
+    def get_default_config(cls) -> Any:
+        from wmrl_ray.rllib.config import IQLTDMPCConfig
+
+        return IQLTDMPCConfig()

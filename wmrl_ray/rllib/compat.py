@@ -1,0 +1,102 @@
+"""All that this project knows about Ray versions: 2.54.1 (the lock) to 2.60.0 (the newest tested)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import ray
+from packaging.version import Version
+from ray.rllib.utils.torch_utils import convert_to_torch_tensor
+
+from wmrl_ray.config import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+    from wmrl_ray.rllib.algorithm import AgentAlgorithm
+    from wmrl_ray.rllib.config import AgentAlgorithmConfig
+
+RAY_VERSION = Version(ray.__version__)
+HAS_LOCAL_MODE = RAY_VERSION < Version("2.55")
+
+
+def in_local_mode() -> bool:
+    """Whether this process runs under `ray.init(local_mode=True)`: every task and actor inside it, one after another."""
+    if not (HAS_LOCAL_MODE and ray.is_initialized()):
+        return False
+    from ray._private import worker  # Why: `ray.LOCAL_MODE` is gone in newer versions
+
+    return worker._mode() == getattr(worker, "LOCAL_MODE", object())
+
+
+def init(*, local_mode: bool = False, debug: bool = False, num_cpus: int | None = None, **kwargs: Any) -> None:
+    """`ray.init` with the settings that behave the same on every supported version; nothing if Ray already runs.
+
+    Args:
+        local_mode: run every task and actor in this process. Only Ray up to 2.54 can.
+        debug: local mode where it exists, otherwise one logical CPU; with `debug_config` all work stays in this process.
+        num_cpus: logical CPUs of a cluster started here. None: as many as the machine has, or those of the cluster joined.
+
+    Raises:
+        ConfigError: local_mode on a Ray that refuses it.
+    """
+    if ray.is_initialized():
+        return
+    if local_mode and not HAS_LOCAL_MODE:
+        raise ConfigError(
+            f"Ray {ray.__version__} has no local_mode (2.54 was the last that did); use debug=True (`wmrl train --debug`), which keeps "
+            "environments, learner and evaluation in this process, or install ray==2.54.1"
+        )
+    # Why: without it Ray hides the GPUs from a driver that asked for none
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    joins_cluster = kwargs.get("address", os.environ.get("RAY_ADDRESS")) not in (None, "local")
+    if not joins_cluster:
+        # Why: newer versions turn token authentication on for a private local cluster, and then for every later head; older have none
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        kwargs.setdefault("include_dashboard", False)
+        if debug and not HAS_LOCAL_MODE:
+            num_cpus = 1
+        if num_cpus is not None:
+            kwargs["num_cpus"] = num_cpus
+    if local_mode or (debug and HAS_LOCAL_MODE and not joins_cluster):
+        kwargs["local_mode"] = True
+    ray.init(**kwargs)
+
+
+def debug_config(config: AlgorithmConfig) -> AlgorithmConfig:
+    """Everything in the driver process, where a breakpoint works, on any version."""
+    config.env_runners(num_env_runners=0)
+    config.learners(num_learners=0)
+    config.evaluation(evaluation_num_env_runners=0, evaluation_parallel_to_training=False)
+    return config
+
+
+def fit_to_mode(config: AlgorithmConfig) -> None:
+    """Under local_mode, replaces learner actors by the local learner: two hang and one works once per process."""
+    if in_local_mode() and config.num_learners > 0:
+        config.num_learners = 0
+
+
+def load_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], state: Mapping[str, Any], device: Any) -> None:
+    """Restores RLlib's optimiser state with plain numbers in the parameter groups.
+
+    Why: 2.54.1 turns lr, betas and flags into tensors, which fused Adam refuses.
+    """
+    for name, saved in state.items():
+        if name in optimizers:
+            moments = convert_to_torch_tensor(saved["state"]["state"], device=device)
+            optimizers[name].load_state_dict({**saved["state"], "state": moments})
+
+
+def build(config: AgentAlgorithmConfig, folder: Path) -> AgentAlgorithm:
+    """The algorithm, without RLlib's own log files where this version lets us say so."""
+    if not HAS_LOCAL_MODE:
+        return config.build_algo()  # newer versions write none
+    from ray.tune.logger import NoopLogger
+
+    return config.build_algo(logger_creator=lambda settings: NoopLogger(settings, str(folder)))

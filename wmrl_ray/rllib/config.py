@@ -1,0 +1,203 @@
+"""`IQLTDMPCConfig().dataset(uri).training(agent={...})`: RLlib's fluent configuration, with RLlib's silent typos refused."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from wmrl_ray.config import ConfigError, check, did_you_mean, from_dict, to_dict
+from wmrl_ray.core.agents import agent_config
+from wmrl_ray.data.datasets import check_compatible, open_dataset
+from wmrl_ray.rllib import algorithm as algorithms
+from wmrl_ray.rllib import compat
+from wmrl_ray.rllib.env_runner import PlannerEnvRunner
+from wmrl_ray.rllib.evaluation import evaluate_on_runners
+from wmrl_ray.rllib.learner import AgentLearner
+from wmrl_ray.rllib.module import AddIsFirst, AgentModule
+from wmrl_ray.rollout import env_dims
+from wmrl_ray.run import RunConfig
+
+# RLlib's hyper-parameters of learning. Nothing here reads them: the agent owns its own.
+NOT_OURS = ("lr", "gamma", "grad_clip", "train_batch_size", "train_batch_size_per_learner", "minibatch_size", "num_epochs")
+
+
+class AgentAlgorithmConfig(AlgorithmConfig):
+    """RLlib's settings keep RLlib's names; ours are `agent`, `batch_size` (of each learner), `updates_per_call` and the dataset.
+
+    Offline there is nothing to sample while training: `num_env_runners` counts runners for evaluation too.
+    """
+
+    agent_name: ClassVar[str]
+    default_algo_class: ClassVar[type]
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or self.default_algo_class)
+        self.agent: dict[str, Any] = {}
+        self.batch_size = 256
+        self.updates_per_call = 100
+        self.dataset_uri: str | None = None
+        self.run_record: dict[str, Any] | None = None
+        self.seed = 0
+        self._is_online = False  # Why: RLlib's only switch for "no training runners"
+        self.env_runner_cls = PlannerEnvRunner
+        self.num_envs_per_env_runner = 10
+        self.evaluation_duration = 20
+        self.custom_evaluation_function = evaluate_on_runners
+        self.restart_failed_env_runners = False  # Why: an error should stop a run with its cause, not repeat after a minute
+
+    # -- fluent ---------------------------------------------------------------------------------------------------------------
+
+    def training(
+        self,
+        *,
+        agent: Mapping[str, Any] = NotProvided,  # type: ignore[assignment]
+        batch_size: int = NotProvided,  # type: ignore[assignment]
+        updates_per_call: int = NotProvided,  # type: ignore[assignment]
+        **kwargs: Any,
+    ) -> Self:
+        """`agent`: what differs from the agent's own Config. `updates_per_call`: K, updates in one iteration.
+
+        Raises:
+            ConfigError: a key that does not exist, or one of RLlib's that has no effect here.
+        """
+        known = inspect.signature(AlgorithmConfig.training).parameters
+        for key in kwargs:
+            if key in NOT_OURS:
+                raise ConfigError(f"training({key}=...) has no effect here; set it in training(agent={{...}}) or batch_size")
+            if key not in known:
+                names = ["agent", "batch_size", "updates_per_call", *known]
+                raise ConfigError(f"training() has no key {key!r}{did_you_mean(key, names)}; ours: agent, batch_size, updates_per_call")
+        super().training(**kwargs)
+        for name, value in {"agent": agent, "batch_size": batch_size, "updates_per_call": updates_per_call}.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    def dataset(self, uri: str) -> Self:
+        """The dataset that every learner maps, in any form that `open_dataset` reads; its environment is the default one."""
+        self.dataset_uri = uri
+        return self
+
+    @classmethod
+    def from_run(cls, run: RunConfig) -> Self:
+        """The same training as `wmrl_ray.train.train(run)`."""
+        config = cls().dataset(run.dataset).debugging(seed=run.seed)
+        config.training(agent=run.agent, batch_size=run.batch_size, updates_per_call=run.updates_per_call)
+        config.learners(num_learners=run.num_learners)
+        config.environment(run.env)
+        config.env_runners(num_envs_per_env_runner=run.envs_per_runner)
+        config.evaluation(evaluation_num_env_runners=run.num_eval_runners, evaluation_duration=run.eval_episodes)
+        config.run_record = to_dict(run)
+        return config
+
+    def run_config(self, device: str = "cpu") -> RunConfig:
+        """This configuration in the terms of the loop without Ray."""
+        if self.run_record is not None:
+            return from_dict(RunConfig, {**self.run_record, "device": device})
+        k = self.updates_per_call
+        return RunConfig(
+            algorithm=self.agent_name,
+            dataset=str(self.dataset_uri),
+            env=self.env,
+            seed=self.seed,
+            num_updates=k,
+            batch_size=self.batch_size,
+            updates_per_call=k,
+            eval_every=0,
+            eval_episodes=self.evaluation_duration,
+            checkpoint_every=k,
+            log_every=k,
+            device=device,
+            num_learners=self.num_learners,
+            num_eval_runners=self.evaluation_num_env_runners,
+            envs_per_runner=self.num_envs_per_env_runner,
+            agent=dict(self.agent),
+        )
+
+    # -- RLlib's hooks --------------------------------------------------------------------------------------------------------
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=AgentModule)
+
+    def get_default_learner_class(self) -> type[AgentLearner]:
+        return AgentLearner
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        device = "cuda" if self.num_gpus_per_env_runner > 0 else "cpu"  # of runners; a learner builds its agent on its own
+        return {**super()._model_config_auto_includes, "algorithm": self.agent_name, "agent": dict(self.agent), "device": device}
+
+    def build_env_to_module_connector(self, env: Any = None, spaces: Any = None, device: Any = None) -> Any:
+        pipeline = super().build_env_to_module_connector(env=env, spaces=spaces, device=device)
+        pipeline.prepend(AddIsFirst())
+        return pipeline
+
+    def validate(self) -> None:
+        """Raises ConfigError or DataError: one line about the first thing that is wrong."""
+        self._refuse_unknown()
+        agent_config(self.agent_name, self.agent)
+        check(self.dataset_uri is not None, f"no dataset: add .dataset('<uri>') to {type(self).__name__}()")
+        check(isinstance(self.seed, int), f"seed = {self.seed!r}; a whole number is needed: .debugging(seed=0)")
+        check(
+            self.evaluation_duration_unit == "episodes" and isinstance(self.evaluation_duration, int),
+            f"evaluation_duration = {self.evaluation_duration!r} {self.evaluation_duration_unit}; evaluations here count whole episodes",
+        )
+        check(self.input_ == "sampler", f"offline_data(input_={self.input_!r}) reads through Ray Data, which is not used here; use .dataset(uri)")
+        compat.fit_to_mode(self)
+        if not self.in_evaluation and self.num_env_runners > 0:
+            self.evaluation_num_env_runners = max(self.num_env_runners, self.evaluation_num_env_runners)
+            self.num_env_runners = 0
+        self._fill_from_dataset()
+        self.run_config()  # checks batch_size and updates_per_call
+        super().validate()
+
+    def _refuse_unknown(self) -> None:
+        known = _defaults(type(self))
+        for key in vars(self):
+            check(key in known, f"unknown key {key!r}{did_you_mean(key, known)} in {type(self).__name__}")
+        for key in NOT_OURS:
+            stored = key if key in known else f"_{key}"
+            value = getattr(self, stored)
+            check(value == known[stored], f"{key} = {value!r} has no effect here; set it in training(agent={{...}}) or batch_size")
+
+    def _fill_from_dataset(self) -> None:
+        """Environment and spaces that were left out."""
+        dataset = open_dataset(str(self.dataset_uri))
+        card = dataset.card
+        if self.env is None and card.env_id is not None:
+            self.env = card.env_id
+        if isinstance(self.env, str):
+            check_compatible(dataset, *env_dims(self.env), self.env)
+        if self.env is None and self.observation_space is None:
+            self.observation_space = gym.spaces.Box(-np.inf, np.inf, (card.obs_dim,), np.float32)
+            self.action_space = gym.spaces.Box(-1.0, 1.0, (card.action_dim,), np.float32)
+
+
+@functools.cache
+def _defaults(config_class: type[AgentAlgorithmConfig]) -> dict[str, Any]:
+    return {**vars(config_class()), "class": config_class}  # "class": what RLlib's `from_state` leaves behind
+
+
+class BCConfig(AgentAlgorithmConfig):
+    agent_name = "bc"
+    default_algo_class = algorithms.BC
+
+
+class TDMPCConfig(AgentAlgorithmConfig):
+    agent_name = "tdmpc"
+    default_algo_class = algorithms.TDMPC
+
+
+class IQLTDMPCConfig(AgentAlgorithmConfig):
+    agent_name = "iql_tdmpc"
+    default_algo_class = algorithms.IQLTDMPC
+
+
+CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {c.agent_name: c for c in (BCConfig, TDMPCConfig, IQLTDMPCConfig)}

@@ -1,0 +1,90 @@
+"""Evaluation by runner actors: started, left alone while training goes on, collected when done."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from wmrl_ray.rllib.failures import RemoteError, guarded, unwrap
+from wmrl_ray.rollout import Evaluation
+
+if TYPE_CHECKING:
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+    from wmrl_ray.rllib.callbacks import EpisodeRecord
+    from wmrl_ray.rllib.env_runner import PlannerEnvRunner
+
+TAG = "evaluate"
+LOCAL = 0  # the index of the runner in the driver process
+Share = tuple[list["EpisodeRecord"], dict[str, float]]
+
+
+def _run_episodes(runner: PlannerEnvRunner, counts: dict[int, int], seed: int) -> Share:
+    """On the runner: its share of the episodes, from its own reset seed."""
+    index = runner.worker_index or LOCAL
+    return runner.run_episodes(counts[index], seed + 100_003 * index)
+
+
+class RunningEvaluation:
+    """One evaluation of the weights that the runners have at its start.
+
+    num_updates: of those weights. counts: episodes per runner.
+    """
+
+    def __init__(self, group: EnvRunnerGroup, num_episodes: int, seed: int, num_updates: int) -> None:
+        self.num_updates = num_updates
+        self._group = group
+        self._shares: dict[int, Any] = {}
+        workers = group.healthy_worker_ids()[:num_episodes] or [LOCAL]
+        self.counts = {worker: num_episodes // len(workers) + (i < num_episodes % len(workers)) for i, worker in enumerate(workers)}
+        if workers == [LOCAL]:
+            self._shares[LOCAL] = _run_episodes(group.local_env_runner, self.counts, seed)
+            return
+        kwargs = {"counts": self.counts, "seed": seed}
+        sent = group.foreach_env_runner_async(guarded(_run_episodes), tag=TAG, kwargs=kwargs, remote_worker_ids=workers)
+        if sent != len(workers):
+            raise RemoteError(f"only {sent} of {len(workers)} evaluation runners took the request; are their last evaluations running?")
+
+    def poll(self, timeout_s: float | None) -> Evaluation | None:
+        """The result, or None if it is still running after `timeout_s` (None: waits for it).
+
+        Raises:
+            RemoteError: a runner failed (with its traceback) or died.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while len(self._shares) < len(self.counts):
+            left = 1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                ready = self._group.fetch_ready_async_reqs(tags=TAG, timeout_seconds=min(left, 1.0))
+            except Exception as error:  # how RLlib reports the death of an actor
+                raise RemoteError(f"an evaluation runner died: {error}") from error
+            self._shares.update(ready)
+            unwrap((share for _, share in ready), "evaluation runner", len(ready))
+            if not ready and self._group.num_in_flight_async_reqs() == 0:
+                unwrap(self._shares.values(), "evaluation runner", len(self.counts))
+            if deadline is not None and left == 0.0 and len(self._shares) < len(self.counts):
+                return None
+        return _merge([self._shares[worker] for worker in self.counts])
+
+
+def _merge(shares: list[Share]) -> Evaluation:
+    records = [record for share, _ in shares for record in share]
+    episodes = [record.episode for record in records]
+    return Evaluation(
+        episodes=episodes,
+        returns=[episode.episode_return for episode in episodes],
+        lengths=[len(episode) for episode in episodes],
+        successes=[bool(record.success) for record in records],
+        reports_success=any(record.success is not None for record in records),
+        act_metrics={
+            name: sum(info[name] * len(share) for share, info in shares) / len(records) for name in (shares[0][1] if shares else {})
+        },
+    )
+
+
+def evaluate_on_runners(algorithm: Any, group: EnvRunnerGroup) -> tuple[dict[str, float], int, int]:
+    """RLlib's `custom_evaluation_function`: exact episode counts instead of those that end first. RLlib has synced the weights."""
+    algorithm.start_evaluation(sync_weights=False)
+    algorithm.finish_evaluation()
+    steps = sum(algorithm.last_evaluation.lengths)
+    return algorithm.last_evaluation_metrics, steps, steps

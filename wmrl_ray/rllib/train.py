@@ -1,0 +1,147 @@
+"""One recorded run on Ray: the contract, the run folder and the events of `wmrl_ray.train.train`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import LEARNER_RESULTS
+
+from wmrl_ray.config import to_dict
+from wmrl_ray.core.agents import agent_config
+from wmrl_ray.data.datasets import open_dataset
+from wmrl_ray.rllib import compat
+from wmrl_ray.rllib.algorithm import AgentAlgorithm
+from wmrl_ray.rllib.config import CONFIGS
+from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
+from wmrl_ray.train import Progress, evaluation_env, resolve_device
+
+
+def train_on_ray(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    on_event: OnEvent | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    debug: bool = False,
+) -> dict[str, Any]:
+    """Trains, evaluates and records one run with learners and runners on Ray; starts a local Ray if none runs.
+
+    Evaluations run beside training: their lines and events come when they finish, with the update whose weights were evaluated.
+
+    Args:
+        resume: continue from the newest complete checkpoint of `run_dir`; start at 0 if there is none.
+        should_stop: asked between calls; True writes a checkpoint and returns.
+        debug: everything in this process, whatever `num_learners` and `num_eval_runners` say.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        ConfigError, DataError: before anything is started or written.
+        RemoteError: an actor failed; the message has its error and traceback.
+    """
+    agent_config(config.algorithm, config.agent)
+    starts_ray = not ray.is_initialized()
+    actors = 0 if debug else config.num_learners + config.num_eval_runners
+    compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors))
+    try:
+        return _Run(config, run_dir, resume, on_event, debug).train(should_stop or (lambda: False))
+    finally:
+        if starts_ray:
+            ray.shutdown()
+
+
+class _Run:
+    """The state of one session of a run: the algorithm, the folder, and what is due next."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, resume: bool, on_event: OnEvent | None, debug: bool) -> None:
+        self.config = config
+        self.tell = on_event or (lambda event: None)
+        dataset = open_dataset(config.dataset)
+        evaluation_env(config, dataset)
+        settings = CONFIGS[config.algorithm].from_run(config)
+        if resolve_device(config.device).startswith("cuda"):
+            settings.learners(num_gpus_per_learner=1)
+        if debug:
+            compat.debug_config(settings)
+        torch.set_num_threads(1)  # Why: as the loop without Ray; actors have one CPU each too
+        resumes = resume and RunDir(run_dir).exists()
+        self.run = RunDir(run_dir) if resumes else RunDir.create(run_dir, config, dataset)
+        self.algorithm: AgentAlgorithm = compat.build(settings, self.run.path)
+        self.progress = Progress(config)
+        if resumes and (newest := self.run.newest_checkpoint()) is not None:
+            self.algorithm.restore_from_path(newest)
+            self.progress.update = self.algorithm.num_updates
+        self.run.open_metrics(self.progress.update)
+        self.last_eval: dict[str, float] = {}
+
+    def train(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        config, progress = self.config, self.progress
+        try:
+            self._event("start", {})
+            if progress.update and progress.due(config.eval_every) and not self._is_evaluated(progress.update):
+                self.algorithm.start_evaluation()  # Why: the session that stopped here did not see the end of it
+            since = (progress.update, time.monotonic())
+            while not progress.done:
+                result = self.algorithm.train()
+                progress.update = self.algorithm.num_updates
+                if progress.due(config.log_every):
+                    now = time.monotonic()
+                    metrics = _path_metrics(result[LEARNER_RESULTS][DEFAULT_MODULE_ID])
+                    metrics["time/updates_per_s"] = (progress.update - since[0]) / (now - since[1])
+                    since = (progress.update, now)
+                    self._record("update", progress.update, metrics)
+                paused = time.monotonic()
+                if progress.due(config.eval_every):
+                    self._collect_evaluation(None)
+                    self.algorithm.start_evaluation()
+                self._collect_evaluation(0.0)
+                since = (since[0], since[1] + time.monotonic() - paused)
+                stopping = should_stop()
+                if progress.due(config.checkpoint_every) or stopping:
+                    self.algorithm.save_to_path(self.run.checkpoint_path(progress.update))
+                    self.run.prune_checkpoints()
+                    self._event("checkpoint", {})
+                if stopping:
+                    break
+            self._collect_evaluation(None)
+            seconds = self.run.seconds()
+            summary = {"updates": progress.update, "seconds": seconds, "finished": progress.done, **self.last_eval}
+            if progress.done:
+                self.run.finish(summary)
+            self._event("end", self.last_eval)
+            return summary
+        finally:
+            self.algorithm.stop()
+
+    def _collect_evaluation(self, timeout_s: float | None) -> None:
+        """Records the evaluation in progress, if there is one and it ends within `timeout_s` (None: waits)."""
+        if not self.algorithm.is_evaluating or (update := self.algorithm.finish_evaluation(timeout_s)) is None:
+            return
+        self.last_eval = self.algorithm.last_evaluation_metrics
+        assert self.algorithm.last_evaluation is not None
+        self.run.save_trajectories(self.algorithm.last_evaluation)
+        self._record("eval", update, self.last_eval)
+
+    def _is_evaluated(self, update: int) -> bool:
+        return any(line["update"] == update and "eval/return_mean" in line for line in self.run.read_metrics())
+
+    def _record(self, kind: Any, update: int, metrics: dict[str, float]) -> None:
+        self.run.log(update, metrics)
+        self.tell(Event(kind, update, self.config.num_updates, metrics))
+
+    def _event(self, kind: Any, metrics: dict[str, float]) -> None:
+        self.tell(Event(kind, self.progress.update, self.config.num_updates, metrics))
+
+
+def _path_metrics(results: dict[str, Any]) -> dict[str, float]:
+    """The agent's own metrics, whose names are paths (`loss/critic`), without RLlib's."""
+    return {name: float(value) for name, value in results.items() if "/" in name}
