@@ -29,7 +29,9 @@ CORE = frozenset({"numpy", "torch"})
 DATA = CORE | {"pyarrow", "h5py"}
 READERS = frozenset({"minari", "gymnasium", "matplotlib", "h5py"})
 SYSTEM = DATA | {"gymnasium", "safetensors", "yaml"}
-SIMULATORS = frozenset({"mujoco", "gymnasium_robotics", "dm_control", "myosuite", "mani_skill", "sapien", "imageio", "scipy"})
+EXTRAS = frozenset(
+    {"mujoco", "gymnasium_robotics", "dm_control", "myosuite", "mani_skill", "sapien", "imageio", "imageio_ffmpeg", "scipy"}
+)
 SCREEN = frozenset({"typer", "click", "rich", "jinja2", "yaml", "numpy"})
 
 SHARED_AGENT_FILES = ("base", "latent")  # what several algorithms build on; no algorithm of its own
@@ -40,19 +42,20 @@ LAYERS = {
     "wmrl_ray.config": Layer(0, CORE),
     "wmrl_ray.core": Layer(0, CORE),
     "wmrl_ray.data": Layer(1, DATA, READERS),
-    "wmrl_ray.data.makers": Layer(2, SYSTEM, SIMULATORS | READERS),  # makers run environments
-    "wmrl_ray.envs": Layer(2, SYSTEM, SIMULATORS | READERS),
-    "wmrl_ray.envs.mazes": Layer(2, SYSTEM | {"mujoco"}, SIMULATORS),  # a family's file, imported when one of its ids is made
-    "wmrl_ray.rollout": Layer(2, SYSTEM, SIMULATORS),
+    "wmrl_ray.data.makers": Layer(2, SYSTEM, EXTRAS | READERS),  # makers run environments
+    "wmrl_ray.envs": Layer(2, SYSTEM, EXTRAS | READERS),
+    "wmrl_ray.envs.mazes": Layer(2, SYSTEM | {"mujoco"}, EXTRAS),  # a family's file, imported when one of its ids is made
+    "wmrl_ray.rollout": Layer(2, SYSTEM, EXTRAS),
     "wmrl_ray.run": Layer(2, SYSTEM),
     "wmrl_ray.checkpoint": Layer(2, SYSTEM),
     "wmrl_ray.policy": Layer(2, SYSTEM),
     "wmrl_ray.train": Layer(2, SYSTEM),
-    "wmrl_ray.rllib": Layer(3, SYSTEM | {"ray", "packaging"}, SIMULATORS),
+    "wmrl_ray.rllib": Layer(3, SYSTEM | {"ray", "packaging"}, EXTRAS),
     "wmrl_ray.report": Layer(4, frozenset({"numpy", "jinja2"}), frozenset({"matplotlib", "scipy", "yaml"})),
-    "wmrl_ray.doctor": Layer(4, SCREEN | {"packaging"}, SIMULATORS | SYSTEM | {"minari", "matplotlib"}),
+    "wmrl_ray.bad_pairs": Layer(4, frozenset({"packaging"})),
+    "wmrl_ray.doctor": Layer(4, SCREEN | {"packaging"}, EXTRAS | SYSTEM | {"minari", "matplotlib"}),
     "wmrl_ray.sweep": Layer(4, SCREEN, SYSTEM),
-    "wmrl_ray.cli": Layer(4, SCREEN, SYSTEM | SIMULATORS | {"matplotlib", "minari"}),
+    "wmrl_ray.cli": Layer(4, SCREEN, SYSTEM | EXTRAS | {"matplotlib", "minari"}),
     "wmrl_ray.__main__": Layer(4, SCREEN),
 }
 
