@@ -176,7 +176,9 @@ def test_making_a_maze_leaves_no_file_in_the_temp_folder(tmp_path: Path, monkeyp
 
 def test_another_process_needs_only_the_prefixed_id_and_hears_nothing() -> None:
     code = "import gymnasium\nenv = gymnasium.make('wmrl_ray.envs:wmrl/PointMaze-UMaze-v0')\nprint(env.reset(seed=0)[0].shape)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60
+    )
     assert (result.stdout, result.stderr) == ("(4,)\n", "")
 
 

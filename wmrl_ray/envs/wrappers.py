@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
+from gymnasium.spaces.utils import flatten, flatten_space
 
 from wmrl_ray.config import ConfigError
 
@@ -35,7 +36,7 @@ class FlatEnv(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
     def __init__(self, env: gym.Env):
         super().__init__(env)
         name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-        flat = gym.spaces.utils.flatten_space(env.observation_space)
+        flat = flatten_space(env.observation_space)
         if not isinstance(flat, Box) or _has_other_than_box(env.observation_space):
             raise ConfigError(f"env = {name!r} has observations {env.observation_space}; Box, or Dict of Box, is needed")
         if flat.dtype == np.uint8:
@@ -61,7 +62,7 @@ class FlatEnv(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
         return self._flat(obs), float(reward), bool(terminated), bool(truncated), info
 
     def _flat(self, obs: Any) -> np.ndarray:
-        return np.asarray(gym.spaces.utils.flatten(self.env.observation_space, obs), dtype=np.float32)
+        return np.asarray(flatten(self.env.observation_space, obs), dtype=np.float32)
 
 
 def _has_other_than_box(space: gym.Space) -> bool:
