@@ -79,7 +79,7 @@ def test_a_dict_observation_is_joined_as_gymnasium_flattens_it(home: Path, data_
     )
     dataset = open_dataset("d-v0")
     np.testing.assert_array_equal(dataset.obs, np.stack([gym.spaces.flatten(space, row) for row in rows]))
-    assert dataset.card.notes == ("Dict observation joined as observation[3], goals.a[2], goals.b[1]",)
+    assert dataset.card.notes == ("Dict observation joined as observation[3], goals.b[1], goals.a[2]",)
 
 
 def test_actions_of_another_box_are_rescaled_and_the_card_says_so(home: Path, episodes: list[Episode]) -> None:

@@ -44,8 +44,10 @@ class Episode:
         for name in ("obs", "action", "reward"):
             values = getattr(self, name)
             if not np.isfinite(values).all():
-                row = int(np.argwhere(~np.isfinite(values).reshape(len(values), -1).all(axis=1))[0, 0])
-                raise DataError(f"{where}: {name} at step {row} is not finite ({values[row]!r}); drop or repair this episode")
+                first = np.argwhere(~np.isfinite(values))[0]
+                raise DataError(
+                    f"{where}: {name} at step {first[0]} is not finite ({values[tuple(first)]}); drop or repair this episode"
+                )
         if (largest := float(np.abs(self.action).max())) > 1.0 + 1e-6:
             raise DataError(
                 f"{where}: action {largest:.4g} is outside [-1, 1]; rescale the actions to the environment's bounds"

@@ -19,7 +19,7 @@ import numpy as np
 from wmrl_ray.data.card import Origin
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.data.readers.origin import origin_from_json
-from wmrl_ray.data.readers.raw import Progress, RawDataset, damaged_as_data_error, starts_from_lengths
+from wmrl_ray.data.readers.raw import Progress, RawDataset, damaged_as_data_error, rows_of, starts_from_lengths
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
@@ -60,8 +60,7 @@ def from_transitions(arrays: Mapping[str, Any], origin: Origin, sha256: str | No
     Raises:
         DataError: arrays of different lengths, or nothing left.
     """
-    obs, action = (np.asarray(arrays[name], np.float32) for name in ("observations", "actions"))
-    obs, action = obs.reshape(len(obs), -1), action.reshape(len(action), -1)
+    obs, action = rows_of(arrays["observations"]), rows_of(arrays["actions"])
     reward = np.asarray(arrays["rewards"], np.float32).reshape(-1)
     terminal = np.asarray(arrays["terminals"]).reshape(-1).astype(np.bool_)
     timeout = np.asarray(arrays.get("timeouts", np.zeros_like(terminal))).reshape(-1).astype(np.bool_)
@@ -73,7 +72,7 @@ def from_transitions(arrays: Mapping[str, Any], origin: Origin, sha256: str | No
         raise DataError(f"{where}: the dataset is empty; it needs at least one episode")
     next_obs = arrays.get("next_observations")
     if next_obs is not None:
-        next_obs = np.asarray(next_obs, np.float32).reshape(len(next_obs), -1)
+        next_obs = rows_of(next_obs)
         if next_obs.shape != obs.shape:
             raise DataError(
                 f"{where}: next_observations {next_obs.shape} and observations {obs.shape} differ; rewrite the file"

@@ -13,7 +13,7 @@ import numpy as np
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.data.readers.d4rl import REQUIRED, check_keys, from_transitions
 from wmrl_ray.data.readers.origin import origin_from_json
-from wmrl_ray.data.readers.raw import Progress, RawDataset, damaged_as_data_error
+from wmrl_ray.data.readers.raw import Progress, RawDataset, damaged_as_data_error, rows_of
 
 KEYS = ("obs", "action", "reward", "terminated", "episode_starts")
 
@@ -46,15 +46,11 @@ def read_npz(path: Path, progress: Progress | None = None) -> RawDataset:
         if name not in arrays:
             raise DataError(f"{path}: has no {name!r}; needed: {', '.join(KEYS)}")
     return RawDataset(
-        obs=_rows(arrays["obs"], np.float32),
-        action=_rows(arrays["action"], np.float32),
+        obs=rows_of(arrays["obs"]),
+        action=rows_of(arrays["action"]),
         reward=np.asarray(arrays["reward"], np.float32).reshape(-1),
         terminated=np.asarray(arrays["terminated"]).reshape(-1).astype(np.uint8),
         episode_starts=np.asarray(arrays["episode_starts"], np.int64).reshape(-1),
         origin=origin,
         sha256=sha256,
     )
-
-
-def _rows(values: np.ndarray, dtype: type) -> np.ndarray:
-    return np.asarray(values, dtype).reshape(len(values), -1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +86,8 @@ class RawDataset:
             bad = ~np.isfinite(part.reshape(len(part), -1)).all(axis=1)
             if bad.any():
                 row = first + int(np.argmax(bad))
-                raise DataError(
-                    f"{where}: {name} is not finite in {self.place(row)} ({values[row]!r}); drop or repair this episode"
-                )
+                value = float(np.ravel(values[row])[~np.isfinite(np.ravel(values[row]))][0])
+                raise DataError(f"{where}: {name} is not finite in {self.place(row)} ({value}); drop or repair this episode")
 
     def _check_action(self, where: str) -> None:
         low, high = float(self.action.min()), float(self.action.max())
@@ -110,11 +111,16 @@ def damaged_as_data_error(path: Path, kind: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or path} does not exist; check the path") from error
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError, EOFError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
             f"cannot read {path} as {kind}: {reason}; it is damaged or another format, restore it from its source"
         ) from error
+
+
+def rows_of(values: np.ndarray) -> np.ndarray:
+    """[N, D] f32 from [N, ...]; N may be 0."""
+    return np.asarray(values, np.float32).reshape(len(values), int(np.prod(values.shape[1:], dtype=np.int64)))
 
 
 def starts_from_lengths(lengths: np.ndarray) -> np.ndarray:
