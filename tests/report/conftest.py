@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-STAND_IN = "Stand-in for D4RL's maze2d-umaze, made by wmrl_ray with the same recipe; scores are on its own scale."
+STAND_IN = "A replacement of D4RL's maze2d-umaze, made by wmrl_ray with the same recipe; scores are on its own scale."
 CARD = {
     "uri": "minari://wmrl/pointmaze/umaze-v0",
     "name": "wmrl/pointmaze/umaze-v0",
     "sha256": "ab" * 32,
     "num_steps": 1000,
     "num_episodes": 10,
+    "episode_length_max": 300,
+    "env_spec": '{"id": "wmrl/PointMaze-UMaze-v0", "max_episode_steps": 300}',
     "obs_dim": 4,
     "action_dim": 2,
     "env_id": "wmrl/PointMaze-UMaze-v0",
@@ -34,7 +36,7 @@ WriteRun = Callable[..., Path]
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> WriteRun:
-    """write_run(name, algorithm, seed, scores) -> the folder: an evaluation every 100 updates, finished unless more are planned."""
+    """write_run(name, algorithm, seed, scores) -> the folder; evaluated every 100 updates, finished unless more are planned."""
 
     def write(
         name: str,

@@ -46,7 +46,8 @@ def test_stand_in_and_published_datasets_never_share_a_table(tmp_path, write_run
     assert [scale["scale"] for scale in numbers["scales"]] == ["stand_in", "published"]
     assert [len(scale["datasets"]) for scale in numbers["scales"]] == [1, 1]
     assert all(scale["aggregate"] == [] for scale in numbers["scales"])
-    assert "Stand-in for D4RL&#39;s maze2d-umaze" in page
+    assert "Stand-in: A replacement of D4RL&#39;s maze2d-umaze" in page
+    assert page.count("must not be\n  compared") == 1
     assert page.index("Stand-in datasets") < page.index("Datasets with published reference scores")
 
 
@@ -158,6 +159,16 @@ def test_the_page_is_well_formed_and_fetches_nothing(tmp_path, write_run):
     assert not re.search(r"url\((?!#)|@import", text)
     assert text.count("<svg") == 4  # scores, trajectories, losses of two algorithms
     assert "#010203" not in text and "#040506" not in text
+
+
+def test_the_behaviour_has_a_score_only_where_its_episodes_are_those_of_the_environment(tmp_path, write_run):
+    write_run("whole")
+    write_run("pieces", card={"name": "pieces", "sha256": "cd" * 32, "episode_length_max": 1000})
+    page, numbers = numbers_of(tmp_path)
+    cards = {dataset["name"]: dataset["card"] for dataset in numbers["scales"][0]["datasets"]}
+    assert cards["wmrl/pointmaze/umaze-v0"]["behaviour_score"] == 50.0  # (120 - 20) / (220 - 20)
+    assert "behaviour_score" not in cards["pieces"]
+    assert page.count("own episodes average") == 1
 
 
 def test_markup_in_a_dataset_name_is_escaped(tmp_path, write_run):

@@ -62,7 +62,7 @@ def read_source(name: str) -> Source:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Applies `agent.horizon=3`, ... to `values`; the right-hand side is read as YAML.
+    """Applies `agent.plan.horizon=3`, ... to `values`; the right-hand side is read as YAML.
 
     Raises:
         ConfigError: no `=`, an empty key, or a value that is not YAML.
@@ -72,7 +72,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip() or not all(key.strip().split(".")):
-            raise ConfigError(f"--set {override!r} is not key=value; for example --set agent.horizon=3")
+            raise ConfigError(f"--set {override!r} is not key=value; for example --set agent.plan.horizon=3")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:

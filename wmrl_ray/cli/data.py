@@ -1,8 +1,262 @@
+"""`wmrl data`: make, list, look at, check and convert datasets."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-app = typer.Typer()
+from wmrl_ray.config import check, did_you_mean, to_dict
+
+if TYPE_CHECKING:
+    from wmrl_ray.data.card import DatasetCard
+    from wmrl_ray.data.datasets import Dataset
+
+app = typer.Typer(help="Make, list, look at, check and convert datasets.", no_args_is_help=True)
+PICTURES = (".png", ".svg", ".pdf")
+FORMATS = {".npz": "npz", ".hdf5": "hdf5", ".h5": "hdf5", ".parquet": "parquet", ".arrow": "arrow"}
+
+Uri = Annotated[
+    str, typer.Argument(metavar="URI", help="Minari id or folder, *.hdf5 (D4RL style), *.parquet, *.arrow or *.npz.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
-@app.callback()
-def f():
-    pass
+@app.command()
+def make(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="For example pointmaze-umaze; an unknown name lists them all.")],
+    steps: Annotated[int, typer.Option(help="Environment steps.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="The dataset depends on it, and not on the number of workers.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes (with --ray: actors); 0 works in this one.")] = 0,
+    use_ray: Annotated[bool, typer.Option("--ray", help="Spread the work over Ray actors, on a cluster if one runs.")] = False,
+    dataset_id: Annotated[str | None, typer.Option("--id", help="Minari id to write; default: the maker's own.")] = None,
+    reference_episodes: Annotated[int, typer.Option(help="Episodes behind each reference score.")] = 100,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a stand-in for a D4RL dataset with the same recipe, and write it as a Minari dataset."""
+    check(workers >= 0, f"--workers {workers}; it must not be negative")
+    from wmrl_ray.data.makers import MAKERS, make_dataset
+
+    check(name in MAKERS, f"no maker {name!r}{did_you_mean(name, MAKERS)}; there are: {', '.join(MAKERS)}")
+    with _map_shards(workers, use_ray) as map_shards, progress_bar(f"making {name}", "steps") as progress:
+        made = make_dataset(
+            name,
+            steps=steps,
+            seed=seed,
+            workers=workers,
+            dataset_id=dataset_id,
+            overwrite=overwrite,
+            reference_episodes=reference_episodes,
+            map_shards=map_shards,
+            progress=progress,
+        )
+    print(made)
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the Minari datasets on this machine."""
+    from wmrl_ray.data.catalog import list_datasets
+
+    entries = list_datasets()
+    if as_json:
+        print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
+        return
+    if not entries:
+        print("no datasets on this machine; make one: wmrl data make pointmaze-umaze")
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column, justify in (
+        ("dataset", "left"),
+        ("steps", "right"),
+        ("episodes", "right"),
+        ("MB", "right"),
+        ("environment", "left"),
+    ):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("", overflow="fold")
+    for entry in entries:
+        remark = f"[red]{_escape(entry.problem)}[/]" if entry.problem else "[yellow]stand-in[/]" if entry.is_stand_in else ""
+        numbers = (f"{entry.num_steps:,}", f"{entry.num_episodes:,}", f"{entry.size_mb:.1f}")
+        table.add_row(_escape(entry.name), *numbers, _escape(entry.env_id or ""), remark)
+    _console().print(table)
+
+
+@app.command()
+def info(
+    uri: Uri,
+    picture: Annotated[Path | None, typer.Option(help="Draw the visited states, e.g. states.png.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the card of a dataset: sizes, statistics, scores, origin."""
+    if picture is not None:
+        check(picture.suffix in PICTURES, f"--picture {picture} must end in one of {', '.join(PICTURES)}")
+        check(picture.parent.is_dir(), f"no such folder for the picture: {picture.parent}; create it first")
+    dataset = _open(uri)
+    if picture is not None:
+        draw_states(dataset, picture)
+    if as_json:
+        print(json.dumps(to_dict(dataset.card), indent=1))
+    else:
+        _print_card(dataset.card, picture)
+
+
+@app.command()
+def verify(uri: Uri, as_json: AsJson = False) -> None:
+    """Hash a dataset and its cached copy in full, and compare them with what was recorded."""
+    from wmrl_ray.data import catalog
+
+    found = catalog.verify(uri)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+    else:
+        print(f"{found.name} is intact: {found.num_steps:,} steps in {found.num_episodes:,} episodes, sha256 {found.sha256}")
+
+
+@app.command("import")
+def import_(
+    source: Uri,
+    dataset_id: Annotated[str, typer.Argument(metavar="ID", help="Minari id to write, e.g. group/name-v0.")],
+    env: Annotated[str | None, typer.Option(help="Environment to evaluate in; 'module:id' imports the module first.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a dataset of any readable format into Minari's folder, under an id."""
+    from wmrl_ray.data.catalog import import_dataset
+
+    card = import_dataset(source, dataset_id, env=env, overwrite=overwrite).card
+    print(f"{card.uri}: {card.num_steps:,} steps in {card.num_episodes:,} episodes")
+
+
+@app.command()
+def export(
+    uri: Uri,
+    path: Annotated[Path, typer.Argument(help="A file, or for Minari a folder such as name-v0.")],
+    format: Annotated[str | None, typer.Option(help="npz, hdf5, parquet, arrow or minari; default: by the ending.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a dataset in another format; reading it back gives the same arrays and the same sha256."""
+    from wmrl_ray.data import exporting
+
+    written = exporting.export(uri, path, format or FORMATS.get(path.suffix, "minari"), overwrite=overwrite)
+    print(written)
+
+
+def draw_states(dataset: Dataset, picture: Path) -> None:
+    """Writes a picture of the visited states, in the maze where there is one."""
+    from wmrl_ray.data.card import plot_states
+
+    layout = None
+    if dataset.card.env_id is not None:
+        from wmrl_ray.envs import maze_layout
+
+        layout = maze_layout(dataset.card.env_id)
+    if layout is None:
+        plot_states(dataset, picture)
+    else:  # the map's first row is its top, the picture's is its bottom
+        plot_states(dataset, picture, walls=layout.walls[::-1], extent=layout.bounds, goal=layout.goal)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, None (no progress) elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def _map_shards(workers: int, use_ray: bool) -> Iterator[Any]:
+    """The Ray version of `map`, with a Ray around it; None: the maker's own."""
+    if not use_ray:
+        yield None
+        return
+    import functools
+
+    import ray
+
+    from wmrl_ray.rllib import compat
+    from wmrl_ray.rllib.parallel import ray_map_shards
+
+    starts = not ray.is_initialized()
+    compat.init(num_cpus=max(workers, 1) if workers else None, logging_level="ERROR")
+    try:
+        yield functools.partial(ray_map_shards, num_workers=workers or None)
+    finally:
+        if starts:
+            ray.shutdown()
+
+
+def _open(uri: str) -> Dataset:
+    from wmrl_ray.data.datasets import open_dataset
+
+    with progress_bar("reading", "") as progress:
+        return open_dataset(uri, progress=progress)
+
+
+def _print_card(card: DatasetCard, picture: Path | None) -> None:
+    from rich.table import Table
+
+    from wmrl_ray.report.summary import has_comparable_episodes
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    span = f"{card.episode_length_min:,} to {card.episode_length_max:,} steps; {card.num_terminated:,} end in a terminal state"
+    rows = {
+        "dataset": f"[bold]{_escape(card.name)}[/]",
+        "size": f"{card.num_steps:,} steps in {card.num_episodes:,} episodes of {span}",
+        "spaces": f"{card.obs_dim} observations, {card.action_dim} actions",
+        "environment": _escape(card.env_id or "none named: set env to evaluate"),
+        "return": f"mean {card.return_mean:.4g}, largest {card.return_max:.4g}",
+    }
+    if card.ref_min_score is not None and card.ref_max_score is not None:
+        rows["score"] = f"return {card.ref_min_score:.4g} is 0, {card.ref_max_score:.4g} is 100"
+        if has_comparable_episodes(to_dict(card)):
+            rows["score"] += f"; the dataset's own mean is {card.normalized_score(card.return_mean):.1f}"
+    else:
+        rows["score"] = "no reference scores: returns cannot be normalised"
+    rows["observations"] = "mean " + _numbers(card.obs_mean) + "\nstd  " + _numbers(card.obs_std)
+    if card.stand_in:
+        rows["stand-in"] = f"[yellow]{_escape(card.stand_in)}[/]"
+    elif card.description:
+        rows["description"] = _escape(card.description)
+    rows |= {"note": "\n".join(map(_escape, card.notes))} if card.notes else {}
+    rows |= {"sha256": card.sha256, "cache": _escape(card.cache_path)}
+    rows |= {"picture": _escape(str(picture))} if picture else {}
+    for name, text in rows.items():
+        table.add_row(name, text)
+    _console().print(table)
+
+
+def _numbers(values: tuple[float, ...], shown: int = 8) -> str:
+    return "  ".join(f"{v:8.3f}" for v in values[:shown]) + (f"  ... {len(values)} in all" if len(values) > shown else "")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _console() -> Any:
+    """The terminal; elsewhere a width that breaks no line of a table."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)

@@ -42,12 +42,12 @@ class JsonLines:
         self._stream.flush()
 
     def on_event(self, event: Event) -> None:
-        self.write({"event": event.kind, "update": event.update, "total": event.total, **event.metrics})
+        if event.kind != "end":  # the command's own last line, "result", says the same and more
+            self.write({"event": event.kind, "update": event.update, "total": event.total, **event.metrics})
 
     def write(self, line: dict[str, Any]) -> None:
-        """Writes one line, at once. Numbers that JSON lacks become null."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._stream.write(json.dumps(finite) + "\n")
+        """Writes one line, at once; floats with 6 digits (metrics.jsonl has them all), null for what JSON lacks."""
+        self._stream.write(json.dumps({key: _short(value) for key, value in line.items()}) + "\n")
         self._stream.flush()
 
     def note(self, text: str) -> None:
@@ -66,6 +66,7 @@ class LivePanel:
         self._run_dir = escape(str(run_dir))
         self._total, self._update, self._first_update = config.num_updates, 0, 0
         self._started: float | None = None  # when the first event came, seconds
+        self._reached = 0.0  # when the current update was reached
         self._metrics: dict[str, float] = {}
         self._evaluations: list[tuple[int, dict[str, float]]] = []
         self._checkpoint: int | None = None
@@ -82,7 +83,9 @@ class LivePanel:
         self._live.stop()
 
     def on_event(self, event: Event) -> None:
-        self._update, self._total = event.update, event.total
+        if event.update != self._update:
+            self._reached = time.monotonic()
+        self._update, self._total = max(event.update, self._update), event.total
         if event.kind == "start":
             self._started, self._first_update = time.monotonic(), event.update
         elif event.kind == "update":
@@ -102,7 +105,8 @@ class LivePanel:
         done = self._update - self._first_update
         if self._started is None or done <= 0:
             return None
-        return (time.monotonic() - self._started) / done * (self._total - self._update)
+        needed = (self._reached - self._started) / done * (self._total - self._update)
+        return max(0.0, needed - (time.monotonic() - self._reached))
 
     def render(self) -> RenderableType:
         from rich.console import Group
@@ -115,7 +119,7 @@ class LivePanel:
         head.add_column(justify="right", no_wrap=True)
         head.add_row(ProgressBar(total=self._total, completed=self._update), self._progress_text())
         parts: list[RenderableType] = [head]
-        losses = {k.removeprefix("loss/"): v for k, v in self._metrics.items() if k.startswith("loss/")}
+        losses = {k.removeprefix("loss/"): v for k, v in sorted(self._metrics.items()) if k.startswith("loss/")}
         if losses:
             parts.append(_row("loss", "   ".join(f"{k} [bold]{v:.4g}[/]" for k, v in losses.items())))
         if self._evaluations:
@@ -169,6 +173,12 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def _row(name: str, text: str) -> str:

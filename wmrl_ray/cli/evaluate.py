@@ -106,7 +106,7 @@ def describe(numbers: dict[str, Any]) -> str:
         lines.append(f"  success  {numbers['success_mean']:8.0%}")
     lines.append(f"  length   {numbers['length_mean']:8.1f} steps")
     if numbers["stand_in"] and numbers["score_mean"] is not None:
-        lines.append(f"  {numbers['stand_in']}")
+        lines.append(f"  stand-in: {numbers['stand_in'].split('. ')[0].rstrip('.')}.")
     if "video" in numbers:
         lines.append(f"  video    {numbers['video']}")
     return "\n".join(lines)

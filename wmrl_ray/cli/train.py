@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wmrl_ray.cli.configs import Source, apply_overrides, read_source
+from wmrl_ray.cli.configs import apply_overrides, read_source
 from wmrl_ray.cli.display import JsonLines, format_seconds, make_display
 from wmrl_ray.cli.errors import EXIT_INTERRUPTED
 from wmrl_ray.cli.signals import StopRequest
 from wmrl_ray.config import ConfigError, from_dict, to_dict
+from wmrl_ray.report.runs import flatten
 
 if TYPE_CHECKING:
     from wmrl_ray.run import Event, RunConfig, RunDir
@@ -42,7 +43,8 @@ def train(
         str, typer.Argument(metavar="FILE_OR_NAME", help="YAML file, name in tune_configs, or run folder.")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. agent.horizon=3. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. agent.plan.horizon=3. Repeatable."),
     ] = None,
     no_ray: Annotated[bool, typer.Option("--no-ray", help="Train in this process, without Ray.")] = False,
     debug: Annotated[
@@ -74,7 +76,7 @@ def train(
     config = from_dict(RunConfig, values)
     agent_config(config.algorithm, config.agent)  # Why: a misspelt agent setting shows before the dataset is read
     run = RunDir(run_dir or source.run_dir or Path("runs") / source.label / f"{config.algorithm}-seed{config.seed}")
-    if not prepare_folder(run, config, source, resume=resume, overwrite=overwrite):
+    if not prepare_folder(run, config, resume=resume, overwrite=overwrite, no_ray=no_ray):
         print(f"{run.path} has finished its {config.num_updates:,} updates already; --set num_updates=N trains it further")
         return
 
@@ -92,7 +94,7 @@ def train(
     _conclude(run, result, no_ray, debug, stop, display)
 
 
-def prepare_folder(run: RunDir, config: RunConfig, source: Source, *, resume: bool, overwrite: bool) -> bool:
+def prepare_folder(run: RunDir, config: RunConfig, *, resume: bool, overwrite: bool, no_ray: bool) -> bool:
     """Makes the run folder ready for the loop; False when a resumed run has nothing left to do.
 
     Raises:
@@ -112,6 +114,7 @@ def prepare_folder(run: RunDir, config: RunConfig, source: Source, *, resume: bo
         raise ConfigError(f"{run.path} already holds a run ({state}); {ways}")
     else:
         _check_same(run, config)
+        _check_same_loop(run, newest, no_ray)
         if done >= config.num_updates and (run.path / "result.json").exists():
             return False
         _record(run, config)
@@ -161,17 +164,21 @@ def _conclude(run: RunDir, result: dict[str, Any], no_ray: bool, debug: bool, st
 
 def _check_same(run: RunDir, config: RunConfig) -> None:
     """Raises ConfigError when `config` would learn something else than the run did so far."""
-    before, now = to_dict(run.config()), to_dict(config)
-    for key in before:
-        if key not in MAY_CHANGE and before[key] != now[key]:
-            old, new, name = before[key], now[key], key
-            if key == "agent":
-                name = next(k for k in {**old, **new} if old.get(k) != new.get(k))
-                old, new, name = old.get(name, "the default"), new.get(name, "the default"), f"agent.{name}"
+    before, now = (dict(flatten(to_dict(c))) for c in (run.config(), config))
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key, "the default"), now.get(key, "the default")
+        if key not in MAY_CHANGE and old != new:
             raise ConfigError(
-                f"cannot resume {run.path} with {name} = {new}: it was started with {old}; "
+                f"cannot resume {run.path} with {key} = {new}: it was started with {old}; "
                 f"resume with `wmrl train {run.path} --resume`, or choose another --run-dir"
             )
+
+
+def _check_same_loop(run: RunDir, newest: Path | None, no_ray: bool) -> None:
+    """Raises ConfigError when the checkpoint is of the other loop: RLlib's hold more, in another layout."""
+    if newest is not None and (newest / "policy").is_dir() == no_ray:
+        with_ray, fix = ("with", "resume it without --no-ray") if no_ray else ("without", "resume it with --no-ray")
+        raise ConfigError(f"{run.path} was trained {with_ray} Ray, and its checkpoints continue only there; {fix}")
 
 
 def _record(run: RunDir, config: RunConfig) -> None:

@@ -66,9 +66,10 @@ class Run:
 
     @property
     def updates_per_s(self) -> float | None:
-        known = (self.result or {}).get("updates_per_s")
-        if known is not None:
-            return float(known)
+        """Median speed of training, without evaluations where the run logged it so."""
+        speeds = self.curve("time/updates_per_s")[1]
+        if len(speeds):
+            return float(np.median(speeds))
         return self.num_updates / self.seconds if self.seconds > 0 else None
 
     def final(self, key: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -85,8 +86,7 @@ def _scale(scale: str, groups: Sequence[Group]) -> dict[str, Any]:
         rows = [row for group in members if (row := _row(group)) is not None]
         rows.sort(key=lambda row: -(row["return"] if scale == "returns" else row["score"])["mean"])
         datasets.append({"name": name, "card": _card(members[0].runs[0].dataset), "rows": rows})
-    sentences = dict.fromkeys(run.dataset["stand_in"] for group in groups for run in group.runs if run.dataset.get("stand_in"))
-    return {"sentences": list(sentences), "datasets": datasets, "aggregate": _aggregate(groups)}
+    return {"datasets": datasets, "aggregate": _aggregate(groups)}
 
 
 def _row(group: Group) -> dict[str, Any] | None:
@@ -163,12 +163,23 @@ def _run(group: Group, run: Run) -> dict[str, Any]:
 
 
 def _card(card: dict[str, Any]) -> dict[str, Any]:
-    """The card without its long arrays, with the score of the behaviour that made the data."""
-    shown = {key: value for key, value in card.items() if key not in ("obs_mean", "obs_std", "env_spec", "path", "cache")}
+    """The card without long arrays, this machine's paths and what is said twice; with the score of the data's own behaviour."""
+    hidden = {"obs_mean", "obs_std", "env_spec", "cache_path"} | ({"description"} if card.get("stand_in") else set())
+    shown = {key: value for key, value in card.items() if key not in hidden}
     low, high, mean = (card.get(key) for key in ("ref_min_score", "ref_max_score", "return_mean"))
-    if low is not None and high is not None and mean is not None and high != low:
+    if low is not None and high is not None and mean is not None and high != low and has_comparable_episodes(card):
         shown["behaviour_score"] = 100.0 * (mean - low) / (high - low)
     return shown
+
+
+def has_comparable_episodes(card: dict[str, Any]) -> bool:
+    """Whether the data's episodes are episodes of the environment: a longer piece of a log collects more return than an episode can.
+
+    card: a dataset card as a dict.
+    """
+    limit = json.loads(card.get("env_spec") or "{}").get("max_episode_steps")
+    longest = card.get("episode_length_max")
+    return limit is not None and longest is not None and longest <= limit
 
 
 def _config_table(groups: Sequence[Group]) -> dict[str, Any]:
@@ -191,10 +202,10 @@ def _config_table(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _environment_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each distinct environment once, with the runs made in it."""
+    """Each distinct environment once, with the runs made in it; commands and start times differ by nature and are left out."""
     seen: dict[str, dict[str, Any]] = {}
     for run in runs:
-        flat = dict(flatten(run.environment))
+        flat = {key: value for key, value in flatten(run.environment) if key not in ("command", "started")}
         seen.setdefault(repr(sorted(flat.items(), key=lambda item: item[0])), {"values": flat, "runs": []})["runs"].append(
             run.name
         )
