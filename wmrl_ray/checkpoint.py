@@ -1,7 +1,7 @@
 """Full-state checkpoints without pickle: complete or absent, and checked.
 
-A checkpoint is a folder: `tensors.safetensors` (every tensor and array of the state, named by its path), `state.json` (everything
-else of the state, and `meta`), and `manifest.json` (sha256 of both), written last into a temporary folder that is then renamed.
+A checkpoint is a folder: `tensors.safetensors` (every tensor and array of the state, named by its path), `state.json` (the rest
+of the state, and `meta`), and `manifest.json` (sha256 of both), written last into a temporary folder that is then renamed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,11 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def seal(folder: Path) -> None:
     """Writes the manifest of every file in `folder`: the last act of writing a checkpoint."""
-    files = {f.relative_to(folder).as_posix(): _sha256(f) for f in sorted(folder.rglob("*")) if f.is_file() and f.name != "manifest.json"}
+    files = {
+        f.relative_to(folder).as_posix(): _sha256(f)
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.name != "manifest.json"
+    }
     temporary = folder / ".manifest.json.partial"
     temporary.write_text(json.dumps({"format": FORMAT, "sha256": files}, indent=1))
     with open(temporary, "rb") as f:
@@ -92,7 +96,9 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"no checkpoint at {path}")
     manifest = path / "manifest.json"
     if not manifest.exists():
-        raise CheckpointError(f"{path} is not a complete checkpoint: it has no manifest.json (it was interrupted, or is another folder)")
+        raise CheckpointError(
+            f"{path} is not a complete checkpoint: it has no manifest.json (it was interrupted, or is another folder)"
+        )
     try:
         content = json.loads(manifest.read_text())
         files = content["sha256"]

@@ -101,7 +101,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     elif origin is typing.Literal:
         if value in args:
             return value
-        raise ConfigError(f"{path} = {value!r}{did_you_mean(str(value), map(str, args))}; allowed: {', '.join(map(repr, args))}")
+        raise ConfigError(
+            f"{path} = {value!r}{did_you_mean(str(value), map(str, args))}; allowed: {', '.join(map(repr, args))}"
+        )
     elif origin in (list, tuple) and isinstance(value, list | tuple):
         inner = args[0] if args else Any
         return origin(_convert(inner, v, f"{path}[{i}]") for i, v in enumerate(value))

@@ -48,7 +48,13 @@ class Policy:
         """obs [O] or [W, O] -> action [A] or [W, A], as the evaluation acts."""
         obs = np.asarray(obs, dtype=np.float32)
         if obs.shape[-1] != self.agent.obs_dim or obs.ndim not in (1, 2):
-            raise ValueError(f"obs has shape {list(obs.shape)}; this policy takes [{self.agent.obs_dim}] or [W, {self.agent.obs_dim}]")
+            raise ValueError(
+                f"obs has shape {list(obs.shape)}; this policy takes [{self.agent.obs_dim}] or [W, {self.agent.obs_dim}]"
+            )
+        if self._plan_state is not None and len(self._plan_state) != (1 if obs.ndim == 1 else len(obs)):
+            raise ValueError(
+                f"the last call acted in {len(self._plan_state)} environments; call reset() before acting in another number"
+            )
         rows = torch.from_numpy(np.atleast_2d(obs)).to(self.agent.device)
         is_first = torch.full((len(rows),), self._first, device=self.agent.device)
         action, self._plan_state, _ = self.agent.act(rows, self._plan_state, is_first)

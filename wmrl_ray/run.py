@@ -44,15 +44,16 @@ class RunConfig:
     agent: dict[str, Any] = field(default_factory=dict)  # the agent's Config
 
     def __post_init__(self) -> None:
-        for name in ("num_updates", "batch_size", "updates_per_call", "eval_episodes", "checkpoint_every", "log_every", "envs_per_runner"):
+        periods = ("num_updates", "checkpoint_every", "log_every")
+        for name in (*periods, "batch_size", "updates_per_call", "eval_episodes", "envs_per_runner"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
         for name in ("eval_every", "num_learners", "num_eval_runners", "seed"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
-        for name in ("num_updates", "eval_every", "checkpoint_every", "log_every"):
+        for name in (*periods, "eval_every"):
             value = getattr(self, name)
             check(
                 value % self.updates_per_call == 0,
-                f"{name} = {value} is not a multiple of updates_per_call = {self.updates_per_call}; the loop stops only between calls",
+                f"{name} = {value} is not a multiple of updates_per_call = {self.updates_per_call}; loops stop between calls",
             )
 
 
@@ -70,7 +71,10 @@ OnEvent = Callable[[Event], None]
 
 
 class RunDir:
-    """The folder of a run: config.json, dataset.json, environment.json, metrics.jsonl, trajectories.npz, checkpoints/, result.json."""
+    """The folder of a run.
+
+    It holds config.json, dataset.json, environment.json, metrics.jsonl, trajectories.npz, checkpoints/ and result.json.
+    """
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -182,7 +186,9 @@ def _git_revision() -> str | None:
     here = Path(__file__).parent
     try:
         revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=5)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True, timeout=5)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True, timeout=5
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return revision.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

@@ -43,14 +43,15 @@ def build_agent(config: RunConfig, dataset: Dataset, rank: int = 0) -> Agent:
 
 def build_replay(config: RunConfig, dataset: Dataset, rank: int = 0) -> Replay:
     """The run's replay over the memory-mapped dataset, with its own random stream per rank. Raises DataError if it cannot
-    give the agent a single window."""
+    give the agent a single window.
+    """
     replay = Replay(dataset, seed=[config.seed, rank])
     replay.check_window(agent_config(config.algorithm, config.agent).window)
     return replay
 
 
 def resolve_device(device: str) -> str:
-    """"auto" -> "cuda" if there is one, else "cpu". Raises ConfigError for a CUDA device that is not there."""
+    """For "auto", "cuda" if there is one, else "cpu". Raises ConfigError for a CUDA device that is not there."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -80,7 +81,9 @@ def update_many(agent: Agent, replay: Replay, num_updates: int, batch_size: int)
         metrics = agent.update(batch)
     values = dict(zip(metrics, torch.stack([m.float() for m in metrics.values()]).tolist(), strict=True))
     if not all(math.isfinite(v) for v in values.values()):
-        raise NonFiniteLossError(f"update {agent.num_updates} is not finite: {values}; lower agent.lr or check the dataset's rewards")
+        raise NonFiniteLossError(
+            f"update {agent.num_updates} is not finite: {values}; lower agent.lr or check the dataset's rewards"
+        )
     return values
 
 

@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tests.core.reference import random_batch
 
+from tests.core.reference import random_batch
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import AGENTS, make_agent
 from wmrl_ray.core.batch import Batch
@@ -134,7 +134,10 @@ def mean_reward(agent, rng: np.random.Generator) -> float:
 def test_it_learns_to_move_a_point_to_the_origin(name: str, at_least: float):
     rng = np.random.default_rng(0)
     obs, action, reward = point_episodes(200, 20, rng)
-    config = {**CONFIGS[name], **({"gamma": 0.9, "beta": 10.0, "lr": 1e-3} if name == "iql_tdmpc" else {"gamma": 0.9} if name == "tdmpc" else {})}
+    config = {
+        **CONFIGS[name],
+        **({"gamma": 0.9, "beta": 10.0, "lr": 1e-3} if name == "iql_tdmpc" else {"gamma": 0.9} if name == "tdmpc" else {}),
+    }
     agent = make_agent(name, config, 2, 2)
     H = agent.config.window
     for _ in range(400):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from tests.core.reference import apply, array, q_min, random_batch, shake
 
+from tests.core.reference import apply, array, q_min, random_batch, shake
 from wmrl_ray.core.agents import make_agent
 
 B, H, O, A, Z = 2, 3, 5, 6, 8  # noqa: E741
@@ -90,7 +90,9 @@ def test_each_loss_reaches_its_own_modules():
     def reached(loss):
         agent.model.zero_grad(set_to_none=True)
         loss.backward()
-        return {name.split(".")[0] for name, p in agent.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        return {
+            name.split(".")[0] for name, p in agent.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+        }
 
     loss, zs, _ = agent.model_loss(batch, noise)
     assert reached(loss) == {"encoder", "dynamics", "reward_head", "critic"}

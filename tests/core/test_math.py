@@ -32,7 +32,9 @@ def test_the_squashed_log_probability_is_the_change_of_variables_in_numpy():
     rng = np.random.default_rng(0)
     mean, log_std, action = rng.normal(size=(7, 3)), rng.normal(size=(7, 3)), rng.uniform(-0.95, 0.95, size=(7, 3))
     u = np.arctanh(action)
-    expected = (-0.5 * ((u - mean) / np.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi) - np.log(1 - action**2)).sum(-1)
+    expected = (-0.5 * ((u - mean) / np.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi) - np.log(1 - action**2)).sum(
+        -1
+    )
     actual = m.squashed_log_prob(torch.tensor(mean), torch.tensor(log_std), torch.tensor(action), margin=1e-3)
     assert np.allclose(actual.numpy(), expected, atol=1e-6)
 

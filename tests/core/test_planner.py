@@ -129,7 +129,7 @@ def test_exploring_adds_noise_within_the_bounds():
         ({"horizon": 0}, "horizon = 0"),
         ({"num_samples": 0, "num_policy": 64}, "iterations = 6"),
         ({"num_elites": 1000}, "num_elites = 1000"),
-        ({"num_samples": 0, "num_policy": 0, "iterations": 1}, "nothing to choose from"),
+        ({"num_samples": 0, "num_policy": 0, "iterations": 1}, "there is nothing to choose from"),
     ],
 )
 def test_an_impossible_plan_is_refused_by_name(values, named):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from tests.core.reference import apply, array, q_min, random_batch, shake
 
+from tests.core.reference import apply, array, q_min, random_batch, shake
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import make_agent
 from wmrl_ray.core.agents.base import frozen
@@ -43,7 +43,11 @@ def numpy_model_loss(agent, batch, noise):
         z = apply(m.dynamics, za)
         consistency += c.rho**k * ((z - apply(t.encoder, obs[:, k + 1])) ** 2).mean(-1)
     parts = [np.minimum(x, c.loss_clip).mean() for x in (consistency, reward_loss, critic)]
-    return (c.consistency_coef * parts[0] + c.reward_coef * parts[1] + c.critic_coef * parts[2]) / H, parts, np.stack(targets, 1)
+    return (
+        (c.consistency_coef * parts[0] + c.reward_coef * parts[1] + c.critic_coef * parts[2]) / H,
+        parts,
+        np.stack(targets, 1),
+    )
 
 
 def test_the_model_loss_is_the_papers_in_numpy(agent):

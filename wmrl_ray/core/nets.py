@@ -84,7 +84,12 @@ def mlp(in_dim: int, hidden: Sequence[int], out_dim: int, activation: type[nn.Mo
 def critic_mlp(in_dim: int, hidden_dim: int) -> nn.Sequential:
     """TD-MPC's Q head: its first layer is normalised and bounded (LayerNorm, Tanh), which keeps Q from growing along z."""
     return nn.Sequential(
-        Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.Tanh(), Linear(hidden_dim, hidden_dim), nn.ELU(), Linear(hidden_dim, 1)
+        Linear(in_dim, hidden_dim),
+        nn.LayerNorm(hidden_dim),
+        nn.Tanh(),
+        Linear(hidden_dim, hidden_dim),
+        nn.ELU(),
+        Linear(hidden_dim, 1),
     )
 
 
@@ -97,6 +102,9 @@ class Ensemble(nn.ModuleList):
 
 class Normalizer(nn.Module):
     """(obs - mean) / std with fixed statistics of the dataset, kept with the weights; the identity until they are set."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, dim: int):
         super().__init__()

@@ -1,8 +1,8 @@
 """Model Predictive Path Integral control in a latent space, as a pure function, batched over W environments.
 
 TD-MPC's planner (Section III-B of the IQL-TD-MPC paper, Algorithm 1 of 2203.04955): policy trajectories join random ones, the
-elites refit a diagonal Gaussian, and one elite, drawn by its score, gives the action. With `num_samples = 0` nothing is refined:
-the elites come from the policy's own samples (Section IV, "n_r = 0"), so no action leaves the policy's distribution.
+elites refit a diagonal Gaussian, and one elite, drawn by its score, gives the action. With `num_samples = 0` nothing is
+refined: the elites come from the policy's own samples (Section IV, "n_r = 0"), so no action leaves the policy's distribution.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ class PlanConfig:
     max_std: float = 2.0
 
     def __post_init__(self) -> None:
+        total = self.num_samples + self.num_policy
         check(self.horizon >= 1, f"plan.horizon = {self.horizon}; it must be at least 1")
-        check(self.num_samples + self.num_policy >= 1, "plan.num_samples + plan.num_policy = 0; nothing to choose from")
+        check(total >= 1, "plan.num_samples + plan.num_policy = 0; there is nothing to choose from")
         check(
-            1 <= self.num_elites <= self.num_samples + self.num_policy,
-            f"plan.num_elites = {self.num_elites}; it must be in [1, num_samples + num_policy = {self.num_samples + self.num_policy}]",
+            1 <= self.num_elites <= total,
+            f"plan.num_elites = {self.num_elites}; it must be in [1, num_samples + num_policy = {total}]",
         )
         check(self.iterations >= 1, f"plan.iterations = {self.iterations}; it must be at least 1")
         check(
             self.num_samples > 0 or self.iterations == 1,
-            f"plan.iterations = {self.iterations} with num_samples = 0; without random samples there is nothing to refine: set iterations = 1",
+            f"plan.iterations = {self.iterations} with num_samples = 0: there is nothing to refine; set iterations = 1",
         )
 
 

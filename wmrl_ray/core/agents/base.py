@@ -38,6 +38,7 @@ class Agent:
     """
 
     Config: ClassVar[type[AgentConfig]]
+    compiled_functions: ClassVar[tuple[str, ...]] = ()  # pure methods that torch.compile takes when the config asks for it
 
     model: nn.Module
     target: nn.Module | None
@@ -62,6 +63,10 @@ class Agent:
         if self.target is not None:
             self.target.to(self.device).requires_grad_(False)
         self.optimizers = self.build_optimizers()
+        if config.compile != "off":
+            mode = "reduce-overhead" if config.compile == "cuda_graphs" else None
+            for name in self.compiled_functions:
+                setattr(self, name, torch.compile(getattr(self, name), mode=mode))
 
     # -- what a subclass defines ------------------------------------------------------------------------------------------
 
@@ -74,7 +79,8 @@ class Agent:
 
     def update(self, batch: Batch) -> Metrics:
         """One gradient step on a batch; returns detached scalars, still tensors. Raises nothing on non-finite values:
-        the loop converts metrics once per call and raises there."""
+        the loop converts metrics once per call and raises there.
+        """
         raise NotImplementedError
 
     def act(
@@ -111,12 +117,6 @@ class Agent:
         norm = nn.utils.clip_grad_norm_(parameters, max_norm)
         optimizer.step()
         return norm
-
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` under torch.compile, or itself, as the config says."""
-        if self.config.compile == "off":
-            return function
-        return torch.compile(function, mode="reduce-overhead" if self.config.compile == "cuda_graphs" else None)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The activations' precision."""

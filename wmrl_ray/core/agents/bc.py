@@ -1,7 +1,7 @@
 """Behaviour cloning: the baseline that every planner has to beat.
 
-Hyper-parameters are CORL's BC (the BC column of Table II of the IQL-TD-MPC paper): a deterministic tanh policy, mean squared error,
-256 x 2 ReLU, Adam 3e-4, observations normalised by the dataset's statistics.
+Hyper-parameters are CORL's BC (the BC column of Table II of the IQL-TD-MPC paper): a deterministic tanh policy, mean squared
+error, 256 x 2 ReLU, Adam 3e-4, observations normalised by the dataset's statistics.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Chitnis, Xu, Hashemi, Lehnert, Dogan, Zhu, Delalleau: IQL-TD-MPC: Implicit Q-Learning for Hierarchical Model Predictive Control.
 
-What changes against `tdmpc.py`, its sibling: a value head V trained by an expectile loss (Eq. 1); the critic loss is TD-MPC's or
-IQL's (Eq. 2); the policy is stochastic with a learned sigma and trained by advantage-weighted regression (Eq. 3); planning keeps
-the best of the policy's own samples and refines nothing (n_r = 0).
+What changes against `tdmpc.py`, its sibling: a value head V trained by an expectile loss (Eq. 1); the critic loss is TD-MPC's
+or IQL's (Eq. 2); the policy is stochastic with a learned sigma and trained by advantage-weighted regression (Eq. 3); planning
+keeps the best of the policy's own samples and refines nothing (n_r = 0).
 
 Unspecified in the paper, decided here:
 - V, like the policy, reads the rolled-out latents without sending gradient into the model, on an optimiser of its own; both
@@ -12,7 +12,7 @@ Unspecified in the paper, decided here:
 - the advantage uses the minimum of the target critics, and V before its step (as CORL's IQL);
 - expectile 0.7 and beta 3 (0.9 and 10 for antmaze), weights clipped at 100; V's network is as wide as the others;
 - n_pi = 512, n_e = 64, one elite drawn by TD-MPC's scores; lr 3e-4; uniform sampling, no priorities.
-Deviates: squashed-Gaussian likelihoods take actions pulled inside the bounds (`action_margin`), where data sits exactly on them.
+Deviates: squashed-Gaussian likelihoods take actions pulled inside the bounds (`action_margin`): data sits exactly on them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Metrics, soft_update
 from wmrl_ray.core.agents.latent import LatentAgent, LatentAgentConfig
 from wmrl_ray.core.batch import Batch
-from wmrl_ray.core.math import advantage_weight, expectile_loss, rescale_log_std, squashed_log_prob, squashed_sample, time_weights
+from wmrl_ray.core.math import (
+    advantage_weight,
+    expectile_loss,
+    rescale_log_std,
+    squashed_log_prob,
+    squashed_sample,
+    time_weights,
+)
 from wmrl_ray.core.models.latent import LatentModel, TargetNetworks
 from wmrl_ray.core.planner import PlanConfig
 
@@ -61,10 +68,7 @@ class IQLTDMPC(LatentAgent):
 
     Config = Config
     config: Config
-
-    def __init__(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003 - Agent's
-        super().__init__(*args, **kwargs)
-        self.model_loss, self.value_loss, self.actor_loss = map(self.compiled, (self.model_loss, self.value_loss, self.actor_loss))
+    compiled_functions = (*LatentAgent.compiled_functions, "model_loss", "value_loss", "actor_loss")
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         model = LatentModel(self.config.model, self.obs_dim, self.action_dim, actor_dim=2 * self.action_dim, with_value=True)

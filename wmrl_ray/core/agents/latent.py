@@ -46,10 +46,7 @@ class LatentAgent(Agent):
     config: LatentAgentConfig
     model: LatentModel
     target: TargetNetworks
-
-    def __init__(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003 - Agent's
-        super().__init__(*args, **kwargs)
-        self._returns, self._policy_rollout = self.compiled(self._returns), self.compiled(self._policy_rollout)
+    compiled_functions = ("returns", "policy_rollout")
 
     def policy(self, z: Tensor, noise: Tensor) -> Tensor:
         """A sample of pi(. | z) [..., A] for standard normal noise [..., A]."""
@@ -66,12 +63,6 @@ class LatentAgent(Agent):
     # -- PlanModel ----------------------------------------------------------------------------------------------------------
 
     def policy_rollout(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return self._policy_rollout(z, noise)
-
-    def returns(self, z: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
-        return self._returns(z, actions, noise)
-
-    def _policy_rollout(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         actions, total, discount = [], 0.0, 1.0
         for t in range(self.config.plan.horizon):
             actions.append(self.policy(z, noise[:, t]).float())
@@ -80,7 +71,7 @@ class LatentAgent(Agent):
             discount *= self.config.gamma
         return torch.stack(actions, 1), total + discount * self._terminal_value(z, noise[:, -1])
 
-    def _returns(self, z: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
+    def returns(self, z: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
         total, discount = 0.0, 1.0
         for t in range(self.config.plan.horizon):
             total = total + discount * self.model.reward(z, actions[:, t]).float()

@@ -35,10 +35,7 @@ class TDMPC(LatentAgent):
 
     Config = Config
     config: Config
-
-    def __init__(self, *args, **kwargs) -> None:  # noqa: ANN002, ANN003 - Agent's
-        super().__init__(*args, **kwargs)
-        self.model_loss, self.actor_loss = self.compiled(self.model_loss), self.compiled(self.actor_loss)
+    compiled_functions = (*LatentAgent.compiled_functions, "model_loss", "actor_loss")
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         model = LatentModel(self.config.model, self.obs_dim, self.action_dim, actor_dim=self.action_dim)

@@ -87,6 +87,5 @@ class TargetNetworks(nn.Module):
         return self.critic(_join(z, action))
 
 
-
 def _join(z: Tensor, action: Tensor) -> Tensor:
     return torch.cat([z, action.to(z.dtype)], -1)

@@ -1,0 +1,76 @@
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from wmrl_ray.config import ConfigError, check, from_dict, set_key, to_dict
+
+
+@dataclass(frozen=True)
+class Inner:
+    width: int = 8
+
+    def __post_init__(self) -> None:
+        check(self.width > 0, f"width = {self.width}; it must be positive")
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    rate: float = 0.1
+    mode: Literal["a", "b"] = "a"
+    limit: int | None = None
+    flag: bool = False
+    sizes: tuple[int, ...] = ()
+    inner: Inner = field(default_factory=Inner)
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+def test_values_become_the_dataclass_and_back():
+    values = {
+        "name": "x",
+        "rate": 1,
+        "mode": "b",
+        "limit": 3,
+        "flag": True,
+        "sizes": [1, 2],
+        "inner": {"width": 4},
+        "extra": {"k": 2},
+    }
+    config = from_dict(Outer, values)
+    assert config == Outer("x", 1.0, "b", 3, True, (1, 2), Inner(4), {"k": 2.0})
+    assert from_dict(Outer, to_dict(config)) == config
+
+
+def test_yamls_string_for_a_float_is_a_float():
+    assert from_dict(Outer, {"name": "x", "rate": "3e-4"}).rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "x", "rat": 1}, r"unknown key 'rat' \(did you mean 'rate'\?\)"),
+        ({"name": "x", "inner": {"widht": 1}}, r"unknown key 'inner.widht' \(did you mean 'width'\?\)"),
+        ({}, "missing key 'name'"),
+        ({"name": 3}, "name = 3 is a int; expected str"),
+        ({"name": "x", "limit": 1.5}, "limit = 1.5 is a float"),
+        ({"name": "x", "flag": 1}, "flag = 1 is a int; expected bool"),
+        ({"name": "x", "rate": True}, "rate = True is a bool; expected float"),
+        ({"name": "x", "mode": "c"}, "mode = 'c'.*allowed: 'a', 'b'"),
+        ({"name": "x", "sizes": [1, "z"]}, r"sizes\[1\] = 'z'"),
+        ({"name": "x", "inner": {"width": 0}}, "inner: width = 0; it must be positive"),
+        ({"name": "x", "inner": 3}, "inner = 3 is a int; expected Inner"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_it(values, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        from_dict(Outer, values)
+    assert "\n" not in str(error.value)
+
+
+def test_a_dotted_key_reaches_a_nested_mapping():
+    values: dict = {"a": {"b": 1}}
+    set_key(values, "a.c.d", 2)
+    assert values == {"a": {"b": 1, "c": {"d": 2}}}
+    with pytest.raises(ConfigError, match="'b' is not a mapping"):
+        set_key(values, "a.b.x", 1)
