@@ -169,6 +169,17 @@ def test_frames_show_the_whole_first_episode_and_change_nothing_else() -> None:
     assert same(filmed, evaluate(agent, POINT, 2, num_envs=2))
 
 
+def test_any_mujoco_environment_can_be_filmed() -> None:
+    agent = FakeAgent(constant(*[0.1] * 6))
+    try:
+        filmed = evaluate(agent, "HalfCheetah-v5", 1, frames=True)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    assert filmed.frames is not None
+    assert len(filmed.frames) == 1001
+    assert not np.array_equal(filmed.frames[0], filmed.frames[50])
+
+
 def test_the_sizes_of_an_environment() -> None:
     assert env_dims(POINT) == (4, 2)
     assert env_dims("Pendulum-v1") == (3, 1)

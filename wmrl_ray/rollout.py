@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch
 from wmrl_ray.config import check
 from wmrl_ray.data.episode import Episode
 from wmrl_ray.envs import make_env
+from wmrl_ray.envs.camera import Camera, camera_of
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -70,16 +71,15 @@ def evaluate(
     """
     check(num_episodes >= 1, f"num_episodes = {num_episodes}; at least 1 is needed")
     check(num_envs >= 1, f"num_envs = {num_envs}; at least 1 is needed")
-    slots = [
-        _Slot(make_env(env_id, **({"render_mode": "rgb_array"} if frames and i == 0 else {})))
-        for i in range(min(num_envs, num_episodes))
-    ]
+    slots = [_Slot(make_env(env_id)) for _ in range(min(num_envs, num_episodes))]
     try:
+        if frames:
+            slots[0].prepare_frames(env_id)
         with _acting_stream(agent, seed), torch.no_grad():
             return _run(agent, slots, num_episodes, seed, record, frames)
     finally:
         for slot in slots:
-            slot.env.close()
+            slot.close()
 
 
 @functools.cache
@@ -105,16 +105,28 @@ class _Slot:
     reward: list[float] = field(default_factory=list)
     success: bool = False
     frames: list[np.ndarray] = field(default_factory=list)
+    camera: Camera | None = None
 
     def start(self, index: int, seed: int) -> None:
         entropy = np.random.SeedSequence((seed, index)).generate_state(1)
         obs, _ = self.env.reset(seed=int(entropy[0]))
         self.index, self.obs, self.action, self.reward, self.success = index, [obs], [], [], False
 
+    def prepare_frames(self, env_id: str) -> None:
+        self.camera = camera_of(self.env)
+        if self.camera is None:  # no MuJoCo: the environment draws itself
+            self.env.close()
+            self.env = make_env(env_id, render_mode="rgb_array")
+
     def take_frame(self) -> None:
-        frame: Any = self.env.render()
-        check(frame is not None and frame.any(), "the picture is black; set MUJOCO_GL=egl or osmesa before Python starts")
+        frame = np.asarray(self.env.render() if self.camera is None else self.camera.frame())
+        check(bool(frame.any()), "the picture is black; set MUJOCO_GL=egl or osmesa before Python starts")
         self.frames.append(frame)
+
+    def close(self) -> None:
+        if self.camera is not None:
+            self.camera.close()
+        self.env.close()
 
 
 def _run(agent: Agent, slots: list[_Slot], num_episodes: int, seed: int, record: bool, frames: bool) -> Evaluation:

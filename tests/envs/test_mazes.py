@@ -94,7 +94,7 @@ def test_the_simulation_is_that_of_gymnasium_robotics_to_the_last_bit(
 @pytest.mark.parametrize("env", [POINT, "wmrl/AntMaze-Ultra-v0"], indirect=True)
 def test_a_seed_fixes_the_reset_and_the_way(env: gym.Env) -> None:
     rng = np.random.default_rng(0)
-    actions = rng.uniform(-1, 1, (20, *env.action_space.shape)).astype(np.float32)
+    actions = rng.uniform(-1, 1, (20, len(env.action_space.sample()))).astype(np.float32)
 
     def run(seed: int) -> np.ndarray:
         return np.stack([env.reset(seed=seed)[0], *(env.step(action)[0] for action in actions)])
@@ -186,7 +186,7 @@ def test_a_picture_shows_the_goal_and_is_not_black() -> None:
     env = make_env(POINT, render_mode="rgb_array", frame_size=64)
     env.reset(seed=0, options={"start_cell": (3, 1)})
     try:
-        frame = env.render()
+        frame = np.asarray(env.render())
     except ConfigError as error:
         pytest.skip(str(error))
     finally:
