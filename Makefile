@@ -77,6 +77,7 @@ layers: setup  ## who may import what (DESIGN's table)
 
 bench: setup  ## figures of tests/benchmarks on this machine (PEER=path of a nicklashansen/tdmpc checkout, optional)
 	@$(BIN)/python -m pytest -m 'bench and not gpu' $(PYTEST_ARGS)
+	@$(BIN)/python -m tests.benchmarks.bench_system
 	@$(BIN)/python -m tests.benchmarks.bench_tdmpc $(if $(PEER),--peer $(PEER))
 
 clean:  ## remove the environments, caches and build outputs (not runs/)
