@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from wmrl_ray.data.episode import DataError
 
@@ -37,6 +36,8 @@ def read_table(path: Path) -> pa.Table:
     unregister_ray_extension_types()
     with damaged_as_data_error(path):
         if path.suffix == ".parquet":
+            import pyarrow.parquet as pq  # here, because mapping the cache does not need it
+
             return pq.ParquetFile(path, memory_map=True).read()
         with pa.memory_map(str(path)) as source:
             is_file = source.read(6) == b"ARROW1"
@@ -46,16 +47,14 @@ def read_table(path: Path) -> pa.Table:
 
 
 @contextlib.contextmanager
-def damaged_as_data_error(path: Path) -> Iterator[None]:
+def damaged_as_data_error(path: Path, fix: str = "restore it from its source") -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; check the path") from None
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise DataError(
-            f"cannot read {path}: {reason}; the file is damaged or another format, restore it from its source"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"cannot read {path}: {reason}; it is damaged or another format, {fix}") from error
 
 
 def write_ipc(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
@@ -73,10 +72,8 @@ def map_ipc(path: Path) -> dict[str, np.ndarray]:
         DataError: truncated or damaged.
     """
     unregister_ray_extension_types()
-    with damaged_as_data_error(path):
+    with damaged_as_data_error(path, f"delete the folder {path.parent}, it is rebuilt from the source"):
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        if reader.num_record_batches != 1:
-            raise DataError(f"{path} has {reader.num_record_batches} record batches, not 1; delete its folder, it is rebuilt")
         batch = reader.get_batch(0)
     return {name: _view(batch.column(i)) for i, name in enumerate(batch.schema.names)}
 

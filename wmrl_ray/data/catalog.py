@@ -69,8 +69,10 @@ def verify(uri: str | Path, *, cache_dir: Path | str | None = None) -> Verificat
             f"{source.uri} has changed since it was read: its content has sha256 {sha256[:12]}..., then "
             f"{known['sha256'][:12]}...; restore it, or open it again (`wmrl data info`) to accept what it is now"
         )
-    dataset = cache.open(source)
+    if not cache.path(sha256).is_dir():
+        cache.open(source)
     files = cache.verify(sha256)
+    dataset = cache.open(source)
     arrays = {name: getattr(dataset, name) for name in ("obs", "action", "reward", "terminated", "episode_starts")}
     if (found := content_sha256(arrays)) != dataset.card.sha256:
         raise DataError(

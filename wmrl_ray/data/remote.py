@@ -17,7 +17,7 @@ T = TypeVar("T")
 PROBE_SECONDS = 15.0  # for the first answer of the server; the download itself may take as long as it needs
 
 
-def download(dataset_id: str, root: Path, *, probe_seconds: float = PROBE_SECONDS) -> None:
+def download(dataset_id: str, root: Path) -> None:
     """Puts the dataset under `root`, complete or not at all.
 
     Minari's own `download_dataset` first lists the whole remote, with half a minute of retries when nothing answers; here one
@@ -31,7 +31,7 @@ def download(dataset_id: str, root: Path, *, probe_seconds: float = PROBE_SECOND
         from minari.storage.remotes import get_cloud_storage
 
         storage = get_cloud_storage()
-        within(probe_seconds, lambda: storage.get_dataset_metadata(dataset_id))
+        within(PROBE_SECONDS, lambda: storage.get_dataset_metadata(dataset_id))
     except ImportError as error:
         raise DataError(
             f"dataset {dataset_id!r} is not on this machine and downloading needs a package that is missing "
