@@ -60,14 +60,13 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class Linear(nn.Linear):
     """`nn.Linear` that takes oneDNN's float32 product where that exists (CPU, wide enough, not under autocast)."""
 
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features)
+        self.is_wide = min(in_features, out_features) >= NARROW and torch.backends.mkldnn.is_available()
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
-        if (
-            input.device.type == "cpu"
-            and input.dtype == torch.float32
-            and min(self.out_features, self.in_features) >= NARROW
-            and torch.backends.mkldnn.is_available()
-            and not torch.is_autocast_enabled("cpu")
-        ):
+        exact = input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if self.is_wide and exact and input.device.type == "cpu":
             return _OneDnnLinear.apply(input, self.weight, self.bias)  # type: ignore[return-value]
         return F.linear(input, self.weight, self.bias)
 
