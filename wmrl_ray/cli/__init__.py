@@ -1,5 +1,5 @@
 """The `wmrl` command. Every command imports what it needs when it runs: `wmrl --help` loads neither torch nor ray."""
 
-from wmrl_ray.cli.app import app, main
+from wmrl_ray.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

@@ -17,7 +17,6 @@ from wmrl_ray.cli.display import JsonLines, format_seconds, make_display
 from wmrl_ray.cli.errors import EXIT_INTERRUPTED
 from wmrl_ray.cli.signals import StopRequest
 from wmrl_ray.config import ConfigError, from_dict, to_dict
-from wmrl_ray.report.runs import flatten
 
 if TYPE_CHECKING:
     from wmrl_ray.run import Event, RunConfig, RunDir
@@ -164,9 +163,14 @@ def _conclude(run: RunDir, result: dict[str, Any], no_ray: bool, debug: bool, st
 
 def _check_same(run: RunDir, config: RunConfig) -> None:
     """Raises ConfigError when `config` would learn something else than the run did so far."""
-    before, now = (dict(flatten(to_dict(c))) for c in (run.config(), config))
+    from wmrl_ray.core.agents import agent_config
+    from wmrl_ray.report.runs import flatten
+
+    before, now = (
+        dict(flatten(to_dict(c) | {"agent": to_dict(agent_config(c.algorithm, c.agent))})) for c in (run.config(), config)
+    )
     for key in dict.fromkeys([*before, *now]):
-        old, new = before.get(key, "the default"), now.get(key, "the default")
+        old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
         if key not in MAY_CHANGE and old != new:
             raise ConfigError(
                 f"cannot resume {run.path} with {key} = {new}: it was started with {old}; "

@@ -190,9 +190,9 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """("agent.horizon", 5), ... for a nested mapping."""
+    """("agent.plan.horizon", 5), ... for a nested mapping; an empty one inside it yields nothing."""
     for key, value in values.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -173,7 +173,7 @@ def _card(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_comparable_episodes(card: dict[str, Any]) -> bool:
-    """Whether the data's episodes are episodes of the environment: a longer piece of a log collects more return than an episode can.
+    """Whether the data's episodes are episodes of the environment: a longer piece of a log collects more than an episode can.
 
     card: a dataset card as a dict.
     """

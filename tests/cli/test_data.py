@@ -1,0 +1,89 @@
+"""`wmrl data` from making to exporting, on real files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+ID = "wmrl/test-cli/umaze-v0"
+
+
+@pytest.fixture
+def made(wmrl):
+    outcome = wmrl("data", "make", "pointmaze-umaze", "--steps", 2000, "--reference-episodes", 4, "--id", ID, "--overwrite")
+    assert (outcome.code, outcome.out.strip()) == (0, ID), outcome.err
+    return ID
+
+
+def test_a_made_dataset_is_listed_as_a_stand_in(wmrl, made):
+    entries = {entry["name"]: entry for entry in json.loads(wmrl("data", "list", "--json").out)}
+    assert (entries[ID]["num_steps"], entries[ID]["is_stand_in"], entries[ID]["problem"]) == (2000, True, "")
+    table = wmrl("data", "list").out
+    assert ID in table and "2,000" in table and "stand-in" in table
+
+
+def test_making_it_again_needs_overwrite(wmrl, made):
+    outcome = wmrl("data", "make", "pointmaze-umaze", "--steps", 2000, "--id", ID)
+    assert outcome.code == 2
+    assert ID in outcome.err and "overwrite" in outcome.err
+
+
+def test_info_prints_the_card_and_draws_the_states(wmrl, made, tmp_path):
+    outcome = wmrl("data", "info", made, "--picture", tmp_path / "states.png")
+    assert outcome.code == 0, outcome.err
+    for part in ("2,000 steps", "wmrl/PointMaze-UMaze-v0", "not D4RL data", "is 100"):
+        assert part in outcome.out
+    assert (tmp_path / "states.png").read_bytes().startswith(b"\x89PNG")
+    card = json.loads(wmrl("data", "info", made, "--json").out)
+    assert (card["num_steps"], card["obs_dim"], card["action_dim"]) == (2000, 4, 2)
+
+
+def test_the_mean_score_of_pieces_longer_than_an_episode_is_not_shown(wmrl, made):
+    assert json.loads(wmrl("data", "info", made, "--json").out)["episode_length_max"] > 300
+    assert "the dataset's own mean" not in wmrl("data", "info", made).out
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.hdf5", "x.parquet", "x.arrow", "x-v0"])
+def test_an_export_is_the_same_dataset(wmrl, made, tmp_path, name):
+    assert wmrl("data", "export", made, tmp_path / name).code == 0
+    sha256 = [json.loads(wmrl("data", "info", uri, "--json").out)["sha256"] for uri in (made, tmp_path / name)]
+    assert sha256[0] == sha256[1]
+
+
+def test_an_export_can_be_imported_under_an_id_with_an_environment(wmrl, made, tmp_path):
+    wmrl("data", "export", made, tmp_path / "x.npz")
+    arguments = [
+        "data",
+        "import",
+        tmp_path / "x.npz",
+        "wmrl/test-cli/imported-v0",
+        "--env",
+        "wmrl_ray.envs:wmrl/PointMaze-UMaze-v0",
+    ]
+    outcome = wmrl(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert "minari://wmrl/test-cli/imported-v0: 2,000 steps" in outcome.out
+    assert wmrl(*arguments).code == 2  # it is there now
+
+
+def test_verify_finds_a_flipped_byte(wmrl, made, tmp_path):
+    path = tmp_path / "x.npz"
+    wmrl("data", "export", made, path)
+    intact = wmrl("data", "verify", path)
+    assert intact.code == 0 and "is intact: 2,000 steps" in intact.out
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    damaged = wmrl("data", "verify", path)
+    assert damaged.code == 2
+    assert "has changed since it was read" in damaged.err
+
+
+@pytest.mark.ray
+def test_ray_actors_make_the_same_dataset(wmrl, made, local_ray):
+    arguments = ["--steps", 2000, "--reference-episodes", 4, "--id", "wmrl/test-cli/by-ray-v0", "--ray", "--workers", 2]
+    outcome = wmrl("data", "make", "pointmaze-umaze", *arguments)
+    assert outcome.code == 0, outcome.err
+    cards = [json.loads(wmrl("data", "info", uri, "--json").out) for uri in (made, "wmrl/test-cli/by-ray-v0")]
+    assert cards[0]["sha256"] == cards[1]["sha256"]

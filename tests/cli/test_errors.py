@@ -1,0 +1,86 @@
+"""A user's error is one line and exit code 2; ours keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import pytest
+
+from wmrl_ray.checkpoint import CheckpointError
+from wmrl_ray.cli import app as app_module
+from wmrl_ray.cli.errors import user_message
+from wmrl_ray.config import ConfigError
+from wmrl_ray.data.episode import DataError
+from wmrl_ray.train import NonFiniteLossError
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, NonFiniteLossError])
+def test_errors_that_a_user_can_mend_are_their_own_message(kind):
+    assert user_message(kind("x = 3; at most 2")) == "x = 3; at most 2"
+
+
+def test_a_missing_file_and_a_full_disk_are_named():
+    assert (
+        user_message(FileNotFoundError(errno.ENOENT, "No such file or directory", "a.yaml"))
+        == "No such file or directory: a.yaml"
+    )
+    assert user_message(OSError(errno.ENOSPC, "No space left on device", "runs/x")) == "No space left on device: runs/x"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyError("x"), RuntimeError("x"), OSError(errno.EIO, "I/O error", "x"), OSError("x")]
+)
+def test_anything_else_is_a_bug(error):
+    assert user_message(error) is None
+
+
+def test_the_cause_inside_a_ray_error_counts():
+    class RayTaskError(Exception):
+        def __init__(self, cause):
+            super().__init__("ray::f() (pid=1)\n  a remote traceback")
+            self.cause = cause
+
+    assert user_message(RayTaskError(DataError("bad file"))) == "bad file"
+    assert user_message(RayTaskError(KeyError("x"))) is None
+
+
+def test_a_bug_reaches_the_user_with_its_traceback(monkeypatch):
+    def broken() -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(app_module, "app", broken)
+    monkeypatch.setattr(sys, "argv", ["wmrl"])
+    with pytest.raises(KeyError, match="ours"):
+        app_module.main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "quik"], "wmrl: no configuration named 'quik' (did you mean 'quick'?)"),
+        (["train", "quick", "--set", "num_updats=3"], "wmrl: unknown key 'num_updats' (did you mean 'num_updates'?)"),
+        (["train", "quick", "--set", "agent.plan.horizn=3"], "horizn"),
+        (["train", "quick", "--set", "algorithm=tdmcp"], "unknown algorithm 'tdmcp' (did you mean 'tdmpc'?)"),
+        (["train", "quick", "--set", "num_updates=7"], "num_updates = 7 is not a multiple of updates_per_call"),
+        (["train", "quick", "--no-ray", "--debug"], "--debug is for Ray"),
+        (["train", "quick", "--resume", "--overwrite"], "choose one"),
+        (["train", "quick", "--no-ray", "--set", "dataset=nowhere"], "dataset 'nowhere' does not exist"),
+        (["evaluate", "nowhere"], "no checkpoint at nowhere"),
+        (["evaluate", ".", "--episodes", "0"], "--episodes 0; at least 1 is needed"),
+        (["evaluate", ".", "--video", "film.txt"], "--video film.txt must end in one of .mp4"),
+        (["evaluate", ".", "--video", "no/film.mp4"], "no such folder for the video: no"),
+        (["report", "nowhere"], "no such run directory: nowhere"),
+        (["data", "make", "pointmase-umaze"], "no maker 'pointmase-umaze' (did you mean 'pointmaze-umaze'?)"),
+        (["data", "info", "nowhere"], "dataset 'nowhere' does not exist"),
+        (["data", "info", "x", "--picture", "x.txt"], "--picture x.txt must end in one of .png"),
+        (["data", "verify", "nowhere.npz"], "nowhere.npz"),
+    ],
+)
+def test_a_users_error_is_one_line_with_exit_code_2(wmrl, arguments, message):
+    outcome = wmrl(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    lines = [line for line in outcome.err.splitlines() if line.startswith("wmrl: ")]
+    assert len(lines) == 1
