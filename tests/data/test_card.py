@@ -63,7 +63,8 @@ def test_a_score_is_0_at_the_reference_minimum_and_100_at_the_maximum() -> None:
 
 def test_only_a_description_that_says_so_is_a_stand_in() -> None:
     assert path_dataset([(0, 0), (1, 1)], description="A set. STAND-IN: no").card.stand_in is None
-    assert path_dataset([(0, 0), (1, 1)], description="STAND-IN: for D4RL.").card.stand_in == "for D4RL."
+    card = path_dataset([(0, 0), (1, 1)], description="STAND-IN: v1.5 of D4RL; not\nD4RL. Made by 2 walks.").card
+    assert card.stand_in == "v1.5 of D4RL; not D4RL."
 
 
 def test_an_episode_is_taken_out_by_number_and_refuses_others() -> None:

@@ -30,7 +30,7 @@ from wmrl_ray.data.files import atomic_folder, file_sha256, write_json
 from wmrl_ray.data.readers.raw import Progress
 from wmrl_ray.data.source import Source
 
-VERSION = 1  # of the layout and of the readers: raise it when either changes what is read
+VERSION = 2  # of the layout and of the readers: raise it when either changes what is read
 FILES = ("data.arrow", "episodes.arrow", "card.json")
 ROW_COLUMNS = ("obs", "action", "reward", "terminated")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,10 +193,11 @@ def _mean_std(obs: np.ndarray, chunk: int = 65536) -> tuple[np.ndarray, np.ndarr
 
 
 def _stand_in(description: str) -> str | None:
-    """The first paragraph of a description that starts with `STAND-IN:`, without that word."""
+    """The first sentence of a description that starts with `STAND-IN:`, without that word."""
     if not description.startswith(STAND_IN):
         return None
-    return " ".join(description[len(STAND_IN) :].strip().split("\n\n")[0].split())
+    words = " ".join(description[len(STAND_IN) :].split())
+    return re.split(r"(?<=[.!?])\s(?=[A-Z])", words, maxsplit=1)[0]
 
 
 def card_from_dict(values: dict[str, Any]) -> DatasetCard:
