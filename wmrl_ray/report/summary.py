@@ -187,7 +187,7 @@ def _config_table(groups: Sequence[Group]) -> dict[str, Any]:
 
     One column for each label; a label that was configured differently on different datasets gets one for each of those.
     """
-    configs = [{k: v for k, v in flatten(g.runs[0].config) if k not in ("seed", "dataset", "env")} for g in groups]
+    configs = [{k: v for k, v in flatten(g.runs[0].config) if k not in ("algorithm", "seed", "dataset", "env")} for g in groups]
     versions: dict[str, set[str]] = defaultdict(set)
     for group, config in zip(groups, configs, strict=True):
         versions[group.label].add(repr(config))
