@@ -115,7 +115,7 @@ def main() -> None:
     rows = [
         ("open, first time (read npz, check, write cache)", f"{first:.0f}"),
         ("open again, this process", f"{same_process:.1f}"),
-        ("open again, fresh process (loads pyarrow)", f"{alone:.0f}"),
+        ("open again, fresh process", f"{alone:.0f}"),
         ("open again, fresh process, with all imports", f"{with_imports:.0f}"),
         *((name, f"{timing.wall_ms:.3f}") for name, timing in timings.items()),
     ]

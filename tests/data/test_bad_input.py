@@ -24,7 +24,7 @@ from tests.data.fakes import (
     write_minari,
     write_parquet,
 )
-from wmrl_ray.data import cache as cache_module
+from wmrl_ray.data import arrow as arrow_module
 from wmrl_ray.data.datasets import check_compatible, dataset_from_episodes, open_dataset
 from wmrl_ray.data.episode import DataError, Episode
 from wmrl_ray.data.exporting import export
@@ -261,7 +261,7 @@ def test_a_dataset_of_another_environment_is_refused() -> None:
 def test_a_full_disk_leaves_no_copy_behind(
     home: Path, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    path, real, calls = write_hdf5(home / "d.hdf5", transitions(episodes)), cache_module.write_ipc, []
+    path, real, calls = write_hdf5(home / "d.hdf5", transitions(episodes)), arrow_module.write_ipc, []
 
     def full(target: Path, *args: Any, **kwargs: Any) -> None:
         calls.append(target)
@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_no_copy_behind(
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
         real(target, *args, **kwargs)
 
-    monkeypatch.setattr(cache_module, "write_ipc", full)
+    monkeypatch.setattr(arrow_module, "write_ipc", full)
     refused(path, "no space left to write .*; free some space", home)
     assert names_under(home / "cache") == {"datasets"}
     monkeypatch.undo()

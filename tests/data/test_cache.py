@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.data.fakes import assert_holds, small_episode, transitions, write_hdf5
@@ -106,7 +107,7 @@ def test_the_cache_folder_is_chosen_by_argument_then_variable(
     assert cache_module.default_cache_dir() == Path.home() / ".cache" / "wmrl_ray"
 
 
-@pytest.mark.parametrize("name", ["data.arrow", "episodes.arrow", "card.json"])
+@pytest.mark.parametrize("name", ["data.arrow", "episodes.arrow", "layout.json", "card.json"])
 def test_a_flipped_byte_in_the_copy_is_found_by_verify(source: Path, name: str) -> None:
     path = copy_of(source) / name
     flip(path)
@@ -114,13 +115,13 @@ def test_a_flipped_byte_in_the_copy_is_found_by_verify(source: Path, name: str) 
         verify(source)
 
 
-@pytest.mark.parametrize("name", ["data.arrow", "episodes.arrow", "card.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["data.arrow", "episodes.arrow", "layout.json", "card.json", "manifest.json"])
 def test_a_flipped_byte_in_a_new_copy_is_found_when_first_loaded(source: Path, home: Path, name: str) -> None:
     path = copy_of(source)
     moved = home / "elsewhere"  # a copy brought from another machine: never checked here
     shutil.copytree(path, Cache(moved).path(path.name.split("-")[0]))
     flip(moved / "datasets" / path.name / name)
-    with pytest.raises(DataError, match=f"{name}.*(damaged|cannot be read)"):
+    with pytest.raises(DataError, match="(it is damaged|cannot be read).*delete the folder"):
         open_dataset(source, cache_dir=moved)
 
 
@@ -157,7 +158,7 @@ def test_verify_tells_what_it_compared(source: Path) -> None:
     report = verify(source)  # not read before: reads it
     card = open_dataset(source).card
     assert (report.sha256, report.source_sha256, report.uri) == (card.sha256, card.source_sha256, str(source))
-    assert set(report.files) == {"data.arrow", "episodes.arrow", "card.json"}
+    assert set(report.files) == {"data.arrow", "episodes.arrow", "layout.json", "card.json"}
     assert all(len(sha256) == 64 for sha256 in report.files.values())
     if shutil.which("sha256sum"):
         output = subprocess.run(["sha256sum", str(source)], capture_output=True, text=True, check=True).stdout
@@ -209,8 +210,18 @@ def test_opening_reads_no_module_of_the_heavy_kind(source: Path) -> None:
     code = (
         "import sys, wmrl_ray.data; assert not {'torch', 'pyarrow', 'minari', 'numpy'} & set(sys.modules), 'import';"
         f"wmrl_ray.data.open_dataset({str(source)!r});"
-        "print(sorted({'torch', 'minari', 'matplotlib', 'ray', 'gymnasium'} & set(sys.modules)))"
+        "print(sorted({'torch', 'minari', 'matplotlib', 'ray', 'gymnasium', 'pyarrow', 'h5py'} & set(sys.modules)))"
     )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert output.returncode == 0, output.stderr
-    assert output.stdout.strip() == "[]"
+    for expected in ("['h5py', 'pyarrow']", "[]"):  # the first time it is read, then it is only mapped
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert output.returncode == 0, output.stderr
+        assert output.stdout.strip() == expected
+
+
+def test_pyarrow_reads_the_copy_as_the_table_it_is(source: Path) -> None:
+    dataset = open_dataset(source)
+    with pa.memory_map(f"{dataset.card.cache_path}/data.arrow") as file:
+        table = pa.ipc.open_file(file).read_all()
+    assert table.column_names == ["obs", "action", "reward", "terminated"]
+    np.testing.assert_array_equal(np.array(table["obs"].to_pylist(), np.float32), dataset.obs)
+    np.testing.assert_array_equal(table["reward"].to_numpy(), dataset.reward)

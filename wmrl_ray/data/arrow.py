@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -65,17 +66,18 @@ def write_ipc(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[s
         writer.write_batch(batch)
 
 
-def map_ipc(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that `write_ipc` wrote, as read-only views of the mapped file: no copy, pages shared between processes.
-
-    Raises:
-        DataError: truncated or damaged.
-    """
+def locate(path: Path) -> dict[str, dict[str, Any]]:
+    """Where `write_ipc` put each array in the file: its offset in bytes, shape and type, enough to map it without pyarrow."""
     unregister_ray_extension_types()
-    with damaged_as_data_error(path, f"delete the folder {path.parent}, it is rebuilt from the source"):
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        batch = reader.get_batch(0)
-    return {name: _view(batch.column(i)) for i, name in enumerate(batch.schema.names)}
+    with damaged_as_data_error(path), pa.memory_map(str(path)) as source:
+        start = source.read_buffer(source.size()).address
+        source.seek(0)
+        batch = pa.ipc.open_file(source).get_batch(0)
+        views = {name: _view(batch.column(i)) for i, name in enumerate(batch.schema.names)}
+        return {
+            name: {"file": path.name, "offset": view.ctypes.data - start, "shape": list(view.shape), "dtype": view.dtype.str}
+            for name, view in views.items()
+        }
 
 
 def table_of(columns: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> pa.Table:

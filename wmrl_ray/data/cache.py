@@ -1,9 +1,10 @@
 """The flat memory-mapped copy of a source, keyed by the hash of the source's content.
 
     <cache>/datasets/<key>/  data.arrow      one row per observation: obs, action, reward, terminated
-                             episodes.arrow  first_row of each episode, and the number of rows at the end
+                             episodes.arrow  episode_starts: the first row of each episode, and the number of rows
+                             layout.json     file, offset, shape and type of each array: to map them without pyarrow
                              card.json       the dataset's card
-                             manifest.json   sha256 and size of the three files above
+                             manifest.json   sha256 of the files above
     <cache>/index/           source path -> (signature, content hash); copies that were checked
 
 A folder is written under another name and renamed when complete, so it is complete or absent, also with several processes.
@@ -21,8 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wmrl_ray.config import ConfigError, to_dict
-from wmrl_ray.data.arrow import map_ipc, write_ipc
 from wmrl_ray.data.card import card_from_dict, make_card
 from wmrl_ray.data.datasets import Dataset
 from wmrl_ray.data.episode import DataError
@@ -30,9 +32,9 @@ from wmrl_ray.data.files import atomic_folder, file_sha256, write_json
 from wmrl_ray.data.readers.raw import Progress
 from wmrl_ray.data.source import Source
 
-VERSION = 2  # of the layout and of the readers: raise it when either changes what is read
-FILES = ("data.arrow", "episodes.arrow", "card.json")
-ROW_COLUMNS = ("obs", "action", "reward", "terminated")
+VERSION = 3  # of the layout and of the readers: raise it when either changes what is read
+FILES = ("data.arrow", "episodes.arrow", "layout.json", "card.json")
+ARRAYS = ("obs", "action", "reward", "terminated", "episode_starts")  # the last one in episodes.arrow
 
 
 def default_cache_dir() -> Path:
@@ -93,7 +95,9 @@ class Cache:
         fix = f"delete the folder {path}, it is rebuilt from the source"
         try:
             manifest = json.loads((path / "manifest.json").read_text())
-            expected = {name: str(manifest["files"][name]["sha256"]) for name in FILES}
+            expected = {name: str(manifest["files"][name]) for name in FILES}
+            if manifest["source_sha256"] != source_sha256:
+                raise ValueError(f"it is of a source with sha256 {manifest['source_sha256']}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"the cache's manifest {path / 'manifest.json'} cannot be read ({error}); {fix}") from error
         for name, sha256 in expected.items():
@@ -105,16 +109,20 @@ class Cache:
         return expected
 
     def _build(self, source: Source, sha256: str, progress: Progress | None) -> None:
+        from wmrl_ray.data import arrow
+
         raw = source.read(progress)
         arrays = raw.checked(source.name)
         path = self.path(sha256)
         card = make_card(arrays, raw.origin, uri=source.uri, name=source.name, source_sha256=sha256)
         _remove_stale(path)
         with atomic_folder(path) as folder:
-            write_ipc(folder / "data.arrow", {name: arrays[name] for name in ROW_COLUMNS})
-            write_ipc(folder / "episodes.arrow", {"first_row": arrays["episode_starts"]})
+            arrow.write_ipc(folder / "data.arrow", {name: arrays[name] for name in ARRAYS[:-1]})
+            arrow.write_ipc(folder / "episodes.arrow", {name: arrays[name] for name in ARRAYS[-1:]})
+            layout = arrow.locate(folder / "data.arrow") | arrow.locate(folder / "episodes.arrow")
+            write_json(folder / "layout.json", layout)
             write_json(folder / "card.json", to_dict(card))
-            files = {name: {"sha256": file_sha256(folder / name), "size": (folder / name).stat().st_size} for name in FILES}
+            files = {name: file_sha256(folder / name) for name in FILES}
             write_json(folder / "manifest.json", {"version": VERSION, "source_sha256": sha256, "files": files})
 
     def _index(self, source: Source) -> Path:
@@ -127,15 +135,19 @@ def reopen(path: str, uri: str, name: str) -> Dataset:
 
 
 def _map(path: Path, source: Source) -> Dataset:
-    rows, episodes = map_ipc(path / "data.arrow"), map_ipc(path / "episodes.arrow")
     try:
         card = card_from_dict(json.loads((path / "card.json").read_text()))
-    except (OSError, ValueError, ConfigError) as error:
-        raise DataError(
-            f"{path / 'card.json'} cannot be read ({error}); delete its folder, it is rebuilt from the source"
-        ) from error
-    card = dataclasses.replace(card, uri=source.uri, name=source.name, cache_path=str(path))
-    return Dataset(card=card, **{name: rows[name] for name in ROW_COLUMNS}, episode_starts=episodes["first_row"])
+        layout = json.loads((path / "layout.json").read_text())
+        arrays = {name: _array(path, **layout[name]) for name in ARRAYS}
+    except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
+        raise DataError(f"the copy in {path} cannot be read ({error}); delete that folder, it is rebuilt") from error
+    return Dataset(card=dataclasses.replace(card, uri=source.uri, name=source.name, cache_path=str(path)), **arrays)
+
+
+def _array(path: Path, file: str, offset: int, shape: list[int], dtype: str) -> np.ndarray:
+    """A read-only view of one array in the file: no copy, the pages are shared between processes."""
+    # Why not pyarrow: importing it takes a hundred times longer than this.
+    return np.memmap(path / file, np.dtype(dtype), mode="r", offset=offset, shape=tuple(shape)).view(np.ndarray)
 
 
 def _stamp(path: Path) -> list[list[int]]:
