@@ -44,7 +44,8 @@ def make(
     from wmrl_ray.data.makers import MAKERS, make_dataset
 
     check(name in MAKERS, f"no maker {name!r}{did_you_mean(name, MAKERS)}; there are: {', '.join(MAKERS)}")
-    with _map_shards(workers, use_ray) as map_shards, progress_bar(f"making {name}", "steps") as progress:
+    map_shards = _map_shards(workers, use_ray)
+    with progress_bar(f"making {name}", "steps") as progress:
         made = make_dataset(
             name,
             steps=steps,
@@ -180,26 +181,17 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None] |
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-@contextlib.contextmanager
-def _map_shards(workers: int, use_ray: bool) -> Iterator[Any]:
-    """The Ray version of `map`, with a Ray around it; None: the maker's own."""
+def _map_shards(workers: int, use_ray: bool) -> Any:
+    """The Ray version of `map`; None: the maker's own."""
     if not use_ray:
-        yield None
-        return
+        return None
     import functools
-
-    import ray
 
     from wmrl_ray.rllib import compat
     from wmrl_ray.rllib.parallel import ray_map_shards
 
-    starts = not ray.is_initialized()
-    compat.init(num_cpus=max(workers, 1) if workers else None, logging_level="ERROR")
-    try:
-        yield functools.partial(ray_map_shards, num_workers=workers or None)
-    finally:
-        if starts:
-            ray.shutdown()
+    compat.init(num_cpus=workers or None, logging_level="ERROR")  # a Ray started here ends with the process
+    return functools.partial(ray_map_shards, num_workers=workers or None)
 
 
 def _open(uri: str) -> Dataset:
@@ -234,7 +226,7 @@ def _print_card(card: DatasetCard, picture: Path | None) -> None:
     rows["observations"] = "mean " + _numbers(card.obs_mean) + "\nstd  " + _numbers(card.obs_std)
     if card.stand_in:
         rows["stand-in"] = f"[yellow]{_escape(card.stand_in)}[/]"
-    elif card.description:
+    if card.description:
         rows["description"] = _escape(card.description)
     rows |= {"note": "\n".join(map(_escape, card.notes))} if card.notes else {}
     rows |= {"sha256": card.sha256, "cache": _escape(card.cache_path)}
