@@ -17,8 +17,9 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError
 from wmrl_ray.data.datasets import Dataset, open_dataset
+from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.evaluation import RunningEvaluation
-from wmrl_ray.rllib.failures import guarded, unwrap
+from wmrl_ray.rllib.failures import RemoteError, guarded, unwrap
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rollout import Evaluation
 from wmrl_ray.train import checkpoint_meta, evaluation_metrics
@@ -47,6 +48,7 @@ class AgentAlgorithm(Algorithm):
 
     num_updates: int = 0
     score: float = math.nan
+    _learners_failed: bool = False
     last_evaluation: Evaluation | None = None
     last_evaluation_metrics: dict[str, float] = {}  # noqa: RUF012 - replaced, never changed
 
@@ -69,7 +71,16 @@ class AgentAlgorithm(Algorithm):
         if self.learner_group.is_remote:
             function = guarded(function)
         results = [result.get() for result in self.learner_group.foreach_learner(function, **kwargs)]
-        return unwrap(results, "learner", max(1, self.config.num_learners))
+        try:
+            return unwrap(results, "learner", max(1, self.config.num_learners))
+        except RemoteError:
+            self._learners_failed = True
+            raise
+
+    def cleanup(self) -> None:
+        if self._learners_failed:
+            compat.kill_learners(self.learner_group)
+        super().cleanup()
 
     # -- evaluation ---------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import torch
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+    from ray.rllib.core.learner.learner_group import LearnerGroup
 
     from wmrl_ray.rllib.algorithm import AgentAlgorithm
     from wmrl_ray.rllib.config import AgentAlgorithmConfig
@@ -91,6 +92,14 @@ def load_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], state: Mapp
         if name in optimizers:
             moments = convert_to_torch_tensor(saved["state"]["state"], device=device)
             optimizers[name].load_state_dict({**saved["state"], "state": moments})
+
+
+def kill_learners(group: LearnerGroup) -> None:
+    """Ends learner actors without the graceful shutdown that a rank with a broken process group would refuse."""
+    if group.is_remote and not group._is_shut_down:
+        group._backend_executor.shutdown(graceful_termination=False)
+        group._backend_executor.shutdown = lambda **kwargs: None  # Why: `LearnerGroup.shutdown` would try the graceful way again
+        group._is_shut_down = True
 
 
 def build(config: AgentAlgorithmConfig, folder: Path) -> AgentAlgorithm:

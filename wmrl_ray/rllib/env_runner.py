@@ -49,8 +49,11 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         self._needs_initial_reset = True
         self.module.reset_plan(seed)
         self.recorder.expect(np.bincount(np.arange(num_episodes) % self.num_envs, minlength=self.num_envs).tolist())
-        while not self.recorder.is_complete:
-            self.sample(num_timesteps=STEPS_PER_CALL * self.num_envs, explore=False)
+        try:
+            while not self.recorder.is_complete:
+                self.sample(num_timesteps=STEPS_PER_CALL * self.num_envs, explore=False)
+        except RuntimeError as error:
+            raise (error.__cause__ or error)  # Why: RLlib hides the environment's error behind an empty RuntimeError
         self._needs_initial_reset = True
         self.get_metrics()  # Why: RLlib keeps the episodes it has not reported
         return self.recorder.take(), self.module.plan_metrics()

@@ -81,7 +81,7 @@ class _Run:
             self.algorithm.restore_from_path(newest)
             self.progress.update = self.algorithm.num_updates
         self.run.open_metrics(self.progress.update)
-        self.last_eval: dict[str, float] = {}
+        self.last_eval = self.run.last_evaluation()
 
     def train(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         config, progress = self.config, self.progress

@@ -1,0 +1,217 @@
+"""One cluster; learners and runners in every place they can be."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.rllib import fakes
+from tests.rllib.fakes import losses, small_iql
+from wmrl_ray.rllib.failures import RemoteError
+from wmrl_ray.train import NonFiniteLossError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+def weights(algorithm: Any) -> list[dict[str, np.ndarray]]:
+    """Of every rank."""
+    return algorithm.on_learners(lambda learner: {k: v.numpy().copy() for k, v in learner.agent_module.state_dict().items()})
+
+
+@pytest.fixture(scope="module")
+def local_losses(local_ray: None, plane_dataset: str) -> dict[str, float]:
+    algorithm = small_iql(plane_dataset).build_algo()
+    try:
+        algorithm.train()
+        return losses(algorithm.train())
+    finally:
+        algorithm.stop()
+
+
+@pytest.fixture(scope="module")
+def two_learners(local_ray: None, plane_dataset: str) -> Iterator[Any]:
+    algorithm = small_iql(plane_dataset).learners(num_learners=2).build_algo()
+    yield algorithm
+    algorithm.stop()
+
+
+@pytest.fixture(scope="module")
+def one_runner(local_ray: None, plane_dataset: str) -> Iterator[Any]:
+    """One evaluation runner, used in parallel with training in every iteration."""
+    config = small_iql(plane_dataset).evaluation(
+        evaluation_num_env_runners=1, evaluation_interval=1, evaluation_parallel_to_training=True, evaluation_duration=30
+    )
+    algorithm = config.build_algo()
+    yield algorithm
+    algorithm.stop()
+
+
+def test_one_remote_learner_logs_the_losses_of_the_local_one(iql: Any, local_losses: dict[str, float]) -> None:
+    algorithm = iql.learners(num_learners=1).build_algo()
+    algorithm.train()
+    assert losses(algorithm.train()) == local_losses
+    algorithm.stop()
+
+
+def test_two_learners_see_different_batches_and_keep_identical_parameters(
+    two_learners: Any, local_losses: dict[str, float]
+) -> None:
+    two_learners.train()
+    result = two_learners.train()
+    first, second = weights(two_learners)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    batches = two_learners.on_learners(lambda learner: learner.replay.sample(4, 2).obs.numpy())
+    assert not np.array_equal(*batches)
+    assert losses(result) != local_losses
+    moments = two_learners.on_learners(
+        lambda learner: [s["exp_avg"].numpy().copy() for o in learner.agent.optimizers.values() for s in o.state.values()]
+    )
+    assert len(moments[0]) > 4
+    for a, b in zip(*moments, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_one_of_two_learners_that_fails_does_not_leave_the_other_waiting(two_learners: Any) -> None:
+    def break_rank_one(learner: Any) -> None:
+        if learner.rank == 1:
+            learner.replay.sample = None
+
+    two_learners.on_learners(break_rank_one)
+    with pytest.raises(RemoteError, match="'NoneType' object is not callable"):
+        two_learners.train()
+
+
+def test_a_remote_loss_that_is_not_finite_and_then_the_learners_death_reach_the_driver(bc: Any) -> None:
+    algorithm = bc.learners(num_learners=1).build_algo()
+    algorithm.train()
+    algorithm.on_learners(spoil_learning_rate)
+    with pytest.raises(RemoteError, match=r"NonFiniteLossError: .*not finite: .*loss/actor.*grad_norm/actor"):
+        train_until_error(algorithm)
+    with pytest.raises(RemoteError, match="learner"):
+        algorithm.on_learners(lambda learner: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RemoteError, match="1 of 1 learners died"):
+        algorithm.train()
+    algorithm.stop()
+
+
+def test_a_local_loss_that_is_not_finite_raises_with_all_metrics(bc: Any) -> None:
+    algorithm = bc.build_algo()
+    algorithm.on_learners(spoil_learning_rate)
+    with pytest.raises(NonFiniteLossError, match=r"not finite: .*loss/actor.*grad_norm/actor"):
+        train_until_error(algorithm)
+    algorithm.stop()
+
+
+def spoil_learning_rate(learner: Any) -> None:
+    for group in learner.agent.optimizers["actor"].param_groups:
+        group["lr"] = 1e30
+
+
+def train_until_error(algorithm: Any) -> None:
+    for _ in range(20):
+        algorithm.train()
+
+
+@pytest.mark.parametrize("num_runners", [0, 2])
+def test_evaluation_runs_exactly_the_episodes_asked_for(iql: Any, num_runners: int) -> None:
+    """Offline there is nothing to sample while training, so `num_env_runners` are runners for evaluation."""
+    algorithm = iql.env_runners(num_env_runners=num_runners).evaluation(evaluation_interval=2).build_algo()
+    assert algorithm.env_runner_group is None
+    assert algorithm.eval_env_runner_group.num_healthy_remote_workers() == num_runners
+    assert math.isnan(algorithm.train()["score"])
+    result = algorithm.train()
+    evaluation = algorithm.last_evaluation
+    assert len(evaluation.returns) == len(evaluation.episodes) == 5
+    assert result["score"] == pytest.approx(np.mean(evaluation.returns))
+    assert result["evaluation"]["env_runners"]["episode_return_mean"] == pytest.approx(np.mean(evaluation.returns))
+    assert result["evaluation"]["env_runners"]["num_episodes"] == 5
+    for episode, length in zip(evaluation.episodes, evaluation.lengths, strict=True):
+        assert length == len(episode) in fakes.LENGTHS
+        assert episode.terminated
+        episode.validate()
+        # The environment's own law, so observations and actions belong together.
+        np.testing.assert_allclose(np.diff(episode.obs[:, :2], axis=0), 0.1 * episode.action, atol=1e-5)
+        np.testing.assert_allclose(episode.obs[:, 2], np.arange(length + 1) / 20, atol=1e-6)
+        assert episode.obs[0, 3] == pytest.approx(length / 20)
+    assert evaluation.reports_success
+    assert evaluation.successes == [bool(np.linalg.norm(e.obs[-1, :2]) < 1) for e in evaluation.episodes]
+    assert evaluation.act_metrics["plan/nan_frac"] == 0
+    algorithm.evaluate()
+    assert algorithm.last_evaluation.returns == evaluation.returns  # same weights, same seed
+    algorithm.stop()
+
+
+def test_evaluation_does_not_prefer_short_episodes(bc: Any) -> None:
+    """With lengths 6, 11 and 20 side by side, the first 60 to end would be shorter than the first 30 of each environment."""
+    algorithm = bc.evaluation(evaluation_duration=60).build_algo()
+    algorithm.evaluate()
+    expected = []
+    for i in range(2):  # what each environment draws: environment i resets from seed + i, then continues its stream
+        env = fakes.Plane()
+        env.reset(seed=algorithm.config.seed + i)
+        for _ in range(30):
+            expected.append(env.length)
+            env.reset()
+    assert sorted(algorithm.last_evaluation.lengths) == sorted(expected)
+    algorithm.stop()
+
+
+def test_rllibs_evaluation_parallel_to_training_works(one_runner: Any) -> None:
+    result = one_runner.train()
+    assert result["evaluation"]["env_runners"]["num_episodes"] == 30
+    assert math.isfinite(result["score"])
+
+
+def test_an_evaluation_can_run_while_training_goes_on(one_runner: Any) -> None:
+    before = one_runner.num_updates
+    one_runner.start_evaluation()
+    still_running = one_runner.finish_evaluation(0.0) is None
+    one_runner.training_step()
+    assert one_runner.num_updates == before + 3
+    assert one_runner.finish_evaluation() == before  # the update whose weights were evaluated
+    assert still_running
+    assert len(one_runner.last_evaluation.returns) == 30
+
+
+def test_runners_receive_the_inference_weights_only(one_runner: Any) -> None:
+    one_runner.training_step()
+    one_runner.evaluate()
+    (on_runner,) = one_runner.eval_env_runner_group.foreach_env_runner(
+        lambda runner: {k: v.numpy().copy() for k, v in runner.module.state_dict().items()}, local_env_runner=False
+    )
+    (on_learner,) = weights(one_runner)
+    assert {name.split(".")[0] for name in on_learner} == {"model", "target"}
+    assert {name.split(".")[0] for name in on_runner} == {"model"}
+    for name, value in on_runner.items():
+        np.testing.assert_array_equal(value, on_learner[name], err_msg=name)
+
+
+def test_an_exception_in_a_runner_actor_reaches_the_driver_with_its_cause(bc: Any) -> None:
+    algorithm = bc.environment(fakes.RAISING_PLANE).evaluation(evaluation_num_env_runners=1).build_algo()
+    with pytest.raises(RemoteError, match="boom in step 3") as caught:
+        algorithm.evaluate()
+    first, *rest = str(caught.value).splitlines()
+    assert first == "evaluation runner failed: ValueError: boom in step 3"
+    assert any("fakes.py" in line for line in rest)  # the remote traceback
+    algorithm.stop()
+
+
+def test_an_exception_in_the_local_runner_is_the_environments_own(bc: Any) -> None:
+    algorithm = bc.environment(fakes.RAISING_PLANE).build_algo()
+    with pytest.raises(ValueError, match="boom in step 3"):
+        algorithm.evaluate()
+    algorithm.stop()
+
+
+def test_a_runner_that_dies_is_an_error_and_not_an_empty_result(bc: Any) -> None:
+    algorithm = bc.environment(fakes.DYING_PLANE).evaluation(evaluation_num_env_runners=1).build_algo()
+    with pytest.raises(RemoteError, match="evaluation runner"):
+        algorithm.evaluate()
+    algorithm.stop()
