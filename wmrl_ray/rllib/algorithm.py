@@ -57,6 +57,10 @@ class AgentAlgorithm(Algorithm):
         self.dataset: Dataset = open_dataset(self.config.dataset_uri)
         super().setup(config)
 
+    def __repr__(self) -> str:
+        """Why: RLlib's own fails before the config is there, and Ray then reports that instead of the config's error."""
+        return type(self).__name__
+
     def training_step(self) -> None:
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             results = self.on_learners(_update_many, num_updates=self.config.updates_per_call)

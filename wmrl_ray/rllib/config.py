@@ -161,6 +161,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
     def _refuse_unknown(self) -> None:
         known = _defaults(type(self))
         for key in vars(self):
+            if key.startswith("__") and key.endswith("__"):
+                continue  # Tune's own notes to its trials
             check(key in known, f"unknown key {key!r}{did_you_mean(key, known)} in {type(self).__name__}")
         for key in NOT_OURS:
             stored = key if key in known else f"_{key}"

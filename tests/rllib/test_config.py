@@ -1,0 +1,99 @@
+"""What a configuration accepts, and the one line it answers otherwise. No cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rllib import fakes
+from wmrl_ray.config import ConfigError
+from wmrl_ray.core.agents import AGENTS
+from wmrl_ray.data.episode import DataError
+from wmrl_ray.rllib.config import CONFIGS, BCConfig, IQLTDMPCConfig, TDMPCConfig
+from wmrl_ray.run import RunConfig
+
+
+def test_every_agent_has_a_config_and_an_algorithm_that_know_each_other() -> None:
+    assert set(CONFIGS) == set(AGENTS)
+    assert CONFIGS["iql_tdmpc"] is IQLTDMPCConfig
+    for name, config_class in CONFIGS.items():
+        assert config_class.agent_name == name
+        assert isinstance(config_class.default_algo_class.get_default_config(), config_class)
+
+
+def test_a_good_configuration_validates_and_takes_its_environment_and_sizes(iql: Any) -> None:
+    iql.validate()
+    run = iql.run_config()
+    assert run == RunConfig(
+        algorithm="iql_tdmpc",
+        dataset=iql.dataset_uri,
+        env=fakes.PLANE,
+        num_updates=3,
+        batch_size=8,
+        updates_per_call=3,
+        eval_every=0,
+        eval_episodes=5,
+        checkpoint_every=3,
+        log_every=3,
+        device="cpu",
+        num_eval_runners=0,
+        envs_per_runner=2,
+        agent=fakes.TINY_AGENT,
+    )
+
+
+def test_without_an_environment_the_spaces_come_from_the_dataset(plane_dataset: str) -> None:
+    config = TDMPCConfig().dataset(plane_dataset)
+    config.validate()
+    assert config.env is None
+    assert config.observation_space.shape == (fakes.OBS_DIM,)
+    assert config.action_space.shape == (fakes.ACTION_DIM,)
+
+
+def test_a_run_config_becomes_the_same_configuration(plane_dataset: str) -> None:
+    run = RunConfig("tdmpc", plane_dataset, env=fakes.PLANE, seed=3, num_updates=40, updates_per_call=10, eval_every=20,
+                    checkpoint_every=20, log_every=10, num_learners=2, num_eval_runners=3, envs_per_runner=4, device="cpu",
+                    agent=fakes.TINY_AGENT)
+    config = TDMPCConfig.from_run(run)
+    config.validate()
+    assert config.run_config() == run
+    assert (config.num_learners, config.evaluation_num_env_runners, config.num_envs_per_env_runner) == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.training(batchsize=4), r"no key 'batchsize' \(did you mean 'batch_size'\?\)"),
+        (lambda c: c.training(lr=1e-3), r"training\(lr=...\) has no effect here; set it in training\(agent="),
+        (lambda c: c.training(agent={"expectle": 0.8}), r"unknown key 'agent.expectle' \(did you mean 'expectile'\?\)"),
+        (lambda c: c.training(agent={"plan": {"horizn": 3}}), r"unknown key 'agent.plan.horizn' \(did you mean 'horizon'\?\)"),
+        (lambda c: c.update_from_dict({"updates_per_cal": 4}), r"unknown key 'updates_per_cal' \(did you mean 'updates_per_call'\?\)"),
+        (lambda c: c.update_from_dict({"lr": 2e-3}), r"lr = 0.002 has no effect here"),
+        (lambda c: c.update_from_dict({"train_batch_size_per_learner": 7}), r"train_batch_size_per_learner = 7 has no effect"),
+        (lambda c: c.evaluation(evaluation_config={"explor": False}), r"unknown key 'explor' \(did you mean 'explore'\?\)"),
+        (lambda c: c.evaluation(evaluation_duration_unit="timesteps"), r"evaluation_duration = 5 timesteps; .*whole episodes"),
+        (lambda c: c.training(batch_size=0), r"batch_size = 0; it must be at least 1"),
+        (lambda c: c.offline_data(input_=["x.parquet"]), r"reads through Ray Data, which is not used here; use .dataset\(uri\)"),
+        (lambda c: c.debugging(seed=None), r"seed = None; a whole number"),
+        (lambda c: setattr(c, "dataset_uri", None), r"no dataset: add .dataset\('<uri>'\) to IQLTDMPCConfig\(\)"),
+        (lambda c: c.environment("wmrl/PointMaze-Umase-v0"), r"'wmrl/PointMaze-Umase-v0' cannot be made .*did you mean"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(iql: Any, change: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        change(iql)
+        iql.validate()
+        iql.get_evaluation_config_object().validate()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_that_does_not_fit_the_environment_is_refused(iql: Any) -> None:
+    with pytest.raises(DataError, match="action_dim = 2, but environment 'Pendulum-v1' has 1|obs_dim = 4, but environment 'Pendulum-v1' has 3"):
+        iql.environment("Pendulum-v1").validate()
+
+
+def test_a_dataset_that_is_not_there_is_refused_at_the_door(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing.npz"):
+        BCConfig().dataset(str(tmp_path / "nothing.npz")).environment(fakes.PLANE).validate()
