@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.harness import Timing, flops, gemm_rates, interleaved, machine, table
+from tests.benchmarks.harness import KINDS, Timing, flops, gemm_rates, interleaved, machine, table, time_shares
 from tests.benchmarks.peer_tdmpc import PeerTDMPC, checkout
 from wmrl_ray.core.agents import make_agent
 from wmrl_ray.core.agents.base import Agent
@@ -20,6 +20,7 @@ from wmrl_ray.core.batch import Batch
 
 OBS, ACTION, BATCH, HORIZON, ENVS = 17, 6, 512, 5, 8  # cheetah's dimensions, the paper's sizes
 THEIRS = "public code"
+AT_ONCE = f", {ENVS} environments at once"
 VARIANTS = {
     "fp32": {"precision": "float32", "compile": "off"},
     "bf16": {"precision": "bfloat16", "compile": "off"},
@@ -50,13 +51,24 @@ def planner(agent: Agent, num_envs: int) -> Callable[[], None]:
     return call
 
 
-def rows(timings: dict[str, Timing], per: int = 1) -> list[list[str]]:
+def rows(timings: dict[str, Timing]) -> list[list[str]]:
     base = timings.get(THEIRS)
     lines = []
     for name, timing in timings.items():
-        per_call = per if name != THEIRS else 1
-        speed_up = f"{base.wall_ms / timing.wall_ms * per_call:.2f}x" if base else "-"
-        lines.append([name, f"{timing.wall_ms / per_call:.1f}", f"{timing.cpu_ms / per_call:.1f}", speed_up])
+        ratios = ["-", "-"]
+        if base:
+            ratios = [f"{base.wall_ms / timing.wall_ms:.2f}x", f"{base.cpu_ms / timing.cpu_ms:.2f}x"]
+        lines.append([name, f"{timing.wall_ms:.1f}", f"{timing.cpu_ms:.1f}", *ratios])
+    return lines
+
+
+def batched_rows(timings: dict[str, Timing]) -> list[list[str]]:
+    """Each variant with `ENVS` environments at once, per environment, against itself with one."""
+    lines = []
+    for name in [name for name in timings if name.endswith(AT_ONCE)]:
+        many, one = timings[name], timings[name.removesuffix(AT_ONCE)]
+        wall, cpu = many.wall_ms / ENVS, many.cpu_ms / ENVS
+        lines.append([name, f"{wall:.1f}", f"{cpu:.1f}", f"{one.wall_ms / wall:.2f}x", f"{one.cpu_ms / cpu:.2f}x"])
     return lines
 
 
@@ -87,35 +99,31 @@ def report(peer: PeerTDMPC | None, repetitions: int, variants: list[str]) -> Non
         updates[THEIRS], plans[THEIRS] = peer.update, lambda: peer.plan(observation)
     updates |= {f"ours, {name}": lambda agent=agent: agent.update(batch) for name, agent in agents.items()}
     plans |= {f"ours, {name}": planner(agent, 1) for name, agent in agents.items()}
-    batched = {f"ours, {name}": planner(agent, ENVS) for name, agent in agents.items()}
+    batched = {f"ours, {name}{AT_ONCE}": planner(agent, ENVS) for name, agent in agents.items()}
 
     print(f"{machine()}\n{repetitions} interleaved repetitions, medians; ms per call on the clock and of CPU time\n")
-    header = ["", "ms", "CPU ms", "speed-up"]
-    timed = {}
-    for title, calls, per in [
-        (f"update (batch {BATCH}, H {HORIZON})", updates, 1),
-        ("plan (512 + 25 samples, H 5, 6 iterations), 1 environment", plans, 1),
-        (f"plan, {ENVS} environments at once, per environment", batched, ENVS),
-    ]:
-        timed[title] = interleaved(calls, repetitions)
-        lines = rows(timed[title], per)
-        if per > 1:  # the speed-up of batching, against the same variant with one environment
-            single = timed["plan (512 + 25 samples, H 5, 6 iterations), 1 environment"]
-            lines = [[*line[:3], f"{single[line[0]].wall_ms / float(line[1]):.2f}x over one"] for line in lines]
-        print(f"### {title}\n{table(header, lines)}\n")
+    header = ["", "ms", "CPU ms", "speed-up", "in CPU time"]
+    print(f"### update (batch {BATCH}, H {HORIZON})\n{table(header, rows(interleaved(updates, repetitions)))}\n")
+    timed = interleaved(plans | batched, repetitions)
+    single = {name: timing for name, timing in timed.items() if name in plans}
+    print(f"### plan (512 + 25 samples, H 5, 6 iterations)\n{table(header, rows(single))}\n")
+    print(f"### plan, per environment, against one at a time\n{table(header, batched_rows(timed))}\n")
 
     rates = gemm_rates()
     print(f"### the floor\n{table(['512 x 512 x 512', 'GFLOP/s'], [[name, f'{rate:.0f}'] for name, rate in rates.items()])}\n")
     counted = {"update": {THEIRS: updates.get(THEIRS)}, "plan": {THEIRS: plans.get(THEIRS)}}
     counted_agent = make_agent("tdmpc", VARIANTS["fp32"], OBS, ACTION)
     counted["update"]["ours"], counted["plan"]["ours"] = lambda: counted_agent.update(batch), planner(counted_agent, 1)
-    lines = []
+    lines: list[list[str]] = []
+    spent: list[list[str]] = []
     for what, calls in counted.items():
         for who, call in calls.items():
             if call is not None:
                 work = flops(call) / 1e9
+                spent.append([what, who, *(f"{share:.0%}" for share in time_shares(call).values())])
                 lines.append([what, who, f"{work:.2f}", *(f"{1e3 * work / rate:.1f}" for rate in rates.values())])
     print(table(["", "", "GFLOP of products", *(f"floor ms, {name}" for name in rates)], lines))
+    print(f"\n### where the time of an eager fp32 call goes\n{table(['', '', *KINDS], spent)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -58,6 +59,29 @@ def _linear_flops(
     for size in x_shape[:-1]:
         rows *= size
     return 2 * rows * weight_shape[0] * weight_shape[1]
+
+
+KINDS = {  # of operators, by what their names contain; the first match counts
+    "products": ("mm", "linear_pointwise", "mkldnn_linear", "matmul"),
+    "activations and norms": ("elu", "tanh", "layer_norm", "softplus", "sigmoid"),
+    "optimiser": ("adam", "foreach", "lerp"),
+    "copies": ("copy_", "cat", "clone", "contiguous", "stack", "repeat"),
+    "everything else": ("",),
+}
+
+
+def time_shares(call: Callable[[], object], calls: int = 3) -> dict[str, float]:
+    """The share of one thread's time in each kind of operator."""
+    call()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(calls):
+            call()
+    spent = dict.fromkeys(KINDS, 0.0)
+    for event in profiler.key_averages():
+        kind = next(kind for kind, words in KINDS.items() if any(word in event.key.lower() for word in words))
+        spent[kind] += event.self_cpu_time_total
+    total = sum(spent.values())
+    return {kind: value / total for kind, value in spent.items()}
 
 
 def gemm_rates(rows: int = 512, width: int = 512, calls: int = 50, repetitions: int = 9) -> dict[str, float]:
