@@ -58,7 +58,8 @@ def test_a_run_records_itself(config, tmp_path):
     result = train(dataclasses.replace(config, eval_every=20, eval_episodes=2), tmp_path / "run", on_event=events.append)
     run = RunDir(tmp_path / "run")
     assert result["finished"] and result["updates"] == 40 and "eval/return_mean" in result
-    assert run.config() == dataclasses.replace(config, eval_every=20, eval_episodes=2)
+    assert run.config() == dataclasses.replace(config, eval_every=20, eval_episodes=2).resolved()
+    assert run.config().agent["expectile"] == 0.7  # defaults are written out
     assert [e.kind for e in events][:1] == ["start"] and [e.kind for e in events][-1:] == ["end"]
     lines = run.read_metrics()
     assert [line["update"] for line in lines if "loss/model" in line] == [10, 20, 30, 40]
@@ -222,3 +223,10 @@ def test_time_adds_up_over_sessions(config, tmp_path):
     train(config, tmp_path / "run", resume=True)
     times = [line["time_s"] for line in RunDir(tmp_path / "run").read_metrics()]
     assert times == sorted(times)
+
+
+def test_resuming_a_finished_run_keeps_its_result(config, tmp_path):
+    first = train(config, tmp_path / "run")
+    again = train(config, tmp_path / "run", resume=True)
+    assert again["eval/return_mean"] == first["eval/return_mean"] and again["finished"]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["eval/return_mean"] == first["eval/return_mean"]

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, check, from_dict, to_dict
+from wmrl_ray.core.agents import agent_config
 
 if TYPE_CHECKING:
     from wmrl_ray.data.datasets import Dataset
@@ -56,6 +57,10 @@ class RunConfig:
                 f"{name} = {value} is not a multiple of updates_per_call = {self.updates_per_call}; loops stop between calls",
             )
 
+    def resolved(self) -> RunConfig:
+        """The same run with every default of the agent written out: what config.json keeps."""
+        return replace(self, agent=to_dict(agent_config(self.algorithm, self.agent)))
+
 
 @dataclass(frozen=True)
 class Event:
@@ -90,8 +95,12 @@ class RunDir:
         run.path.mkdir(parents=True, exist_ok=True)
         _write_json(run.path / "dataset.json", to_dict(dataset.card))
         _write_json(run.path / "environment.json", describe_environment())
-        _write_json(run.path / "config.json", to_dict(config))
+        run.write_config(config)
         return run
+
+    def write_config(self, config: RunConfig) -> None:
+        """Written last at creation (it makes the folder a run), and again when a resumed run trains further."""
+        _write_json(self.path / "config.json", to_dict(config.resolved()))
 
     def open_metrics(self, start_update: int) -> None:
         """Begins logging; lines after `start_update` (of a run that died later than its checkpoint) are dropped."""
@@ -144,6 +153,11 @@ class RunDir:
         """All complete lines of metrics.jsonl; a half-written last line (kill -9) is skipped."""
         file = self.path / "metrics.jsonl"
         return list(_complete_lines(file)) if file.exists() else []
+
+    def last_evaluation(self) -> dict[str, float]:
+        """The `eval/` metrics of the last evaluation, or nothing."""
+        lines = [line for line in self.read_metrics() if "eval/return_mean" in line]
+        return {name: value for name, value in lines[-1].items() if name.startswith("eval/")} if lines else {}
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; corrupt and partial ones are passed over."""

@@ -179,7 +179,7 @@ def train(
         event("checkpoint", {})
 
     event("start", {})
-    last_eval: dict[str, float] = {}
+    last_eval = run.last_evaluation()
     last_log = (progress.update, time.monotonic())
     while not progress.done:
         metrics = update_many(agent, replay, config.updates_per_call, config.batch_size)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import shutil
 import sys
@@ -116,7 +114,7 @@ def prepare_folder(run: RunDir, config: RunConfig, *, resume: bool, overwrite: b
         _check_same_loop(run, newest, no_ray)
         if done >= config.num_updates and (run.path / "result.json").exists():
             return False
-        _record(run, config)
+        run.write_config(config)  # what a resumed run changes, e.g. a larger num_updates
     return True
 
 
@@ -163,12 +161,9 @@ def _conclude(run: RunDir, result: dict[str, Any], no_ray: bool, debug: bool, st
 
 def _check_same(run: RunDir, config: RunConfig) -> None:
     """Raises ConfigError when `config` would learn something else than the run did so far."""
-    from wmrl_ray.core.agents import agent_config
     from wmrl_ray.report.runs import flatten
 
-    before, now = (
-        dict(flatten(to_dict(c) | {"agent": to_dict(agent_config(c.algorithm, c.agent))})) for c in (run.config(), config)
-    )
+    before, now = (dict(flatten(to_dict(c))) for c in (run.config(), config.resolved()))
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
         if key not in MAY_CHANGE and old != new:
@@ -183,14 +178,6 @@ def _check_same_loop(run: RunDir, newest: Path | None, no_ray: bool) -> None:
     if newest is not None and (newest / "policy").is_dir() == no_ray:
         with_ray, fix = ("with", "resume it without --no-ray") if no_ray else ("without", "resume it with --no-ray")
         raise ConfigError(f"{run.path} was trained {with_ray} Ray, and its checkpoints continue only there; {fix}")
-
-
-def _record(run: RunDir, config: RunConfig) -> None:
-    """Writes down what a resumed run changes, e.g. a larger num_updates."""
-    if to_dict(run.config()) != to_dict(config):
-        partial = run.path / f".config.json.{os.getpid()}.partial"
-        partial.write_text(json.dumps(to_dict(config), indent=1))
-        os.replace(partial, run.path / "config.json")
 
 
 def _delete_run(run: RunDir) -> None:

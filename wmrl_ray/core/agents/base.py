@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -106,7 +107,7 @@ class Agent:
                 module.mean.copy_(mean)
                 module.std.copy_(std)
 
-    def optimize(self, name: str, loss: Tensor, max_norm: float) -> Tensor:
+    def optimize(self, name: str, loss: Tensor, max_norm: float | None) -> Tensor:
         """Backward, average over learners, clip, step. Returns the gradient norm before clipping."""
         optimizer = self.optimizers[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -114,7 +115,7 @@ class Agent:
         loss.backward(inputs=parameters)  # Why: a loss reaches this optimiser's parameters and no others
         if self.sync_grads is not None:
             self.sync_grads(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
         optimizer.step()
         return norm
 

@@ -21,7 +21,7 @@ class Config(AgentConfig):
     hidden_dim: int = 256
     lr: float = 3e-4
     normalize_obs: bool = True
-    grad_clip: float = float("inf")  # CORL does not clip
+    grad_clip: float | None = None  # CORL does not clip
 
 
 class BC(Agent):
