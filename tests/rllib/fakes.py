@@ -25,16 +25,16 @@ OBS_DIM, ACTION_DIM = 4, 2
 
 
 class Plane(gym.Env):
-    """obs = (x, y, steps / 20, length / 20); reward = -|xy| / 10; terminated at `length`; success: the last step was in the unit disk.
+    """obs = (x, y, steps / 20, length / 20); reward = -|xy| / 10; terminated at `length`; success: it ends in the unit disk.
 
-    fails: "raise" or "die", what `step` does in the third step (in a worker process only, for "die").
+    fails: "raise" or "die", what the third step does.
     """
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)
     action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
 
     def __init__(self, fails: str = "", render_mode: str | None = None) -> None:
-        self.fails, self.parent = fails, os.getppid()
+        self.fails = fails
 
     def _obs(self) -> np.ndarray:
         return np.array([*self.xy, self.t / 20, self.length / 20], np.float32)

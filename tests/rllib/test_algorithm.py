@@ -215,3 +215,29 @@ def test_a_runner_that_dies_is_an_error_and_not_an_empty_result(bc: Any) -> None
     with pytest.raises(RemoteError, match="evaluation runner"):
         algorithm.evaluate()
     algorithm.stop()
+
+
+def test_is_first_marks_exactly_the_observations_after_a_reset_and_modes_are_explicit(iql: Any) -> None:
+    algorithm = iql.evaluation(evaluation_duration=12).build_algo()
+    algorithm.train()
+    module = algorithm.eval_env_runner_group.local_env_runner.module
+    calls: list[tuple[np.ndarray, np.ndarray, bool, int | None]] = []
+    act = module.agent.act
+
+    def spy(obs: Any, plan_state: Any, is_first: Any, *, explore: bool) -> Any:
+        rows = None if plan_state is None else len(plan_state)
+        calls.append((obs.numpy().copy(), is_first.numpy().copy(), module.training, rows))
+        assert explore is False
+        return act(obs, plan_state, is_first, explore=explore)
+
+    module.agent.act = spy
+    algorithm.evaluate()
+    assert len({length for length in algorithm.last_evaluation.lengths}) > 1  # resets at different times
+    for obs, is_first, _, _ in calls:
+        np.testing.assert_array_equal(is_first, obs[:, 2] == 0)  # obs[2] counts the steps since the reset
+    assert sum(is_first.sum() for _, is_first, _, _ in calls) >= 12
+    assert not any(training for _, _, training, _ in calls)
+    assert [rows for _, _, _, rows in calls] == [None] + [2] * (len(calls) - 1)
+    (modes,) = algorithm.on_learners(lambda learner: (learner.agent.model.training, learner.agent.target.training))
+    assert modes == (True, False)
+    algorithm.stop()

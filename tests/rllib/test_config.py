@@ -53,9 +53,22 @@ def test_without_an_environment_the_spaces_come_from_the_dataset(plane_dataset: 
 
 
 def test_a_run_config_becomes_the_same_configuration(plane_dataset: str) -> None:
-    run = RunConfig("tdmpc", plane_dataset, env=fakes.PLANE, seed=3, num_updates=40, updates_per_call=10, eval_every=20,
-                    checkpoint_every=20, log_every=10, num_learners=2, num_eval_runners=3, envs_per_runner=4, device="cpu",
-                    agent=fakes.TINY_AGENT)
+    run = RunConfig(
+        "tdmpc",
+        plane_dataset,
+        env=fakes.PLANE,
+        seed=3,
+        num_updates=40,
+        updates_per_call=10,
+        eval_every=20,
+        checkpoint_every=20,
+        log_every=10,
+        num_learners=2,
+        num_eval_runners=3,
+        envs_per_runner=4,
+        device="cpu",
+        agent=fakes.TINY_AGENT,
+    )
     config = TDMPCConfig.from_run(run)
     config.validate()
     assert config.run_config() == run
@@ -69,13 +82,19 @@ def test_a_run_config_becomes_the_same_configuration(plane_dataset: str) -> None
         (lambda c: c.training(lr=1e-3), r"training\(lr=...\) has no effect here; set it in training\(agent="),
         (lambda c: c.training(agent={"expectle": 0.8}), r"unknown key 'agent.expectle' \(did you mean 'expectile'\?\)"),
         (lambda c: c.training(agent={"plan": {"horizn": 3}}), r"unknown key 'agent.plan.horizn' \(did you mean 'horizon'\?\)"),
-        (lambda c: c.update_from_dict({"updates_per_cal": 4}), r"unknown key 'updates_per_cal' \(did you mean 'updates_per_call'\?\)"),
+        (
+            lambda c: c.update_from_dict({"updates_per_cal": 4}),
+            r"unknown key 'updates_per_cal' \(did you mean 'updates_per_call'\?\)",
+        ),
         (lambda c: c.update_from_dict({"lr": 2e-3}), r"lr = 0.002 has no effect here"),
         (lambda c: c.update_from_dict({"train_batch_size_per_learner": 7}), r"train_batch_size_per_learner = 7 has no effect"),
         (lambda c: c.evaluation(evaluation_config={"explor": False}), r"unknown key 'explor' \(did you mean 'explore'\?\)"),
         (lambda c: c.evaluation(evaluation_duration_unit="timesteps"), r"evaluation_duration = 5 timesteps; .*whole episodes"),
         (lambda c: c.training(batch_size=0), r"batch_size = 0; it must be at least 1"),
-        (lambda c: c.offline_data(input_=["x.parquet"]), r"reads through Ray Data, which is not used here; use .dataset\(uri\)"),
+        (
+            lambda c: c.offline_data(input_=["x.parquet"]),
+            r"reads through Ray Data, which is not used here; use .dataset\(uri\)",
+        ),
         (lambda c: c.debugging(seed=None), r"seed = None; a whole number"),
         (lambda c: setattr(c, "dataset_uri", None), r"no dataset: add .dataset\('<uri>'\) to IQLTDMPCConfig\(\)"),
         (lambda c: c.environment("wmrl/PointMaze-Umase-v0"), r"'wmrl/PointMaze-Umase-v0' cannot be made .*did you mean"),
@@ -90,7 +109,7 @@ def test_a_mistake_is_one_clear_line(iql: Any, change: Any, message: str) -> Non
 
 
 def test_a_dataset_that_does_not_fit_the_environment_is_refused(iql: Any) -> None:
-    with pytest.raises(DataError, match="action_dim = 2, but environment 'Pendulum-v1' has 1|obs_dim = 4, but environment 'Pendulum-v1' has 3"):
+    with pytest.raises(DataError, match="obs_dim = 4, but environment 'Pendulum-v1' has 3"):
         iql.environment("Pendulum-v1").validate()
 
 

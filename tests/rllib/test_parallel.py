@@ -43,6 +43,8 @@ def test_a_shards_error_reaches_the_caller_as_itself() -> None:
 def test_a_dataset_made_over_actors_is_the_one_made_in_this_process() -> None:
     arguments: dict[str, Any] = {"steps": 1500, "seed": 3, "reference_episodes": 2}
     alone = open_dataset(make_dataset("pointmaze-umaze", dataset_id="wmrl/test/alone-v0", **arguments))
-    together = open_dataset(make_dataset("pointmaze-umaze", dataset_id="wmrl/test/together-v0", map_shards=ray_map_shards, **arguments))
+    together = open_dataset(
+        make_dataset("pointmaze-umaze", dataset_id="wmrl/test/together-v0", map_shards=ray_map_shards, **arguments)
+    )
     assert together.card.sha256 == alone.card.sha256
     np.testing.assert_array_equal(together.obs, alone.obs)

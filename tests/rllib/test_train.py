@@ -76,7 +76,9 @@ def test_the_folder_and_the_events_are_those_of_the_loop_without_ray(config: Run
     assert sorted(plain) == sorted(on_ray)
     assert on_ray["updates"] == 24
     assert on_ray["finished"] is True
-    names = [sorted(p.relative_to(tmp_path / kind).as_posix() for p in (tmp_path / kind).iterdir()) for kind in ("plain", "ray")]
+    names = [
+        sorted(p.relative_to(tmp_path / kind).as_posix() for p in (tmp_path / kind).iterdir()) for kind in ("plain", "ray")
+    ]
     assert names[0] == names[1]
     assert json.loads((tmp_path / "ray" / "result.json").read_text()) == on_ray
     with np.load(tmp_path / "ray" / "trajectories.npz") as saved:

@@ -48,7 +48,10 @@ def test_two_seeds_run_score_and_leave_loadable_checkpoints(iql: Any, tmp_path: 
 
 @pytest.mark.parametrize(
     ("mistake", "message"),
-    [({"batchsize": 4}, "unknown key 'batchsize' (did you mean 'batch_size'?)"), ({"agent": {"hidden": 3}}, "unknown key 'agent.hidden'")],
+    [
+        ({"batchsize": 4}, "unknown key 'batchsize' (did you mean 'batch_size'?)"),
+        ({"agent": {"hidden": 3}}, "unknown key 'agent.hidden'"),
+    ],
 )
 def test_an_unknown_key_stops_the_experiment_with_its_name(bc: Any, tmp_path: Path, mistake: Any, message: str) -> None:
     space = {"dataset_uri": bc.dataset_uri, "env": fakes.PLANE, "updates_per_call": 2, **mistake}

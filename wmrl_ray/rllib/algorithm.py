@@ -141,7 +141,8 @@ class AgentAlgorithm(Algorithm):
 
     def _require_env(self) -> None:
         if self.eval_env_runner_group is None:
-            raise ConfigError(f"dataset {self.config.dataset_uri!r} names no environment; set .environment('<gymnasium id>') to evaluate")
+            uri = self.config.dataset_uri
+            raise ConfigError(f"dataset {uri!r} names no environment; set .environment('<gymnasium id>') to evaluate")
 
     # -- checkpoints --------------------------------------------------------------------------------------------------------
 
@@ -149,16 +150,15 @@ class AgentAlgorithm(Algorithm):
         """None: the learners' state goes into `policy/`, where errors are seen and no pickle is needed."""
         return []
 
-    def save_to_path(
-        self, path: Any = None, *, state: Any = None, filesystem: Any = None, use_msgpack: bool = False
-    ) -> str:
+    def save_to_path(self, path: Any = None, *, state: Any = None, filesystem: Any = None, use_msgpack: bool = False) -> str:
         """Writes RLlib's files, `policy/` (for `Policy.load` and `wmrl_ray.checkpoint`) and the manifest; complete or absent.
 
         Raises:
             ConfigError: `path` is missing or not local. (Tune uploads local folders itself.)
         """
         if path is None or filesystem is not None or "://" in str(path):
-            raise ConfigError(f"save_to_path(path={path!r}, filesystem={filesystem!r}): give a local folder; Tune uploads it to its storage")
+            given = f"path={path!r}, filesystem={filesystem!r}"
+            raise ConfigError(f"save_to_path({given}): give a local folder; Tune uploads it to its storage")
         target = Path(path).absolute()
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -201,7 +201,7 @@ class AgentAlgorithm(Algorithm):
     def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Self:
         """Raises CheckpointError; RLlib's own falls back to a fresh algorithm when it cannot read the file of arguments."""
         checkpoint.verify(Path(path))
-        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
+        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)  # type: ignore[return-value]
 
 
 def _replace(partial: Path, target: Path) -> None:

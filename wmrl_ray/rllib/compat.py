@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from wmrl_ray.rllib.config import AgentAlgorithmConfig
 
 RAY_VERSION = Version(ray.__version__)
-HAS_LOCAL_MODE = RAY_VERSION < Version("2.55")
+HAS_LOCAL_MODE = (RAY_VERSION.major, RAY_VERSION.minor) < (2, 55)
 
 
 def in_local_mode() -> bool:
@@ -50,14 +51,14 @@ def init(*, local_mode: bool = False, debug: bool = False, num_cpus: int | None 
         return
     if local_mode and not HAS_LOCAL_MODE:
         raise ConfigError(
-            f"Ray {ray.__version__} has no local_mode (2.54 was the last that did); use debug=True (`wmrl train --debug`), which keeps "
-            "environments, learner and evaluation in this process, or install ray==2.54.1"
+            f"Ray {ray.__version__} has no local_mode (2.54 was the last that did); use debug=True (`wmrl train --debug`), "
+            "which keeps environments, learner and evaluation in this process, or install ray==2.54.1"
         )
     # Why: without it Ray hides the GPUs from a driver that asked for none
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     joins_cluster = kwargs.get("address", os.environ.get("RAY_ADDRESS")) not in (None, "local")
     if not joins_cluster:
-        # Why: newer versions turn token authentication on for a private local cluster, and then for every later head; older have none
+        # Why: newer versions turn token authentication on for a private local cluster, and then for every later head
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         kwargs.setdefault("include_dashboard", False)
         if debug and not HAS_LOCAL_MODE:
@@ -98,14 +99,16 @@ def kill_learners(group: LearnerGroup) -> None:
     """Ends learner actors without the graceful shutdown that a rank with a broken process group would refuse."""
     if group.is_remote and not group._is_shut_down:
         group._backend_executor.shutdown(graceful_termination=False)
-        group._backend_executor.shutdown = lambda **kwargs: None  # Why: `LearnerGroup.shutdown` would try the graceful way again
+        # Why: `LearnerGroup.shutdown` would try the graceful way again
+        group._backend_executor.shutdown = lambda **kwargs: None
         group._is_shut_down = True
 
 
 def build(config: AgentAlgorithmConfig, folder: Path) -> AgentAlgorithm:
     """The algorithm, without RLlib's own log files where this version lets us say so."""
     if not HAS_LOCAL_MODE:
-        return config.build_algo()  # newer versions write none
+        return typing.cast("AgentAlgorithm", config.build_algo())  # newer versions write none
     from ray.tune.logger import NoopLogger
 
-    return config.build_algo(logger_creator=lambda settings: NoopLogger(settings, str(folder)))
+    algorithm = config.build_algo(logger_creator=lambda settings: NoopLogger(settings, str(folder)))
+    return typing.cast("AgentAlgorithm", algorithm)

@@ -29,7 +29,7 @@ NOT_OURS = ("lr", "gamma", "grad_clip", "train_batch_size", "train_batch_size_pe
 
 
 class AgentAlgorithmConfig(AlgorithmConfig):
-    """RLlib's settings keep RLlib's names; ours are `agent`, `batch_size` (of each learner), `updates_per_call` and the dataset.
+    """RLlib's settings keep RLlib's names; ours are the dataset, `agent`, `batch_size` (of each learner), `updates_per_call`.
 
     Offline there is nothing to sample while training: `num_env_runners` counts runners for evaluation too.
     """
@@ -72,8 +72,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             if key in NOT_OURS:
                 raise ConfigError(f"training({key}=...) has no effect here; set it in training(agent={{...}}) or batch_size")
             if key not in known:
-                names = ["agent", "batch_size", "updates_per_call", *known]
-                raise ConfigError(f"training() has no key {key!r}{did_you_mean(key, names)}; ours: agent, batch_size, updates_per_call")
+                ours = ("agent", "batch_size", "updates_per_call")
+                raise ConfigError(f"training() has no key {key!r}{did_you_mean(key, [*ours, *known])}; ours: {', '.join(ours)}")
         super().training(**kwargs)
         for name, value in {"agent": agent, "batch_size": batch_size, "updates_per_call": updates_per_call}.items():
             if value is not NotProvided:
@@ -132,7 +132,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
         device = "cuda" if self.num_gpus_per_env_runner > 0 else "cpu"  # of runners; a learner builds its agent on its own
-        return {**super()._model_config_auto_includes, "algorithm": self.agent_name, "agent": dict(self.agent), "device": device}
+        own = {"algorithm": self.agent_name, "agent": dict(self.agent), "device": device}
+        return {**super()._model_config_auto_includes, **own}
 
     def build_env_to_module_connector(self, env: Any = None, spaces: Any = None, device: Any = None) -> Any:
         pipeline = super().build_env_to_module_connector(env=env, spaces=spaces, device=device)
@@ -145,11 +146,15 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         agent_config(self.agent_name, self.agent)
         check(self.dataset_uri is not None, f"no dataset: add .dataset('<uri>') to {type(self).__name__}()")
         check(isinstance(self.seed, int), f"seed = {self.seed!r}; a whole number is needed: .debugging(seed=0)")
+        duration, unit = self.evaluation_duration, self.evaluation_duration_unit
         check(
-            self.evaluation_duration_unit == "episodes" and isinstance(self.evaluation_duration, int),
-            f"evaluation_duration = {self.evaluation_duration!r} {self.evaluation_duration_unit}; evaluations here count whole episodes",
+            unit == "episodes" and isinstance(duration, int),
+            f"evaluation_duration = {duration!r} {unit}; evaluations here count whole episodes",
         )
-        check(self.input_ == "sampler", f"offline_data(input_={self.input_!r}) reads through Ray Data, which is not used here; use .dataset(uri)")
+        check(
+            self.input_ == "sampler",
+            f"offline_data(input_={self.input_!r}) reads through Ray Data, which is not used here; use .dataset(uri)",
+        )
         compat.fit_to_mode(self)
         if not self.in_evaluation and self.num_env_runners > 0:
             self.evaluation_num_env_runners = max(self.num_env_runners, self.evaluation_num_env_runners)
@@ -167,7 +172,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         for key in NOT_OURS:
             stored = key if key in known else f"_{key}"
             value = getattr(self, stored)
-            check(value == known[stored], f"{key} = {value!r} has no effect here; set it in training(agent={{...}}) or batch_size")
+            hint = "set it in training(agent={...}) or batch_size"
+            check(value == known[stored], f"{key} = {value!r} has no effect here; {hint}")
 
     def _fill_from_dataset(self) -> None:
         """Environment and spaces that were left out."""

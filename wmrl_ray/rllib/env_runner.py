@@ -16,7 +16,7 @@ STEPS_PER_CALL = 25  # vector steps between two looks at the recorder
 
 
 class PlannerEnvRunner(SingleAgentEnvRunner):
-    """Environments + `Agent.act`. A string `config.env` is made by `wmrl_ray.envs.make_env`: flat observations, actions in [-1, 1]."""
+    """Environments + `Agent.act`. A string `config.env` is an id for `wmrl_ray.envs.make_env`."""
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         if kwargs.get("worker_index"):  # in its own process
@@ -53,7 +53,7 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
             while not self.recorder.is_complete:
                 self.sample(num_timesteps=STEPS_PER_CALL * self.num_envs, explore=False)
         except RuntimeError as error:
-            raise (error.__cause__ or error)  # Why: RLlib hides the environment's error behind an empty RuntimeError
+            raise (error.__cause__ or error) from None  # Why: RLlib hides the environment's error behind an empty RuntimeError
         self._needs_initial_reset = True
         self.get_metrics()  # Why: RLlib keeps the episodes it has not reported
         return self.recorder.take(), self.module.plan_metrics()

@@ -36,14 +36,15 @@ class RunningEvaluation:
         self._group = group
         self._shares: dict[int, Any] = {}
         workers = group.healthy_worker_ids()[:num_episodes] or [LOCAL]
-        self.counts = {worker: num_episodes // len(workers) + (i < num_episodes % len(workers)) for i, worker in enumerate(workers)}
+        each, rest = divmod(num_episodes, len(workers))
+        self.counts = {worker: each + (i < rest) for i, worker in enumerate(workers)}
         if workers == [LOCAL]:
             self._shares[LOCAL] = _run_episodes(group.local_env_runner, self.counts, seed)
             return
         kwargs = {"counts": self.counts, "seed": seed}
         sent = group.foreach_env_runner_async(guarded(_run_episodes), tag=TAG, kwargs=kwargs, remote_worker_ids=workers)
         if sent != len(workers):
-            raise RemoteError(f"only {sent} of {len(workers)} evaluation runners took the request; are their last evaluations running?")
+            raise RemoteError(f"only {sent} of {len(workers)} evaluation runners took the request; is an evaluation running?")
 
     def poll(self, timeout_s: float | None) -> Evaluation | None:
         """The result, or None if it is still running after `timeout_s` (None: waits for it).
@@ -70,20 +71,19 @@ class RunningEvaluation:
 def _merge(shares: list[Share]) -> Evaluation:
     records = [record for share, _ in shares for record in share]
     episodes = [record.episode for record in records]
+    names = shares[0][1]  # every runner has the same agent
     return Evaluation(
         episodes=episodes,
         returns=[episode.episode_return for episode in episodes],
         lengths=[len(episode) for episode in episodes],
         successes=[bool(record.success) for record in records],
         reports_success=any(record.success is not None for record in records),
-        act_metrics={
-            name: sum(info[name] * len(share) for share, info in shares) / len(records) for name in (shares[0][1] if shares else {})
-        },
+        act_metrics={name: sum(info[name] * len(share) for share, info in shares) / len(records) for name in names},
     )
 
 
 def evaluate_on_runners(algorithm: Any, group: EnvRunnerGroup) -> tuple[dict[str, float], int, int]:
-    """RLlib's `custom_evaluation_function`: exact episode counts instead of those that end first. RLlib has synced the weights."""
+    """RLlib's `custom_evaluation_function`, called when it has synced the weights: exact counts, not the first to end."""
     algorithm.start_evaluation(sync_weights=False)
     algorithm.finish_evaluation()
     steps = sum(algorithm.last_evaluation.lengths)

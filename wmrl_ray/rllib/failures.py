@@ -55,7 +55,8 @@ def unwrap(results: Iterable[Any], who: str, expected: int) -> list[Any]:
     if failures:
         raise _error(who, failures[0])
     if len(values) != expected:
-        raise RemoteError(f"{expected - len(values)} of {expected} {who}s died (killed, or out of memory; see Ray's logs of the node)")
+        lost = expected - len(values)
+        raise RemoteError(f"{lost} of {expected} {who}s died (killed, or out of memory; see Ray's logs of the node)")
     return values
 
 

@@ -45,6 +45,7 @@ class AgentModule(TorchRLModule, InferenceOnlyAPI):
         self.model, self.target = agent.model, agent.target
         if self.inference_only:  # weights come from the learner, which alone needs the rest
             agent.target, agent.optimizers = None, {}
+        self.train(self.training)
         self.reset_plan()
 
     def get_non_inference_attributes(self) -> list[str]:

@@ -47,7 +47,7 @@ def ray_map_shards(
         for done, result in enumerate(results, start=1):
             if progress is not None:
                 progress(done, len(specs))
-            yield result
+            yield result  # type: ignore[misc]
     finally:
         for worker in workers:
             ray.kill(worker)

@@ -13,7 +13,6 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
-from wmrl_ray.config import to_dict
 from wmrl_ray.core.agents import agent_config
 from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.rllib import compat
