@@ -34,7 +34,8 @@ def group(runs: Sequence[Run]) -> Groups:
 def table(groups: Groups) -> str:
     """One line per dataset and algorithm, from the last evaluation of each seed."""
     lines = [
-        "| dataset | algorithm | score, mean +- std over seeds | each seed | return | success | updates | seeds x episodes | hidden |",
+        "| dataset | algorithm | score, mean +- std over seeds | each seed | return | success | updates | seeds x episodes "
+        "| hidden |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (dataset, algorithm), runs in groups.items():
