@@ -12,6 +12,7 @@ from wmrl_ray.cli import app as app_module
 from wmrl_ray.cli.errors import user_message
 from wmrl_ray.config import ConfigError
 from wmrl_ray.data.episode import DataError
+from wmrl_ray.rllib.failures import RemoteError
 from wmrl_ray.train import NonFiniteLossError
 
 
@@ -56,6 +57,30 @@ def test_a_bug_reaches_the_user_with_its_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("error_type", "code", "err"),
+    [
+        ("NonFiniteLossError", 2, "wmrl: learner failed: NonFiniteLossError: update 3 is not finite\n"),
+        ("DataError", 2, "wmrl: learner failed: DataError: update 3 is not finite\n"),
+        ("KeyError", 1, "wmrl: learner failed: KeyError: update 3 is not finite\n\nOn the learner:\nTraceback (remote)\n"),
+        (None, 1, "wmrl: learner failed: None: update 3 is not finite\n\nOn the learner:\nTraceback (remote)\n"),
+    ],
+)
+def test_an_actors_error_is_one_line_if_the_user_can_mend_it_else_the_actors_traceback(
+    monkeypatch, capsys, error_type, code, err
+):
+    def failing() -> None:
+        error = RemoteError(f"learner failed: {error_type}: update 3 is not finite\n\nOn the learner:\nTraceback (remote)")
+        monkeypatch.setattr(error, "error_type", error_type, raising=False)
+        raise error
+
+    monkeypatch.setattr(app_module, "app", failing)
+    monkeypatch.setattr(sys, "argv", ["wmrl"])
+    with pytest.raises(SystemExit) as stop:
+        app_module.main()
+    assert (stop.value.code, capsys.readouterr().err) == (code, err)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train", "quik"], "wmrl: no configuration named 'quik' (did you mean 'quick'?)"),
@@ -69,6 +94,8 @@ def test_a_bug_reaches_the_user_with_its_traceback(monkeypatch):
         (["evaluate", "nowhere"], "no checkpoint at nowhere"),
         (["evaluate", ".", "--episodes", "0"], "--episodes 0; at least 1 is needed"),
         (["evaluate", ".", "--video", "film.txt"], "--video film.txt must end in one of .mp4"),
+        (["evaluate", ".", "--video", "film.gif"], "--video film.gif must end in one of .mp4, .mkv"),
+        (["evaluate", ".", "--video", "film.webm"], "--video film.webm must end in one of .mp4, .mkv"),
         (["evaluate", ".", "--video", "no/film.mp4"], "no such folder for the video: no"),
         (["report", "nowhere"], "no such run directory: nowhere"),
         (["data", "make", "pointmase-umaze"], "no maker 'pointmase-umaze' (did you mean 'pointmaze-umaze'?)"),

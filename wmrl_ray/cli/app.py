@@ -9,7 +9,7 @@ import typer
 
 from wmrl_ray import __version__
 from wmrl_ray.cli import data, doctor, evaluate, report, train
-from wmrl_ray.cli.errors import EXIT_USER_ERROR, user_message
+from wmrl_ray.cli.errors import EXIT_USER_ERROR, remote_message, user_message
 
 app = typer.Typer(
     name="wmrl",
@@ -48,8 +48,11 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        message = user_message(error)
-        if message is None:
+        if (remote := remote_message(error)) is not None:
+            message, code = remote
+        elif (message := user_message(error)) is not None:
+            code = EXIT_USER_ERROR
+        else:
             raise
         print(f"wmrl: {message}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        sys.exit(code)

@@ -7,6 +7,7 @@ import sys
 
 from wmrl_ray.config import ConfigError
 
+EXIT_ERROR = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # the shell's code for SIGINT
 
@@ -17,6 +18,20 @@ _USER_ERRORS = (
     ("wmrl_ray.train", "NonFiniteLossError"),
 )
 _USER_ERRNOS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+
+
+def remote_message(error: BaseException) -> tuple[str, int] | None:
+    """What to print for an error that an actor carried home, and the exit code; None for an error of this process.
+
+    The user's errors read on one line there too. Ours show the actor's traceback, which the error's text holds: the driver's says
+    nothing about them.
+    """
+    remote = getattr(sys.modules.get("wmrl_ray.rllib.failures"), "RemoteError", None)
+    if remote is None or not isinstance(error, remote):
+        return None
+    if getattr(error, "error_type", None) in {"ConfigError", *(name for _, name in _USER_ERRORS)}:
+        return str(error).partition("\n")[0], EXIT_USER_ERROR
+    return str(error), EXIT_ERROR
 
 
 def user_message(error: BaseException) -> str | None:
