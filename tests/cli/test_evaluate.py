@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wmrl_ray.cli.evaluate import summarize, write_video
+from wmrl_ray.config import ConfigError
+from wmrl_ray.policy import Policy
 from wmrl_ray.rollout import Evaluation
 
 META = {
@@ -58,6 +62,60 @@ def test_a_video_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(OSError):
         write_video(tmp_path / "film.mp4", frames, fps=10)
     assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_an_allowed_video_is_replaced_by_the_new_one(tmp_path, suffix):
+    film = tmp_path / f"film{suffix}"
+    film.write_text("old")
+    write_video(film, np.zeros((3, 64, 48, 3), dtype=np.uint8), fps=10)
+    assert frame_count(film) == (3, 48, 64)
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_a_video_that_does_not_play_back_leaves_the_old_one(tmp_path, monkeypatch, kept):
+    import imageio_ffmpeg
+
+    write_frames = imageio_ffmpeg.write_frames
+
+    def write_some(path, size, **settings):  # a writer that loses frames and reports nothing
+        writer = write_frames(path, size, **settings)
+        writer.send(None)
+        yield
+        for _ in range(kept):
+            writer.send((yield))
+        writer.close()
+        while True:
+            yield
+
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", write_some)
+    (tmp_path / "film.mp4").write_text("old")
+    with pytest.raises(ConfigError, match=r"no video .*film\.mp4"):
+        write_video(tmp_path / "film.mp4", np.zeros((7, 64, 64, 3), dtype=np.uint8), fps=10)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("film.mp4", "old")]
+
+
+@pytest.mark.parametrize(("platform", "backend"), [("linux", "egl"), ("darwin", None)])
+def test_egl_is_chosen_for_videos_only_on_linux(wmrl, tmp_path, monkeypatch, platform, backend):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    wmrl("evaluate", "nowhere", "--video", "film.mp4")
+    assert os.environ.get("MUJOCO_GL") == backend
+
+
+def test_a_checkpoint_that_names_no_environment_asks_for_one(wmrl, tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    wmrl("train", tiny, "--no-ray", "--run-dir", run, "--set", "num_updates=10")
+    load = Policy.load
+
+    def load_without_env(path: Path) -> Policy:
+        policy = load(path)
+        policy.meta["env"] = None
+        return policy
+
+    monkeypatch.setattr(Policy, "load", load_without_env)
+    outcome = wmrl("evaluate", run)
+    assert (outcome.code, outcome.err) == (2, f"wmrl: {run} names no environment; pass --env\n")
 
 
 def test_the_command_films_episode_0(wmrl, tiny, tmp_path):

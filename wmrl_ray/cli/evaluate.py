@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from wmrl_ray.rollout import Evaluation
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".gif")
+VIDEO_SUFFIXES = (".mp4", ".mkv")  # what holds H.264
 
 
 def evaluate(
@@ -34,7 +35,8 @@ def evaluate(
     check(seed >= 0, f"--seed {seed}; it must not be negative")
     if video is not None:
         check_video_path(video)
-        os.environ.setdefault("MUJOCO_GL", "egl")  # Why: without a display MuJoCo finds no OpenGL unless told which one
+        if sys.platform == "linux":
+            os.environ.setdefault("MUJOCO_GL", "egl")  # Why: without a display MuJoCo finds no OpenGL unless told which one
 
     import torch
 
@@ -44,6 +46,7 @@ def evaluate(
     torch.set_num_threads(1)
     policy = Policy.load(checkpoint)
     env_id = env or policy.meta["env"]
+    check(env_id is not None, f"{checkpoint} names no environment; pass --env")
     obs_dim, action_dim = rollout.env_dims(env_id)
     check(
         (obs_dim, action_dim) == (policy.agent.obs_dim, policy.agent.action_dim),
@@ -54,10 +57,12 @@ def evaluate(
         policy.agent, env_id, episodes, num_envs=num_envs, seed=seed, record=False, frames=video is not None
     )
     numbers = summarize(evaluation, policy.meta, env_id, seed)
-    if video is not None and evaluation.frames is not None:
-        write_video(video, evaluation.frames, frames_per_second(env_id))
-        numbers["video"] = str(video)
-    print(json.dumps(numbers) if as_json else describe(numbers))
+    try:
+        if video is not None and evaluation.frames is not None:
+            write_video(video, evaluation.frames, frames_per_second(env_id))
+            numbers["video"] = str(video)
+    finally:  # Why: a video that fails does not take the numbers with it
+        print(json.dumps(numbers) if as_json else describe(numbers))
 
 
 def summarize(evaluation: Evaluation, meta: dict[str, Any], env_id: str, seed: int) -> dict[str, Any]:
@@ -136,7 +141,11 @@ def frames_per_second(env_id: str) -> int:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
-    """Writes [T, h, w, 3] uint8 frames with ffmpeg; complete or absent."""
+    """Writes [T, h, w, 3] uint8 frames with ffmpeg; complete or absent.
+
+    Raises:
+        ConfigError: ffmpeg did not write a file that plays back every frame; what was at `path` is still there.
+    """
     import imageio_ffmpeg
     import numpy as np
 
@@ -145,13 +154,31 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
     # Why even sizes: H.264 with 4:2:0 colours takes no others
     even = np.ascontiguousarray(frames[:, : height // 2 * 2, : width // 2 * 2])
     writer = imageio_ffmpeg.write_frames(
-        str(partial), (even.shape[2], even.shape[1]), fps=fps, macro_block_size=2, ffmpeg_log_level="error"
+        str(partial), (even.shape[2], even.shape[1]), fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error"
     )
     try:
-        writer.send(None)
-        for frame in even:
-            writer.send(frame)
-        writer.close()
+        try:
+            writer.send(None)
+            for frame in even:
+                writer.send(frame)
+            writer.close()
+            readable = count_frames(partial)
+        except OSError as error:  # ffmpeg ended early, or is not there
+            raise ConfigError(f"no video {path}: {' '.join(str(error).split())[:300]}") from error
+        check(
+            readable == len(even),
+            f"no video {path}: ffmpeg wrote {readable} readable frames of {len(even)}; is the disk full, or "
+            f"{imageio_ffmpeg.get_ffmpeg_exe()} without libx264?",
+        )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def count_frames(video: Path) -> int:
+    """How many frames ffmpeg can decode. Raises OSError if there are none."""
+    import imageio_ffmpeg
+
+    reader = imageio_ffmpeg.read_frames(str(video))
+    next(reader)  # the header
+    return sum(1 for _ in reader)
