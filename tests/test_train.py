@@ -20,7 +20,7 @@ from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.policy import Policy
 from wmrl_ray.run import RunConfig, RunDir
-from wmrl_ray.train import NonFiniteLossError, build_agent, build_replay, train
+from wmrl_ray.train import NonFiniteLossError, build_agent, build_replay, train, update_many
 
 SMALL = {
     "model": {"latent_dim": 8, "encoder_dim": 16, "hidden_dim": 16},
@@ -127,8 +127,22 @@ def test_a_corrupt_newest_checkpoint_is_passed_over(config, tmp_path):
     newest = run.newest_checkpoint()
     assert newest is not None and newest.name == "00000040"
     (newest / "tensors.safetensors").write_bytes(b"broken")
-    older = run.newest_checkpoint()
+    with pytest.warns(UserWarning, match="damaged checkpoint.*00000040"):
+        older = run.newest_checkpoint()
     assert older is not None and older.name == "00000030"
+    (older / "tensors.safetensors").write_bytes(b"broken")
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="all 2 checkpoints"):
+        train(config, tmp_path / "run", resume=True)
+    assert run.read_metrics()  # nothing was lost
+
+
+def test_a_run_is_not_resumed_with_settings_that_learn_something_else(config, tmp_path):
+    train(config, tmp_path / "run", should_stop=lambda: True)
+    with pytest.raises(ConfigError, match=r"agent\.lr = 0\.1: it was started with 0\.0003"):
+        train(dataclasses.replace(config, agent={**SMALL, "lr": 0.1}), tmp_path / "run", resume=True)
+    longer = dataclasses.replace(config, num_updates=60)
+    assert train(longer, tmp_path / "run", resume=True)["updates"] == 60
+    assert RunDir(tmp_path / "run").config().num_updates == 60
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(config, tmp_path):
@@ -142,8 +156,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_metrics(config, tmp_path, poin
     agent, replay = build_agent(config, dataset), build_replay(config, dataset)
     with torch.no_grad():
         agent.model.dynamics[0].weight.fill_(torch.nan)  # type: ignore[union-attr,operator]
-    from wmrl_ray.train import update_many
-
     with pytest.raises(NonFiniteLossError, match="update 2 is not finite.*loss/consistency"):
         update_many(agent, replay, 2, 4)
 
@@ -155,13 +167,14 @@ def test_a_loss_that_is_not_finite_stops_with_the_metrics(config, tmp_path, poin
         ({"agent": {"expectle": 0.9}}, ConfigError, "did you mean 'expectile'"),
         ({"env": "Pendulum-v1"}, DataError, "Pendulum-v1"),
         ({"dataset": "wmrl/nothing-v0"}, DataError, "wmrl/nothing-v0"),
-        ({"device": "cuda:7"}, ConfigError, "torch sees no GPU"),
+        ({"device": "gpu"}, ConfigError, "allowed: auto, cpu, cuda"),
+        ({"device": "cuda:7"}, ConfigError, "torch sees 0 GPUs"),
         ({"agent": {"plan": {"horizon": 5000, "num_samples": 0, "iterations": 1, "num_policy": 64}}}, DataError, "5000"),
     ],
 )
 def test_a_users_mistake_is_named_before_anything_is_written(config, tmp_path, change, error, message):
-    if change.get("device") and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+    if change.get("device") == "cuda:7" and torch.cuda.device_count() > 7:
+        pytest.skip("this machine has that GPU")
     with pytest.raises(error, match=message):
         train(dataclasses.replace(config, **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()

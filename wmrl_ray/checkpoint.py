@@ -76,7 +76,10 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def seal(folder: Path) -> None:
-    """Writes the manifest of every file in `folder`: the last act of writing a checkpoint."""
+    """Writes the manifest of every file in `folder`, all of them on the disk: the last act of writing a checkpoint."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync(path)
     files = {
         f.relative_to(folder).as_posix(): _sha256(f)
         for f in sorted(folder.rglob("*"))
@@ -84,8 +87,7 @@ def seal(folder: Path) -> None:
     }
     temporary = folder / ".manifest.json.partial"
     temporary.write_text(json.dumps({"format": FORMAT, "sha256": files}, indent=1))
-    with open(temporary, "rb") as f:
-        os.fsync(f.fileno())
+    _sync(temporary)
     os.replace(temporary, folder / "manifest.json")
 
 
@@ -120,6 +122,11 @@ def is_complete(path: Path) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def _sync(file: Path) -> None:
+    with open(file, "rb") as f:
+        os.fsync(f.fileno())
 
 
 def _sha256(file: Path) -> str:

@@ -7,7 +7,7 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -51,6 +51,15 @@ def set_key(values: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"cannot set {dotted!r}: {parent!r} is not a mapping but {values!r}")
     values[leaf] = value
+
+
+def flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """("agent.plan.horizon", 5), ... for a nested mapping; an empty one inside it yields nothing."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, join(path, key))
+        else:
+            yield join(path, key), value
 
 
 def check(condition: bool, message: str) -> None:

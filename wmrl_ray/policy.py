@@ -33,8 +33,9 @@ class Policy:
         """
         folder = find_checkpoint(Path(path))
         tree, meta = checkpoint.load(folder, device)
-        agent = make_agent(meta["algorithm"], meta["agent"], meta["obs_dim"], meta["action_dim"], device=device)
-        agent.set_state(tree["agent"])
+        settings = {**meta["agent"], "compile": "off"}  # Why: one action is not worth minutes of compiling
+        agent = make_agent(meta["algorithm"], settings, meta["obs_dim"], meta["action_dim"], device=device)
+        agent.model.load_state_dict(tree["agent"]["model"])
         return cls(agent, meta)
 
     def reset(self, seed: int | None = None) -> None:
@@ -44,8 +45,13 @@ class Policy:
         if seed is not None:
             self.agent.act_generator.manual_seed(seed)
 
-    def act(self, obs: np.ndarray) -> np.ndarray:
-        """obs [O] or [W, O] -> action [A] or [W, A], as the evaluation acts."""
+    def act(self, obs: np.ndarray, is_first: np.ndarray | None = None) -> np.ndarray:
+        """obs [O] or [W, O] -> action [A] or [W, A], as the evaluation acts.
+
+        Args:
+            is_first: [W] bool, environments that have just been reset, where they end at different times. Default: none since
+                the last `reset`.
+        """
         obs = np.asarray(obs, dtype=np.float32)
         if obs.shape[-1] != self.agent.obs_dim or obs.ndim not in (1, 2):
             raise ValueError(
@@ -56,8 +62,8 @@ class Policy:
                 f"the last call acted in {len(self._plan_state)} environments; call reset() before acting in another number"
             )
         rows = torch.from_numpy(np.atleast_2d(obs)).to(self.agent.device)
-        is_first = torch.full((len(rows),), self._first, device=self.agent.device)
-        action, self._plan_state, _ = self.agent.act(rows, self._plan_state, is_first)
+        first = torch.full((len(rows),), self._first) if is_first is None else torch.as_tensor(is_first).view(len(rows))
+        action, self._plan_state, _ = self.agent.act(rows, self._plan_state, first.to(self.agent.device))
         self._first = False
         return action.cpu().numpy().reshape(*obs.shape[:-1], -1)
 

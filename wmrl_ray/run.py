@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -15,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from wmrl_ray import checkpoint
-from wmrl_ray.config import ConfigError, check, from_dict, to_dict
+from wmrl_ray.checkpoint import CheckpointError
+from wmrl_ray.config import ConfigError, check, flatten, from_dict, to_dict
 from wmrl_ray.core.agents import agent_config
 
 if TYPE_CHECKING:
@@ -71,6 +74,20 @@ class Event:
     total: int
     metrics: dict[str, float]
 
+
+# What a resumed run may change: how long and where it runs and what it records, not what it learns.
+MAY_CHANGE = frozenset(
+    [
+        "num_updates",
+        "eval_every",
+        "eval_episodes",
+        "checkpoint_every",
+        "log_every",
+        "device",
+        "num_eval_runners",
+        "envs_per_runner",
+    ]
+)
 
 OnEvent = Callable[[Event], None]
 
@@ -154,24 +171,49 @@ class RunDir:
         file = self.path / "metrics.jsonl"
         return list(_complete_lines(file)) if file.exists() else []
 
+    def check_same(self, config: RunConfig) -> None:
+        """Raises ConfigError when `config` would learn something else than the run did so far."""
+        before, now = (dict(flatten(to_dict(c.resolved()))) for c in (self.config(), config))
+        for key in dict.fromkeys([*before, *now]):
+            old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
+            if key not in MAY_CHANGE and old != new:
+                raise ConfigError(
+                    f"cannot resume {self.path} with {key} = {new}: it was started with {old}; "
+                    f"resume with `wmrl train {self.path} --resume`, or choose another --run-dir"
+                )
+
     def last_evaluation(self) -> dict[str, float]:
         """The `eval/` metrics of the last evaluation, or nothing."""
         lines = [line for line in self.read_metrics() if "eval/return_mean" in line]
         return {name: value for name, value in lines[-1].items() if name.startswith("eval/")} if lines else {}
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; corrupt and partial ones are passed over."""
-        folder = self.path / "checkpoints"
-        candidates = sorted((p for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
-        return next((p for p in candidates if checkpoint.is_complete(p)), None)
+        """The newest complete checkpoint; None if there is no checkpoint at all.
+
+        A damaged one is passed over with a warning. Raises CheckpointError if all are damaged.
+        """
+        candidates = self._checkpoints()
+        for path in reversed(candidates):
+            try:
+                checkpoint.verify(path)
+            except CheckpointError as error:
+                warnings.warn(f"passing over a damaged checkpoint: {error}", stacklevel=2)
+            else:
+                return path
+        if candidates:
+            raise CheckpointError(f"all {len(candidates)} checkpoints of {self.path} are damaged; start over with --overwrite")
+        return None
 
     def prune_checkpoints(self, keep: int = 2) -> None:
-        """Deletes all but the newest `keep` checkpoints."""
-        import shutil
+        """Deletes all but the newest `keep` checkpoints, and what killed processes left half-written."""
+        leftovers = [p for p in (self.path / "checkpoints").iterdir() if p.name.startswith(".")]
+        for path in [*self._checkpoints()[:-keep], *leftovers]:
+            shutil.rmtree(path)
 
+    def _checkpoints(self) -> list[Path]:
+        """Oldest first."""
         folder = self.path / "checkpoints"
-        for old in sorted(p for p in folder.iterdir() if p.name.isdigit())[:-keep]:
-            shutil.rmtree(old)
+        return sorted(p for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
 def describe_environment() -> dict[str, Any]:

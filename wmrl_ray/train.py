@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from wmrl_ray import checkpoint
-from wmrl_ray.config import ConfigError
+from wmrl_ray.config import ConfigError, to_dict
 from wmrl_ray.core.agents import Agent, agent_config, make_agent
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
@@ -54,8 +54,12 @@ def resolve_device(device: str) -> str:
     """For "auto", "cuda" if there is one, else "cpu". Raises ConfigError for a CUDA device that is not there."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device = {device!r}, but torch sees no GPU; use device = 'cpu'")
+    try:
+        kind, index = (parsed := torch.device(device)).type, parsed.index or 0
+    except RuntimeError:
+        raise ConfigError(f"device = {device!r}; allowed: auto, cpu, cuda, cuda:N") from None
+    if kind == "cuda" and index >= torch.cuda.device_count():
+        raise ConfigError(f"device = {device!r}, but torch sees {torch.cuda.device_count()} GPUs; use device = 'cpu'")
     return device
 
 
@@ -99,7 +103,7 @@ def evaluation_metrics(evaluation: Evaluation, dataset: Dataset) -> dict[str, fl
     }
     if evaluation.reports_success:
         metrics["eval/success_mean"] = float(np.mean(evaluation.successes))
-    if dataset.card.ref_min_score is not None:
+    if dataset.card.has_scale:
         scores = [dataset.normalized_score(r) for r in evaluation.returns]
         metrics |= {"eval/score_mean": float(np.mean(scores)), "eval/score_std": float(np.std(scores))}
     return metrics
@@ -107,8 +111,6 @@ def evaluation_metrics(evaluation: Evaluation, dataset: Dataset) -> dict[str, fl
 
 def checkpoint_meta(config: RunConfig, dataset: Dataset, env_id: str, update: int) -> dict[str, Any]:
     """What a policy needs beside its tensors: algorithm, sizes, environment, and the scale of its scores."""
-    from wmrl_ray.config import to_dict
-
     card = dataset.card
     return {
         "algorithm": config.algorithm,
@@ -122,6 +124,16 @@ def checkpoint_meta(config: RunConfig, dataset: Dataset, env_id: str, update: in
     }
 
 
+def open_run(run_dir: Path, config: RunConfig, dataset: Dataset, resume: bool) -> RunDir:
+    """The run folder: a new one, or the old one if it is resumed with settings that learn the same. Raises ConfigError."""
+    run = RunDir(run_dir)
+    if not (resume and run.exists()):
+        return RunDir.create(run_dir, config, dataset)
+    run.check_same(config)
+    run.write_config(config)
+    return run
+
+
 @dataclass
 class Progress:
     """Decides, between calls, what is due."""
@@ -130,11 +142,11 @@ class Progress:
     update: int = 0
 
     @property
-    def done(self) -> bool:
+    def finished(self) -> bool:
         return self.update >= self.config.num_updates
 
     def due(self, every: int) -> bool:
-        return self.done or (every > 0 and self.update % every == 0)
+        return self.finished or (every > 0 and self.update % every == 0)
 
 
 def train(
@@ -160,9 +172,9 @@ def train(
     env_id = evaluation_env(config, dataset)
     agent, replay = build_agent(config, dataset), build_replay(config, dataset)
 
-    run = RunDir(run_dir) if resume and RunDir(run_dir).exists() else RunDir.create(run_dir, config, dataset)
+    run = open_run(run_dir, config, dataset, resume)
     progress = Progress(config)
-    if resume and (newest := run.newest_checkpoint()) is not None:
+    if (newest := run.newest_checkpoint()) is not None:
         tree, meta = checkpoint.load(newest)
         agent.set_state(tree["agent"])
         replay.set_state(tree["replay"])
@@ -181,7 +193,7 @@ def train(
     event("start", {})
     last_eval = run.last_evaluation()
     last_log = (progress.update, time.monotonic())
-    while not progress.done:
+    while not progress.finished:
         metrics = update_many(agent, replay, config.updates_per_call, config.batch_size)
         progress.update += config.updates_per_call
         if progress.due(config.log_every):
@@ -201,12 +213,12 @@ def train(
         stopping = should_stop is not None and should_stop()
         if progress.due(config.checkpoint_every) or stopping:
             save()
-        if stopping and not progress.done:
+        if stopping and not progress.finished:
             break
 
     seconds = run.seconds()
-    result = {"updates": progress.update, "seconds": seconds, "finished": progress.done, **last_eval}
-    if progress.done:
+    result = {"updates": progress.update, "seconds": seconds, "finished": progress.finished, **last_eval}
+    if progress.finished:
         run.finish(result)
     event("end", last_eval)
     return result

@@ -67,8 +67,3 @@ def test_truncated_noise_is_clipped_stays_inside_the_bounds_and_passes_the_gradi
 
 def test_time_weights_are_powers_of_rho():
     assert torch.allclose(m.time_weights(0.5, 4), torch.tensor([1.0, 0.5, 0.25, 0.125]))
-
-
-@pytest.mark.parametrize(("step", "value"), [(0, 0.5), (50, 0.3), (100, 0.1), (1000, 0.1)])
-def test_the_linear_schedule_moves_and_then_stays(step: int, value: float):
-    assert m.linear_schedule(0.5, 0.1, 100, step) == pytest.approx(value)

@@ -14,16 +14,11 @@ from wmrl_ray.cli.configs import apply_overrides, read_source
 from wmrl_ray.cli.display import JsonLines, format_seconds, make_display
 from wmrl_ray.cli.errors import EXIT_INTERRUPTED
 from wmrl_ray.cli.signals import StopRequest
-from wmrl_ray.config import ConfigError, from_dict, to_dict
+from wmrl_ray.config import ConfigError, from_dict
 
 if TYPE_CHECKING:
     from wmrl_ray.run import Event, RunConfig, RunDir
 
-# What a resumed run may change: how long and where it runs and what it records, not what it learns.
-MAY_CHANGE = {
-    "num_updates", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "device", "num_eval_runners",
-    "envs_per_runner",
-}  # fmt: skip
 RUN_FILES = (
     "config.json",
     "dataset.json",
@@ -110,7 +105,7 @@ def prepare_folder(run: RunDir, config: RunConfig, *, resume: bool, overwrite: b
         ways = "continue it with --resume, start over with --overwrite, or choose another --run-dir"
         raise ConfigError(f"{run.path} already holds a run ({state}); {ways}")
     else:
-        _check_same(run, config)
+        run.check_same(config)
         _check_same_loop(run, newest, no_ray)
         if done >= config.num_updates and (run.path / "result.json").exists():
             return False
@@ -157,20 +152,6 @@ def _conclude(run: RunDir, result: dict[str, Any], no_ray: bool, debug: bool, st
     )
     if stop.received is not None and stop.received.name == "SIGINT":
         raise typer.Exit(EXIT_INTERRUPTED)
-
-
-def _check_same(run: RunDir, config: RunConfig) -> None:
-    """Raises ConfigError when `config` would learn something else than the run did so far."""
-    from wmrl_ray.report.runs import flatten
-
-    before, now = (dict(flatten(to_dict(c))) for c in (run.config(), config.resolved()))
-    for key in dict.fromkeys([*before, *now]):
-        old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
-        if key not in MAY_CHANGE and old != new:
-            raise ConfigError(
-                f"cannot resume {run.path} with {key} = {new}: it was started with {old}; "
-                f"resume with `wmrl train {run.path} --resume`, or choose another --run-dir"
-            )
 
 
 def _check_same_loop(run: RunDir, newest: Path | None, no_ray: bool) -> None:

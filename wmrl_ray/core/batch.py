@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wmrl_ray.core.shapes import expect
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -22,6 +24,13 @@ class Batch:
     action: Tensor
     reward: Tensor
     terminated: Tensor
+
+    def __post_init__(self) -> None:
+        B, H = self.action.shape[:2]
+        expect(self.action, "B H A")
+        expect(self.obs, "B H+1 O" if self.obs.dim() == 3 else "B H+1 C h w", B=B, H=H)
+        expect(self.reward, "B H", B=B, H=H)
+        expect(self.terminated, "B H", B=B, H=H)
 
     def to(self, device: torch.device | str) -> Batch:
         if self.obs.device == torch.device(device):

@@ -22,12 +22,6 @@ def time_weights(rho: float, horizon: int, device: torch.device | None = None) -
     return rho ** torch.arange(horizon, device=device, dtype=torch.float32)
 
 
-def linear_schedule(start: float, end: float, duration: int, step: int) -> float:
-    """From `start` at step 0 to `end` at `duration` and after."""
-    fraction = min(max(step / duration, 0.0), 1.0) if duration > 0 else 1.0
-    return start + fraction * (end - start)
-
-
 def rescale_log_std(raw: Tensor, low: float, high: float) -> Tensor:
     """Any real number to a log standard deviation in [low, high] by a tanh (pytorch_sac)."""
     return low + 0.5 * (high - low) * (torch.tanh(raw) + 1)

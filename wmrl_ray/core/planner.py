@@ -3,6 +3,9 @@
 TD-MPC's planner (Section III-B of the IQL-TD-MPC paper, Algorithm 1 of 2203.04955): policy trajectories join random ones, the
 elites refit a diagonal Gaussian, and one elite, drawn by its score, gives the action. With `num_samples = 0` nothing is
 refined: the elites come from the policy's own samples (Section IV, "n_r = 0"), so no action leaves the policy's distribution.
+
+Deviates from TD-MPC's public code: the policy's trajectories are evaluated once, not again in every iteration (the same
+distribution; only the noise of the action after the horizon is redrawn there); a non-finite return counts as the worst, not 0.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from wmrl_ray.config import check
+from wmrl_ray.core.shapes import expect
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,16 @@ class PlanConfig:
         check(
             1 <= self.num_elites <= total,
             f"plan.num_elites = {self.num_elites}; it must be in [1, num_samples + num_policy = {total}]",
+        )
+        check(
+            min(self.num_samples, self.num_policy) >= 0,
+            f"plan.num_samples = {self.num_samples}, plan.num_policy = {self.num_policy}",
+        )
+        check(self.temperature >= 0, f"plan.temperature = {self.temperature}; it must not be negative")
+        check(0 <= self.momentum <= 1, f"plan.momentum = {self.momentum}; it must be in [0, 1]")
+        check(
+            0 <= self.min_std <= self.max_std,
+            f"plan.min_std = {self.min_std}, plan.max_std = {self.max_std}; 0 <= min_std <= max_std is needed",
         )
         check(self.iterations >= 1, f"plan.iterations = {self.iterations}; it must be at least 1")
         check(
@@ -75,10 +89,15 @@ def plan(
         explore: adds the plan's own noise to the action.
 
     Returns:
-        action [W, A] in [-1, 1]; the new plan_state [W, H, A]; info: plan/nan_frac (share of trajectories whose return was not
-        finite, which count as the worst), plan/value_mean, plan/std_mean.
+        action [W, A] in [-1, 1]; the new plan_state [W, H, A]; info: plan/nan_frac (share of trajectories, over all iterations,
+        whose return was not finite; none of them is chosen while a finite one exists), plan/value_mean (of the elites, by their
+        scores), plan/std_mean.
     """
+    expect(z, "W Z")
     W, H, A, device = z.shape[0], config.horizon, action_dim, z.device
+    expect(is_first, "W", W=W)
+    if plan_state is not None:
+        expect(plan_state, "W H A", W=W, H=H, A=A)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device)
@@ -86,7 +105,8 @@ def plan(
     actions, returns = z.new_empty(W, 0, H, A), z.new_empty(W, 0)
     if (P := config.num_policy) > 0:
         flat_actions, flat_returns = model.policy_rollout(_repeat(z, P), normal(W * P, H + 1, A))
-        actions, returns = flat_actions.view(W, P, H, A), flat_returns.view(W, P)
+        # Why clone: with CUDA graphs the next replay overwrites what a graph returned
+        actions, returns = flat_actions.clone().view(W, P, H, A), flat_returns.clone().view(W, P)
     policy_actions, policy_returns = actions, returns
 
     mean = z.new_zeros(W, H, A)
@@ -96,6 +116,7 @@ def plan(
 
     if (N := config.num_samples) > 0:
         z_repeated = _repeat(z, N)
+    nan_frac = z.new_zeros(())
     for _ in range(config.iterations):
         if N > 0:
             sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * normal(W, N, H, A)).clamp_(-1, 1)
@@ -103,10 +124,14 @@ def plan(
             actions = torch.cat([sampled, policy_actions], 1)  # [W, N + P, H, A]
             returns = torch.cat([sampled_returns, policy_returns], 1)
         finite = returns.isfinite()
-        returns = _worst_where(~finite, returns.float())
-        elite_returns, index = returns.topk(config.num_elites, dim=1)  # [W, E]
+        nan_frac += (1 - finite.float().mean()) / config.iterations
+        elite_returns, index = returns.masked_fill(~finite, -torch.inf).topk(config.num_elites, dim=1)  # [W, E]
         elites = actions.gather(1, index.view(W, -1, 1, 1).expand(-1, -1, H, A))  # [W, E, H, A]
-        log_score = config.temperature * (elite_returns - elite_returns[:, :1])
+        # A bad trajectory among the elites has score 0; if all are bad, they count the same
+        log_score = torch.where(
+            elite_returns.isfinite(), config.temperature * (elite_returns - elite_returns[:, :1]), -torch.inf
+        )
+        log_score = torch.where(elite_returns[:, :1].isfinite(), log_score, 0.0)
         score = log_score.softmax(1).view(W, -1, 1, 1)
         elite_mean = (score * elites).sum(1)
         std = (score * (elites - elite_mean.unsqueeze(1)).square()).sum(1).sqrt().clamp(config.min_std, config.max_std)
@@ -118,17 +143,11 @@ def plan(
     action = elites[torch.arange(W, device=device), choice, 0]
     if explore:
         action = action + std[:, 0] * normal(W, A)
-    info = {"plan/nan_frac": 1 - finite.float().mean(), "plan/value_mean": elite_returns.mean(), "plan/std_mean": std.mean()}
+    value = (score[:, :, 0, 0] * elite_returns.masked_fill(~elite_returns.isfinite(), 0.0)).sum(1)
+    info = {"plan/nan_frac": nan_frac, "plan/value_mean": value.mean(), "plan/std_mean": std.mean()}
     return action.clamp(-1, 1), mean, info
 
 
 def _repeat(z: Tensor, times: int) -> Tensor:
     """[W, Z] -> [W * times, Z], each row `times` times in a row."""
     return z.repeat_interleave(times, 0)
-
-
-def _worst_where(bad: Tensor, returns: Tensor) -> Tensor:
-    """Replaces bad returns [W, N] by the row's worst good one (0 if there is none)."""
-    worst = returns.masked_fill(bad, torch.inf).amin(1, keepdim=True)
-    worst = torch.where(worst.isfinite(), worst, 0.0)
-    return torch.where(bad, worst, returns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -187,12 +187,3 @@ def _read_lines(path: Path, warnings: list[str]) -> list[Line]:
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Every run under `paths`."""
     return [read_run(path) for path in find_runs(paths)]
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """("agent.plan.horizon", 5), ... for a nested mapping; an empty one inside it yields nothing."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from wmrl_ray.report.runs import Run, flatten
+from wmrl_ray.config import flatten
+from wmrl_ray.report.runs import Run
 from wmrl_ray.report.stats import summarize, summarize_strata
 
 # Where a run was computed, not what was computed: runs that differ only here are seeds of one experiment.

@@ -105,7 +105,7 @@ class Agent:
         for module in [*self.model.modules(), *(self.target.modules() if self.target is not None else ())]:
             if isinstance(module, Normalizer):
                 module.mean.copy_(mean)
-                module.std.copy_(std)
+                module.std.copy_(std + 1e-3)  # CORL's; Why: a dimension that never changes would divide by zero
 
     def optimize(self, name: str, loss: Tensor, max_norm: float | None) -> Tensor:
         """Backward, average over learners, clip, step. Returns the gradient norm before clipping."""
@@ -140,9 +140,18 @@ class Agent:
             self.target.load_state_dict(state["target"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.update_generator.set_state(state["generators"]["update"].cpu())
-        self.act_generator.set_state(state["generators"]["act"].cpu())
+        self.set_generators(state["generators"])
         self.num_updates = int(state["num_updates"])
+
+    def set_generators(self, states: dict[str, Tensor]) -> None:
+        """Continues the random streams `update` and `act`, where the state is of this kind of device.
+
+        A GPU's generator cannot continue a CPU's stream, nor the reverse: the streams then start from the agent's seed.
+        """
+        for generator, saved in ((self.update_generator, states["update"]), (self.act_generator, states["act"])):
+            saved = torch.as_tensor(saved).cpu()
+            if saved.numel() == generator.get_state().numel():
+                generator.set_state(saved)
 
 
 @torch.no_grad()

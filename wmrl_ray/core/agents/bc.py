@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.nets import Normalizer, mlp
@@ -23,12 +24,17 @@ class Config(AgentConfig):
     normalize_obs: bool = True
     grad_clip: float | None = None  # CORL does not clip
 
+    def __post_init__(self) -> None:
+        check(self.lr > 0, f"lr = {self.lr}; it must be positive")
+        check(self.hidden_dim >= 1, f"hidden_dim = {self.hidden_dim}; it must be at least 1")
+
 
 class BC(Agent):
     """Clones the data's actions."""
 
     Config = Config
     config: Config
+    compiled_functions = ("actor_loss",)
 
     def build(self) -> tuple[nn.Module, None]:
         normalizer = Normalizer(self.obs_dim) if self.config.normalize_obs else nn.Identity()

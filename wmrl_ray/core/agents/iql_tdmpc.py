@@ -60,6 +60,12 @@ class Config(LatentAgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 < self.expectile < 1, f"expectile = {self.expectile}; it must be in (0, 1)")
+        check(self.beta >= 0, f"beta = {self.beta}; it must not be negative")
+        check(self.largest_weight > 0, f"largest_weight = {self.largest_weight}; it must be positive")
+        check(
+            self.log_std_min < self.log_std_max,
+            f"log_std_min = {self.log_std_min}, log_std_max = {self.log_std_max}; the first must be smaller",
+        )
         check(0 < self.action_margin < 1, f"action_margin = {self.action_margin}; it must be in (0, 1)")
 
 
@@ -149,7 +155,12 @@ class IQLTDMPC(LatentAgent):
         v = self.model.value(zs).float()
         loss = self._over_rollout(expectile_loss(q_target - v, self.config.expectile))
         advantage = q_target - v.detach()
-        info = {"loss/value": loss, "v/mean": v.mean(), "advantage/mean": advantage.mean(), "advantage/std": advantage.std()}
+        info = {
+            "loss/value": loss,
+            "v/mean": v.mean(),
+            "advantage/mean": advantage.mean(),
+            "advantage/std": advantage.std(correction=0),
+        }
         return loss, advantage, {name: value.detach() for name, value in info.items()}
 
     def actor_loss(self, zs: Tensor, action: Tensor, advantage: Tensor) -> tuple[Tensor, Metrics]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wmrl_ray.config import check
 from wmrl_ray.core.nets import Ensemble, Normalizer, critic_mlp, mlp, orthogonal_init, zero_last
 
 
@@ -22,6 +23,10 @@ class LatentModelConfig:
     hidden_dim: int = 512
     num_critics: int = 2
     normalize_obs: bool = False  # by the dataset's mean and standard deviation; TD-MPC does not
+
+    def __post_init__(self) -> None:
+        for name in ("latent_dim", "encoder_dim", "hidden_dim", "num_critics"):
+            check(getattr(self, name) >= 1, f"model.{name} = {getattr(self, name)}; it must be at least 1")
 
 
 class LatentModel(nn.Module):
@@ -56,7 +61,7 @@ class LatentModel(nn.Module):
 
     def q(self, z: Tensor, action: Tensor) -> Tensor:
         """-> [Q, ...], one value per critic."""
-        return self.critic(torch.cat([z, action], -1))
+        return self.critic(_join(z, action))
 
     def value(self, z: Tensor) -> Tensor:
         """V(z) -> [...]. Only for models built with a value head."""
