@@ -89,6 +89,17 @@ def transitions(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
     }
 
 
+def flat_arrays(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
+    """The keys of our own npz: one row per observation."""
+    return {
+        "obs": np.concatenate([e.obs for e in episodes]),
+        "action": np.concatenate([np.append(e.action, np.zeros_like(e.action[:1]), 0) for e in episodes]),
+        "reward": np.concatenate([np.append(e.reward, 0) for e in episodes]),
+        "terminated": np.concatenate([np.arange(len(e) + 1) == (len(e) - 1 if e.terminated else -1) for e in episodes]),
+        "episode_starts": np.cumsum([0] + [len(e) + 1 for e in episodes]),
+    }
+
+
 def write_hdf5(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     with h5py.File(path, "w") as file:
         for name, values in arrays.items():

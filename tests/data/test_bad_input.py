@@ -11,9 +11,11 @@ from typing import Any
 import gymnasium as gym
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.data.fakes import (
+    flat_arrays,
     names_under,
     row_table,
     small_episode,
@@ -254,7 +256,60 @@ def test_a_dataset_of_another_environment_is_refused() -> None:
         check_compatible(dataset, 5, 2)
     with pytest.raises(DataError, match="recorded in 'wmrl/PointMaze-UMaze-v0', not in 'wmrl/PointMaze-Medium-v0'"):
         check_compatible(dataset, 5, 3, "wmrl/PointMaze-Medium-v0")
-    check_compatible(dataset, 5, 3, "wmrl/PointMaze-Medium-v0", allow_other_env=True)
+
+
+def test_episodes_of_other_shapes_are_refused() -> None:
+    good = small_episode(0, 3)
+    wrong = (
+        dataclasses.replace(good, obs=good.obs[:, 0]),
+        dataclasses.replace(good, action=good.action[:, 0]),
+        dataclasses.replace(good, reward=good.reward[:, None]),
+    )
+    for episode in wrong:
+        with pytest.raises(DataError, match=r"mine: episode 0: obs \[4.*must have the shapes \[T\+1, O\], \[T, A\] and \[T\]"):
+            dataset_from_episodes([episode], name="mine")
+    other = dataclasses.replace(good, obs=good.obs[:, :4])
+    with pytest.raises(DataError, match="episode 1 has obs_dim = 4 and action_dim = 3, but episode 0 has 5 and 3; keep one"):
+        dataset_from_episodes([good, other])
+
+
+@pytest.mark.parametrize("value", [2, 0.5, -1, np.nan])
+def test_a_terminal_that_is_neither_0_nor_1_is_refused(home: Path, episodes: list[Episode], value: float) -> None:
+    arrays = flat_arrays(episodes)
+    arrays["terminated"] = arrays["terminated"].astype(np.float64)
+    arrays["terminated"][3] = value
+    np.savez(home / "d.npz", **arrays)
+    refused(home / "d.npz", f"terminated is {float(value)} in row 3; it must be 0 or 1", home)
+    table = row_table(episodes)
+    column = pa.array([value, *table["terminated"].cast(pa.float64()).to_pylist()[1:]])
+    path = write_parquet(home / "t.parquet", table.set_column(4, "terminated", column))
+    refused(path, f"terminated is {float(value)} in row 0", home)
+    for name in ("terminals", "timeouts"):
+        arrays = transitions(episodes)
+        arrays[name] = arrays[name].astype(np.float64)
+        arrays[name][1] = value
+        refused(write_hdf5(home / f"{name}.hdf5", arrays), f"{name} is {float(value)} in row 1; it must be 0 or 1", home)
+
+
+def test_a_terminal_inside_an_episode_is_refused(home: Path, episodes: list[Episode]) -> None:
+    arrays = flat_arrays(episodes)
+    arrays["terminated"][7] = True
+    np.savez(home / "d.npz", **arrays)
+    refused(home / "d.npz", "episode 1, step 2 is terminated but the episode goes on; split", home)
+    table = row_table(episodes)
+    column = pa.array([True, *table["terminated"].to_pylist()[1:]])
+    path = write_parquet(home / "t.parquet", table.set_column(4, "terminated", column))
+    refused(path, "episode 0, step 0 is terminated but the episode goes on; split", home)
+
+
+@pytest.mark.parametrize(("name", "value"), [("action", 0.5), ("reward", 5.0), ("terminated", 1)])
+def test_a_last_row_that_holds_more_than_an_observation_is_refused(
+    home: Path, episodes: list[Episode], name: str, value: float
+) -> None:
+    arrays = flat_arrays(episodes)
+    arrays[name][12] = value
+    np.savez(home / "d.npz", **arrays)
+    refused(home / "d.npz", f"{name} in episode 1, step 7 is not 0, but that row holds only .*set it to 0", home)
 
 
 @pytest.mark.parametrize("after", [0, 1])

@@ -61,6 +61,15 @@ def test_a_score_is_0_at_the_reference_minimum_and_100_at_the_maximum() -> None:
     assert [dataset.normalized_score(x) for x in (-10, 30, 0, 50)] == [0, 100, 25, 150]
 
 
+@pytest.mark.parametrize(("low", "high"), [(None, None), (1.0, None), (None, 1.0), (2.0, 2.0)])
+def test_without_two_different_references_there_is_no_score(low: float | None, high: float | None) -> None:
+    dataset = path_dataset([(0, 0), (1, 1)], ref_min_score=low, ref_max_score=high)
+    assert not dataset.card.has_scale
+    with pytest.raises(DataError, match=rf"'path' has no reference scores.*ref_min_score = {low}, ref_max_score = {high}"):
+        dataset.normalized_score(1.0)
+    assert path_dataset([(0, 0), (1, 1)], ref_min_score=0.0, ref_max_score=-1.0).card.has_scale
+
+
 def test_only_a_description_that_says_so_is_a_stand_in() -> None:
     assert path_dataset([(0, 0), (1, 1)], description="A set. STAND-IN: no").card.stand_in is None
     card = path_dataset([(0, 0), (1, 1)], description="STAND-IN: v1.5 of D4RL; not\nD4RL. Made by 2 walks.").card

@@ -10,8 +10,8 @@ import minari
 import numpy as np
 import pytest
 
-from tests.data.fakes import assert_holds, names_under, small_episode, transitions, write_minari
-from wmrl_ray.data import exporting
+from tests.data.fakes import assert_holds, flat_arrays, names_under, small_episode, transitions, write_minari
+from wmrl_ray.data import minari_writer
 from wmrl_ray.data.catalog import describe, import_dataset, list_datasets, verify
 from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.data.episode import DataError, Episode
@@ -50,6 +50,21 @@ def test_an_export_read_back_is_the_same_dataset(home: Path, original: str, epis
     assert again.card.stand_in == "made here, for a set that could not be had."
     assert verify(path).sha256 == card.sha256
     assert not [name for name in names_under(home / "out") if Path(name).name.startswith(".")]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_of_an_npz_in_our_layout_can_be_opened_again(home: Path, episodes: list[Episode], format: str) -> None:
+    np.savez(home / "a.npz", **flat_arrays(episodes))
+    path = export(home / "a.npz", home / "out" / FORMATS[format], format)
+    assert_holds(open_dataset(path), episodes)
+    assert describe(path).sha256 == describe(home / "a.npz").sha256
+    for name in ("action", "reward", "terminated"):  # what no other format can hold is refused at once
+        arrays = flat_arrays(episodes)
+        arrays[name][4] = 1
+        np.savez(home / f"{name}.npz", **arrays)
+        with pytest.raises(DataError, match=f"{name} in episode 0, step 4 is not 0, but that row holds only"):
+            export(home / f"{name}.npz", home / name / FORMATS[format], format)
+        assert not (home / name).exists()
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -119,7 +134,7 @@ def test_an_import_that_fails_leaves_the_old_dataset(home: Path, original: str, 
     def broken(dataset: object) -> object:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_episode_buffers", broken)
+    monkeypatch.setattr(minari_writer, "_episode_buffers", broken)
     with pytest.raises(DataError, match="no space left"):
         import_dataset(original, original, overwrite=True)
     assert names_under(home / "minari") == before

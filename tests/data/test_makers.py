@@ -173,7 +173,7 @@ def test_progress_ends_with_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"name": "pointmaze-umase"}, DataError, r"no maker 'pointmaze-umase' \(did you mean 'pointmaze-umaze'\?\)"),
         ({"name": "pointmaze-umaze", "steps": 0}, ConfigError, "steps = 0; at least 1"),
         ({"name": "pointmaze-umaze", "reference_episodes": 0}, ConfigError, "reference_episodes = 0; at least 1"),
-        ({"name": "pointmaze-umaze", "dataset_id": "no good!"}, DataError, "dataset_id = 'no good!' is not a Minari id"),
+        ({"name": "pointmaze-umaze", "dataset_id": "no good!"}, DataError, "'no good!' is not a Minari id"),
     ],
 )
 def test_a_wrong_request_is_refused_before_any_work(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -182,6 +182,26 @@ def test_a_wrong_request_is_refused_before_any_work(kwargs: dict[str, Any], erro
 
     with pytest.raises(error, match=message):
         make_dataset(**kwargs, map_shards=no_work)
+
+
+def test_an_id_that_is_taken_is_refused_before_any_work() -> None:
+    make_dataset("pointmaze-umaze", steps=100, dataset_id="test/taken-v0", reference_episodes=2)
+    with pytest.raises(DataError, match="test/taken-v0 exists already; .* pass overwrite=True"):
+        make_dataset("pointmaze-umaze", dataset_id="test/taken-v0", map_shards=lambda function, specs: [])
+
+
+def test_equal_reference_scores_are_refused_before_data_are_made() -> None:
+    seen: list[str] = []
+
+    def same_returns(function: Any, specs: Sequence[ShardSpec]) -> Iterable[Shard]:
+        for spec in specs:
+            seen.append(spec.kind)
+            yield Shard(spec, [], [0.0] * spec.episodes, 0)
+
+    with pytest.raises(DataError, match=r"both have the mean return 0 over 3 episodes.*use more reference episodes"):
+        make_dataset("pointmaze-umaze", steps=100, dataset_id="test/flat-v0", reference_episodes=3, map_shards=same_returns)
+    assert set(seen) == {"random", "expert"}
+    assert "test/flat-v0" not in minari.list_local_datasets()
 
 
 def test_a_map_that_loses_a_shard_is_found_out() -> None:

@@ -132,10 +132,25 @@ def test_d4rl_data_that_stop_inside_an_episode_end_it_there(home: Path, episodes
 
 def test_d4rl_without_timeouts_says_what_that_means(home: Path, episodes: list[Episode]) -> None:
     arrays = transitions(episodes)
-    del arrays["timeouts"]
+    del arrays["timeouts"], arrays["next_observations"]
     dataset = open_dataset(write_hdf5(home / "d.hdf5", arrays))
     assert [len(e) for e in dataset] == [11, 6]
     assert any("no timeouts" in note for note in dataset.card.notes)
+
+
+@pytest.mark.parametrize("timeouts", ["absent", "all but one"])
+def test_d4rl_ends_an_episode_where_the_next_observation_is_not_the_following_one(
+    home: Path, episodes: list[Episode], timeouts: str
+) -> None:
+    arrays = transitions(episodes)
+    if timeouts == "absent":
+        del arrays["timeouts"]
+    else:
+        arrays["timeouts"][3] = False
+    dataset = open_dataset(write_hdf5(home / "d.hdf5", arrays))
+    assert_holds(dataset, episodes)
+    (note,) = dataset.card.notes
+    assert note.startswith(f"{2 if timeouts == 'absent' else 1} episodes end where next_observations is not the following")
 
 
 def test_npz_is_read_in_d4rls_layout_too(home: Path, episodes: list[Episode]) -> None:

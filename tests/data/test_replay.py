@@ -173,6 +173,11 @@ def test_the_same_seed_draws_the_same_windows_and_another_seed_others() -> None:
     )
 
 
+def test_a_seed_may_be_a_numpy_integer() -> None:
+    dataset = counting_dataset([50])
+    assert starts_of(Replay(dataset, seed=np.int64(3)), 3) == starts_of(Replay(dataset, seed=3), 3)  # type: ignore[arg-type]
+
+
 def test_sampling_leaves_the_global_generators_alone() -> None:
     np.random.seed(0)
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ from wmrl_ray.data.files import atomic_folder, file_sha256, write_json
 from wmrl_ray.data.readers.raw import Progress
 from wmrl_ray.data.source import Source
 
-VERSION = 3  # of the layout and of the readers: raise it when either changes what is read
+VERSION = 4  # of the layout and of the readers: raise it when either changes what is read
 FILES = ("data.arrow", "episodes.arrow", "layout.json", "card.json")
 ARRAYS = ("obs", "action", "reward", "terminated", "episode_starts")  # the last one in episodes.arrow
 
@@ -83,7 +83,7 @@ class Cache:
             self.verify(source_sha256)
             with contextlib.suppress(DataError):  # a read-only cache: then it is checked each time
                 write_json(checked, stamp)
-        return _map(path, source)
+        return _map(path, source.uri, source.name)
 
     def verify(self, source_sha256: str) -> dict[str, str]:
         """Compares the copy's files with its manifest; returns file name -> sha256.
@@ -131,17 +131,17 @@ class Cache:
 
 def reopen(path: str, uri: str, name: str) -> Dataset:
     """Maps a copy again in another process: what unpickling a cached dataset does."""
-    return _map(Path(path), Source("npz", Path(path), uri, name))
+    return _map(Path(path), uri, name)
 
 
-def _map(path: Path, source: Source) -> Dataset:
+def _map(path: Path, uri: str, name: str) -> Dataset:
     try:
         card = card_from_dict(json.loads((path / "card.json").read_text()))
         layout = json.loads((path / "layout.json").read_text())
-        arrays = {name: _array(path, **layout[name]) for name in ARRAYS}
+        arrays = {array: _array(path, **layout[array]) for array in ARRAYS}
     except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
         raise DataError(f"the copy in {path} cannot be read ({error}); delete that folder, it is rebuilt") from error
-    return Dataset(card=dataclasses.replace(card, uri=source.uri, name=source.name, cache_path=str(path)), **arrays)
+    return Dataset(card=dataclasses.replace(card, uri=uri, name=name, cache_path=str(path)), **arrays)
 
 
 def _array(path: Path, file: str, offset: int, shape: list[int], dtype: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from wmrl_ray.data.episode import DataError
 if TYPE_CHECKING:
     from wmrl_ray.data.datasets import Dataset
 
-STAND_IN = "STAND-IN:"  # a description that starts so says that the dataset replaces one that could not be had
+STAND_IN_MARK = "STAND-IN:"  # a description that starts so says that the dataset replaces one that could not be had
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,22 @@ class DatasetCard:
     notes: tuple[str, ...] = field(default=())
     cache_path: str = ""
 
+    @property
+    def has_scale(self) -> bool:
+        """Whether returns can be normalised: both reference scores are there and differ."""
+        return self.ref_min_score is not None and self.ref_max_score is not None and self.ref_min_score != self.ref_max_score
+
     def normalized_score(self, episode_return: float) -> float:
         """0 for a return of ref_min_score, 100 for ref_max_score.
 
         Raises:
-            DataError: the dataset has no reference scores.
+            DataError: the dataset has no score scale (`has_scale`).
         """
-        if self.ref_min_score is None or self.ref_max_score is None:
+        if self.ref_min_score is None or self.ref_max_score is None or not self.has_scale:
             raise DataError(
-                f"dataset {self.name!r} has no reference scores, so a return cannot be normalised; report the return itself, "
-                "or store ref_min_score and ref_max_score in the dataset's metadata"
+                f"dataset {self.name!r} has no reference scores that a return can be normalised with (ref_min_score = "
+                f"{self.ref_min_score}, ref_max_score = {self.ref_max_score}); report the return itself, or store two "
+                "different ones in the dataset's metadata"
             )
         return 100.0 * (float(episode_return) - self.ref_min_score) / (self.ref_max_score - self.ref_min_score)
 
@@ -112,7 +118,7 @@ def make_card(
         ref_min_score=origin.ref_min_score,
         ref_max_score=origin.ref_max_score,
         description=description,
-        stand_in=_stand_in(description),
+        stand_in=stand_in_of(description),
         notes=origin.notes,
         cache_path=cache_path,
     )
@@ -192,11 +198,11 @@ def _mean_std(obs: np.ndarray, chunk: int = 65536) -> tuple[np.ndarray, np.ndarr
     return np.asarray(mean), np.sqrt(square)
 
 
-def _stand_in(description: str) -> str | None:
-    """The first sentence of a description that starts with `STAND-IN:`, without that word."""
-    if not description.startswith(STAND_IN):
+def stand_in_of(description: str) -> str | None:
+    """The first sentence of a description that starts with `STAND-IN:`, without that word; None for an original."""
+    if not description.startswith(STAND_IN_MARK):
         return None
-    words = " ".join(description[len(STAND_IN) :].split())
+    words = " ".join(description[len(STAND_IN_MARK) :].split())
     return re.split(r"(?<=[.!?])\s(?=[A-Z])", words, maxsplit=1)[0]
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from wmrl_ray.data.cache import Cache
-from wmrl_ray.data.card import DatasetCard, content_sha256
+from wmrl_ray.data.card import DatasetCard, content_sha256, stand_in_of
 from wmrl_ray.data.datasets import Dataset, open_dataset
 from wmrl_ray.data.episode import DataError
-from wmrl_ray.data.exporting import check_free, write_minari
-from wmrl_ray.data.files import explained_os_errors
+from wmrl_ray.data.files import check_free
+from wmrl_ray.data.minari_writer import env_spec_json, write_local_minari
 from wmrl_ray.data.readers.minari_files import read_metadata
-from wmrl_ray.data.source import local_minari_ids, minari_root, resolve
+from wmrl_ray.data.source import check_minari_id, local_minari_ids, minari_root, resolve
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,13 @@ def import_dataset(
     Raises:
         DataError: the dataset cannot be read, the id is taken or none, the environment is not registered, no space.
     """
-    folder = minari_root() / minari_id
-    check_free(folder, overwrite)
-    spec = _env_spec(env) if env else None
+    check_minari_id(minari_id)
+    check_free(minari_root() / minari_id, overwrite)
+    spec = env_spec_json(env) if env else None
     dataset = open_dataset(uri, cache_dir=cache_dir)
-    with explained_os_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_minari(dataset, folder, minari_id, env_id=env, env_spec=spec, overwrite=overwrite)
-        _create_namespace(minari_id)
+    if env:
+        dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, env_id=env, env_spec=spec))
+    write_local_minari(dataset, minari_id, overwrite=overwrite)
     return open_dataset(f"minari://{minari_id}", cache_dir=cache_dir)
 
 
@@ -126,30 +125,7 @@ def _entry(dataset_id: str) -> DatasetEntry:
             num_episodes=int(metadata["total_episodes"]),
             size_mb=float(metadata.get("dataset_size", 0.0)),
             env_id=json.loads(spec)["id"] if spec else metadata.get("wmrl_env_id"),
-            is_stand_in=str(metadata.get("description", "")).startswith("STAND-IN:"),
+            is_stand_in=stand_in_of(str(metadata.get("description", ""))) is not None,
         )
     except (DataError, KeyError, TypeError, ValueError) as error:
         return DatasetEntry(uri=uri, name=dataset_id, problem=str(error))
-
-
-def _env_spec(env: str) -> str:
-    """JSON of the environment's specification."""
-    import gymnasium
-
-    module, _, env_id = env.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        return gymnasium.spec(env_id).to_json()
-    except (gymnasium.error.Error, ImportError) as error:
-        raise DataError(
-            f"env = {env!r} is not a registered environment ({error}); write 'module:id' if a module registers it"
-        ) from error
-
-
-def _create_namespace(minari_id: str) -> None:
-    from minari.namespace import create_namespace, list_local_namespaces
-
-    namespace = minari_id.rpartition("/")[0]
-    if namespace and namespace not in list_local_namespaces():
-        create_namespace(namespace)

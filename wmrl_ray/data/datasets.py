@@ -86,13 +86,11 @@ def open_dataset(
     return Cache(Path(cache_dir) if cache_dir is not None else None).open(resolve(uri), progress)
 
 
-def check_compatible(
-    dataset: Dataset, env_obs_dim: int, env_action_dim: int, env_id: str | None = None, *, allow_other_env: bool = False
-) -> None:
+def check_compatible(dataset: Dataset, env_obs_dim: int, env_action_dim: int, env_id: str | None = None) -> None:
     """Checks that an agent trained on `dataset` can be evaluated in the environment.
 
     Raises:
-        DataError: other sizes; or another environment id than the dataset's, unless `allow_other_env`.
+        DataError: other sizes, or another environment id than the dataset's.
     """
     card = dataset.card
     sizes = (("obs", card.obs_dim, env_obs_dim), ("action", card.action_dim, env_action_dim))
@@ -102,10 +100,10 @@ def check_compatible(
                 f"dataset {card.name!r} has {name}_dim = {in_data}, but environment {env_id or '(unnamed)'!r} has {in_env}; "
                 f"use the dataset's own environment{f' ({card.env_id})' if card.env_id else ''} or another dataset"
             )
-    if env_id and card.env_id and _plain_id(env_id) != _plain_id(card.env_id) and not allow_other_env:
+    if env_id and card.env_id and _plain_id(env_id) != _plain_id(card.env_id):
         raise DataError(
             f"dataset {card.name!r} was recorded in {card.env_id!r}, not in {env_id!r}; use the dataset's environment or "
-            "another dataset (or allow_other_env, for a transfer that you mean)"
+            "another dataset"
         )
 
 
@@ -120,12 +118,18 @@ def dataset_from_episodes(
     """A dataset in memory, for tests and for data made on the fly. `about` sets fields of `Origin` (env_id, ...).
 
     Raises:
-        DataError: no episodes, or an invalid one.
+        DataError: no episodes, an invalid one, or sizes that differ.
     """
     if not episodes:
         raise DataError(f"dataset {name!r} has no episodes; give at least one")
     for number, episode in enumerate(episodes):
         episode.validate(f"{name}: episode {number}")
+        sizes, first_sizes = ((e.obs.shape[1], e.action.shape[1]) for e in (episode, episodes[0]))
+        if sizes != first_sizes:
+            raise DataError(
+                f"{name}: episode {number} has obs_dim = {sizes[0]} and action_dim = {sizes[1]}, but episode 0 has "
+                f"{first_sizes[0]} and {first_sizes[1]}; keep one environment per dataset"
+            )
     starts = np.concatenate([[0], np.cumsum([len(episode) + 1 for episode in episodes])]).astype(np.int64)
     rows = int(starts[-1])
     arrays = {

@@ -33,6 +33,11 @@ class Episode:
 
     def validate(self, where: str = "episode") -> Episode:
         """Returns itself; raises DataError with `where` (file, id and number) in the message."""
+        if (self.obs.ndim, self.action.ndim, self.reward.ndim) != (2, 2, 1):
+            raise DataError(
+                f"{where}: obs {list(self.obs.shape)}, action {list(self.action.shape)} and reward {list(self.reward.shape)} "
+                "must have the shapes [T+1, O], [T, A] and [T]; reshape them"
+            )
         steps = len(self.action)
         if steps == 0:
             raise DataError(f"{where}: has no steps")

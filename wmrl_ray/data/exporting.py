@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +11,9 @@ import numpy as np
 from wmrl_ray.config import did_you_mean
 from wmrl_ray.data.datasets import Dataset, open_dataset
 from wmrl_ray.data.episode import DataError
-from wmrl_ray.data.files import atomic_folder, atomic_path
+from wmrl_ray.data.files import atomic_path, check_free
+from wmrl_ray.data.minari_writer import write_minari
 from wmrl_ray.data.readers.origin import origin_json
-from wmrl_ray.data.source import MINARI_ID
 
 
 def export(
@@ -52,89 +48,6 @@ def export(
         with atomic_path(path) as temporary:
             writers[format](dataset, temporary)
     return path
-
-
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raises DataError if something is at `path` that may not be replaced."""
-    if path.exists() and not overwrite:
-        raise DataError(f"{path} exists already; choose another place or pass overwrite=True")
-
-
-def write_minari(
-    dataset: Dataset,
-    folder: Path,
-    dataset_id: str,
-    *,
-    env_id: str | None = None,
-    env_spec: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Writes a Minari dataset folder (hdf5 layout). env_id, env_spec: None keeps the dataset's own.
-
-    Raises:
-        DataError: not a Minari id, or no space.
-    """
-    if not MINARI_ID.fullmatch(dataset_id):
-        raise DataError(f"{dataset_id!r} is not a Minari id; it looks like 'name-v0' or 'group/name-v0'")
-    import gymnasium
-    import minari
-    from minari.dataset.minari_storage import MinariStorage
-
-    card = dataset.card
-    metadata: dict[str, Any] = {
-        "dataset_id": dataset_id,
-        "minari_version": minari.__version__,
-        "description": card.description,
-        "wmrl_sha256": card.sha256,
-        "wmrl_notes": list(card.notes),
-    }
-    optional = {
-        "wmrl_env_id": env_id or card.env_id,
-        "env_spec": env_spec or (card.env_spec if env_id is None else None),
-        "ref_min_score": card.ref_min_score,
-        "ref_max_score": card.ref_max_score,
-    }
-    with replaced(folder, overwrite), atomic_folder(folder) as building:
-        storage = MinariStorage.new(
-            building / "data",
-            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (card.obs_dim,), np.float32),
-            action_space=gymnasium.spaces.Box(-1.0, 1.0, (card.action_dim,), np.float32),
-            data_format="hdf5",
-            jpeg_encoding=False,
-        )
-        storage.update_metadata(metadata | {name: value for name, value in optional.items() if value is not None})
-        storage.update_episodes(_episode_buffers(dataset))
-
-
-@contextlib.contextmanager
-def replaced(folder: Path, overwrite: bool) -> Iterator[None]:
-    """Moves an old folder aside while the new one is put in place; brings it back if that fails."""
-    if not (overwrite and folder.exists()):
-        yield
-        return
-    aside = folder.with_name(f".{folder.name}.old-{uuid.uuid4().hex[:8]}")
-    os.rename(folder, aside)
-    try:
-        yield
-    except BaseException:
-        os.rename(aside, folder)
-        raise
-    shutil.rmtree(aside)
-
-
-def _episode_buffers(dataset: Dataset) -> Iterator[Any]:
-    from minari.data_collector.episode_buffer import EpisodeBuffer
-
-    for number, episode in enumerate(dataset):
-        is_last = np.arange(len(episode)) == len(episode) - 1
-        yield EpisodeBuffer(
-            id=number,
-            observations=episode.obs,  # type: ignore[arg-type]
-            actions=episode.action,  # type: ignore[arg-type]
-            rewards=episode.reward,  # type: ignore[arg-type]
-            terminations=is_last & episode.terminated,  # type: ignore[arg-type]
-            truncations=is_last & (not episode.terminated),  # type: ignore[arg-type]
-        )
 
 
 def _write_npz(dataset: Dataset, path: Path) -> None:

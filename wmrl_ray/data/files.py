@@ -1,4 +1,4 @@
-"""Atomic writes and hashes of files."""
+"""Files: atomic writes, hashes, and which of a folder are tables."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from wmrl_ray.data.episode import DataError
+
+TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 
 
 @contextlib.contextmanager
@@ -34,10 +36,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path` that becomes `path` when the block ends well and vanishes otherwise.
 
-    When another process has put a folder there meanwhile, that one stays and this one is dropped.
+    A folder that is at `path` by then stays and this one is dropped; with `overwrite` this one takes its place.
 
     Raises:
         DataError: no space left, or the folder cannot be written.
@@ -47,6 +49,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         with explained_os_errors(path):
             temporary.mkdir(parents=True)
             yield temporary
+            if overwrite and path.exists():
+                os.rename(path, old := temporary.with_name(f"{temporary.name}.old"))
+                try:
+                    os.rename(temporary, path)
+                except OSError:
+                    os.rename(old, path)
+                    raise
+                shutil.rmtree(old)
+                return
             try:
                 os.rename(temporary, path)
             except OSError as error:
@@ -77,3 +88,14 @@ def write_json(path: Path, values: Any) -> None:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raises DataError if something is at `path` that may not be replaced."""
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists already; choose another place or pass overwrite=True")
+
+
+def table_files(path: Path) -> list[Path]:
+    """The files of a table dataset (a file or a folder) in reading order; empty when there are none."""
+    return [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in TABLE_SUFFIXES)

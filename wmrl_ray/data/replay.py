@@ -62,7 +62,7 @@ class Replay:
         self._dataset_sha256 = dataset.card.sha256 if dataset is not None else ""
         self._fixed = FlatEpisodes.of_dataset(dataset) if dataset is not None else None
         self._online = EpisodeStore(obs_dim, action_dim, capacity)
-        self._generator = np.random.Generator(np.random.PCG64(seed if isinstance(seed, int) else list(seed)))
+        self._generator = np.random.Generator(np.random.PCG64(seed if isinstance(seed, int | np.integer) else list(seed)))
 
     @property
     def num_steps(self) -> int:

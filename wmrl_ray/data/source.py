@@ -13,15 +13,14 @@ from typing import Literal
 
 from wmrl_ray.config import did_you_mean
 from wmrl_ray.data.episode import DataError
-from wmrl_ray.data.files import file_sha256
+from wmrl_ray.data.files import TABLE_SUFFIXES, file_sha256, table_files
 from wmrl_ray.data.readers.raw import Progress, RawDataset
 
 Kind = Literal["minari", "hdf5", "table", "npz"]
 FORMATS = (
     "minari://ID, a Minari id or folder, hdf5://PATH, *.hdf5, *.h5, *.npz, *.parquet, *.arrow, *.feather, or a folder of tables"
 )
-TABLES = (".parquet", ".arrow", ".feather")
-MINARI_ID = re.compile(r"(?:[\w.-]+/)*[\w.-]+-v\d+")
+MINARI_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")  # as Minari's own, with a version
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,8 @@ class Source:
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """(name inside the source, path) of each file that the reader may read, in a fixed order."""
-        if self.path.is_file():
-            yield self.path.name, self.path
-        elif self.kind == "table":
-            for path in sorted(self.path.iterdir()):
-                if path.suffix in TABLES:
-                    yield path.name, path
+        if self.path.is_file() or self.kind == "table":
+            yield from ((path.name, path) for path in table_files(self.path))
         else:
             for folder, folders, names in os.walk(self.path / "data"):
                 folders.sort()
@@ -100,6 +95,12 @@ def resolve(uri: str | Path) -> Source:
     )
 
 
+def check_minari_id(dataset_id: str) -> None:
+    """Raises DataError unless Minari can find a dataset by this id."""
+    if not MINARI_ID.fullmatch(dataset_id):
+        raise DataError(f"{dataset_id!r} is not a Minari id; it looks like 'name-v0' or 'group/name-v0'")
+
+
 def minari_root() -> Path:
     """Minari's folder of local datasets: MINARI_DATASETS_PATH, or ~/.minari/datasets."""
     root = os.environ.get("MINARI_DATASETS_PATH")
@@ -118,9 +119,8 @@ def local_minari_ids() -> list[str]:
 
 
 def _minari_id(dataset_id: str) -> Source:
+    check_minari_id(dataset_id)
     folder = minari_root() / dataset_id
-    if not MINARI_ID.fullmatch(dataset_id):
-        raise DataError(f"{dataset_id!r} is not a Minari id; it looks like 'wmrl/pointmaze/umaze-v0'")
     if not (folder / "data" / "metadata.json").is_file():
         if dataset_id.startswith("wmrl/"):
             ids = local_minari_ids()
@@ -143,13 +143,13 @@ def _on_disk(path: Path, kind: Kind | None) -> Source:
                 return Source("minari", path, f"minari://{dataset_id}", dataset_id)
             except ValueError:
                 return Source("minari", path, str(path), path.name)
-        if any(child.suffix in TABLES for child in path.iterdir()):
+        if table_files(path):
             return Source("table", path, str(path), path.name)
         raise DataError(f"folder {str(path)!r} holds no dataset (no data/metadata.json, no table); allowed: {FORMATS}")
     if kind == "hdf5" or path.suffix in (".hdf5", ".h5"):
         return Source("hdf5", path, str(path), path.stem)
     if path.suffix == ".npz":
         return Source("npz", path, str(path), path.stem)
-    if path.suffix in TABLES:
+    if path.suffix in TABLE_SUFFIXES:
         return Source("table", path, str(path), path.stem)
     raise DataError(f"file {str(path)!r} has an unknown format {path.suffix!r}; allowed: {FORMATS}")

@@ -8,18 +8,26 @@ its metadata records).
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from wmrl_ray.config import check, did_you_mean
+from wmrl_ray.data.card import STAND_IN_MARK, Origin
+from wmrl_ray.data.datasets import dataset_from_episodes
 from wmrl_ray.data.episode import DataError, Episode
-from wmrl_ray.data.makers import minari_writer
+from wmrl_ray.data.files import check_free
 from wmrl_ray.data.makers.shards import MapShards, Shard, ShardSpec, run_shard, split
+from wmrl_ray.data.minari_writer import env_spec_json, write_local_minari
+from wmrl_ray.data.source import check_minari_id, minari_root
 
 __all__ = ["MAKERS", "STAND_IN", "MakerSpec", "MapShards", "Shard", "ShardSpec", "make_dataset", "run_shard"]
 
-STAND_IN = "STAND-IN: made by wmrl_ray's own controller with D4RL's recipe; not D4RL data, scores are on their own scale."
+REQUIREMENTS = ("mujoco", "gymnasium-robotics", "gymnasium")  # what the simulation's numbers depend on
+STAND_IN = (
+    f"{STAND_IN_MARK} made by wmrl_ray's own controller with D4RL's recipe; not D4RL data, scores are on their own scale."
+)
 
 Progress = Callable[[int, int], None]
 
@@ -65,7 +73,8 @@ def make_dataset(
         progress: called with (steps made, all steps).
 
     Raises:
-        DataError: unknown name, an id that exists (without `overwrite`), a full disk. Nothing half-written is left.
+        DataError: unknown name, an id that is none or exists (without `overwrite`), reference scores that come out equal, a
+            full disk. Nothing half-written is left.
     """
     if name not in MAKERS:
         raise DataError(f"no maker {name!r}{did_you_mean(name, MAKERS)}; there are: {', '.join(MAKERS)}")
@@ -73,7 +82,8 @@ def make_dataset(
     check(reference_episodes >= 1, f"reference_episodes = {reference_episodes}; at least 1 is needed")
     maker = MAKERS[name]
     dataset_id = maker.dataset_id if dataset_id is None else dataset_id
-    minari_writer.check_target(dataset_id, overwrite)
+    check_minari_id(dataset_id)
+    check_free(minari_root() / dataset_id, overwrite)
 
     collect = [
         ShardSpec("collect", maker.family, maker.maze, maker.style, seed, i, steps=n)
@@ -85,19 +95,26 @@ def make_dataset(
         for i, n in enumerate(split(reference_episodes, math.ceil(reference_episodes / 4)))
     ]
     specs = [*reference, *collect]
-    shards = _tracked((map_shards or _process_map(workers))(run_shard, specs), len(specs), steps, progress)
+    shards = _tracked((map_shards or _process_map(workers))(run_shard, specs), len(reference), len(specs), steps, progress)
 
-    returns = {kind: [r for s in shards if s.spec.kind == kind for r in s.returns] for kind in ("random", "expert")}
+    returns = _reference_returns(shards)
     episodes = [episode for s in shards if s.spec.kind == "collect" for episode in s.episodes]
-    origin = minari_writer.Origin(
+    origin = Origin(
         env_id=maker.env_id,
-        algorithm_name=maker.algorithm_name,
+        env_spec=env_spec_json(f"wmrl_ray.envs:{maker.env_id}"),
         description=_describe(maker, episodes, returns, seed),
         ref_min_score=_mean(returns["random"]),
         ref_max_score=_mean(returns["expert"]),
-        num_reference_episodes=reference_episodes,
     )
-    return minari_writer.write(dataset_id, episodes, origin, overwrite=overwrite)
+    more = {
+        "algorithm_name": maker.algorithm_name,
+        "author": {"wmrl_ray"},
+        "num_episodes_average_score": reference_episodes,
+        "requirements": [f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
+    }
+    dataset = dataset_from_episodes(episodes, name=dataset_id, origin=origin)
+    write_local_minari(dataset, dataset_id, overwrite=overwrite, more=more)
+    return dataset_id
 
 
 def _describe(maker: MakerSpec, episodes: Sequence[Episode], returns: dict[str, list[float]], seed: int) -> str:
@@ -114,15 +131,34 @@ def _describe(maker: MakerSpec, episodes: Sequence[Episode], returns: dict[str, 
     )
 
 
-def _tracked(shards: Iterable[Shard], expected: int, steps: int, progress: Progress | None) -> list[Shard]:
-    """Collects the results as they come.
+def _reference_returns(shards: Sequence[Shard]) -> dict[str, list[float]]:
+    """Returns of the random policy and of the expert controller.
 
     Raises:
+        DataError: equal means, which make no scale.
+    """
+    returns = {kind: [r for s in shards if s.spec.kind == kind for r in s.returns] for kind in ("random", "expert")}
+    if (mean := _mean(returns["random"])) == _mean(returns["expert"]):
+        count = len(returns["random"])
+        raise DataError(
+            f"the random policy and the expert both have the mean return {mean:.4g} over {count} episodes, so there is no "
+            f"scale for scores; use more reference episodes (reference_episodes = {count})"
+        )
+    return returns
+
+
+def _tracked(shards: Iterable[Shard], num_reference: int, expected: int, steps: int, progress: Progress | None) -> list[Shard]:
+    """Collects the results as they come, the reference episodes first: without a scale nothing more is made.
+
+    Raises:
+        DataError: see `_reference_returns`.
         RuntimeError: a `map_shards` lost some.
     """
     done: list[Shard] = []
     for shard in shards:
         done.append(shard)
+        if len(done) == num_reference:
+            _reference_returns(done)
         if progress is not None:
             progress(sum(s.steps for s in done if s.spec.kind == "collect"), steps)
     if len(done) != expected:

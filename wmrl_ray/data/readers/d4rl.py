@@ -1,10 +1,11 @@
 """D4RL's layout, in HDF5 or npz: one row per transition, all episodes end to end.
 
 Keys: observations [N, O], actions [N, A], rewards [N], terminals [N], and optionally timeouts [N] and next_observations [N, O].
-An episode ends at its terminal or timeout row. The row after that is the next episode's start and says nothing about the last
-transition's result, so the last observation of an episode comes from next_observations. Without those, the last transition of a
-truncated episode is dropped; that of a terminated one is kept, for its reward, with its observation standing in for the unknown
-next one (never bootstrapped from). The card's notes count both.
+An episode ends at its terminal or timeout row, and where next_observations is not the following row's observation. The
+following row is the next episode's start and says nothing about the last transition's result, so the last observation of an
+episode comes from next_observations. Without those, the last transition of a truncated episode is dropped; that of a terminated
+one is kept, for its reward, with its observation standing in for the unknown next one (never bootstrapped from). The card's
+notes count both.
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ import numpy as np
 from wmrl_ray.data.card import Origin
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.data.readers.origin import origin_from_json
-from wmrl_ray.data.readers.raw import Progress, RawDataset, damaged_as_data_error, rows_of, starts_from_lengths
+from wmrl_ray.data.readers.raw import (
+    Progress,
+    RawDataset,
+    damaged_as_data_error,
+    flags_of,
+    rows_of,
+    starts_from_lengths,
+)
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
+GAP = 1e-6  # a longer way from next_observations to the following row starts another episode, as in IQL's reference code
 
 
 def read_d4rl_hdf5(path: Path, progress: Progress | None = None) -> RawDataset:
@@ -58,12 +67,12 @@ def from_transitions(arrays: Mapping[str, Any], origin: Origin, sha256: str | No
     """Cuts transition rows into episodes of T+1 observations.
 
     Raises:
-        DataError: arrays of different lengths, or nothing left.
+        DataError: arrays of different lengths, a terminal or timeout other than 0 and 1, or nothing left.
     """
     obs, action = rows_of(arrays["observations"]), rows_of(arrays["actions"])
     reward = np.asarray(arrays["rewards"], np.float32).reshape(-1)
-    terminal = np.asarray(arrays["terminals"]).reshape(-1).astype(np.bool_)
-    timeout = np.asarray(arrays.get("timeouts", np.zeros_like(terminal))).reshape(-1).astype(np.bool_)
+    terminal = flags_of(arrays["terminals"], "terminals", where)
+    timeout = flags_of(arrays.get("timeouts", np.zeros_like(terminal)), "timeouts", where)
     rows = len(obs)
     for name, values in (("actions", action), ("rewards", reward), ("terminals", terminal), ("timeouts", timeout)):
         if len(values) != rows:
@@ -77,13 +86,21 @@ def from_transitions(arrays: Mapping[str, Any], origin: Origin, sha256: str | No
             raise DataError(
                 f"{where}: next_observations {next_obs.shape} and observations {obs.shape} differ; rewrite the file"
             )
-    ends = np.flatnonzero(terminal | timeout)
+    is_end, notes = terminal | timeout, []
+    if next_obs is not None:
+        with np.errstate(invalid="ignore"):  # inf - inf: that an observation is not finite is found later, with its place
+            gap = np.append(np.linalg.norm(next_obs[:-1] - obs[1:], axis=1) > GAP, False)
+        if unmarked := int((gap & ~is_end).sum()):
+            notes.append(f"{unmarked} episodes end where next_observations is not the following observation, without a timeout")
+        is_end |= gap
+    elif "timeouts" not in arrays:
+        notes.append("no timeouts in the file: an episode that was cut by a time limit runs on into the next one")
+    ends = np.flatnonzero(is_end)
     if len(ends) == 0 or ends[-1] != rows - 1:
         ends = np.append(ends, rows - 1)  # the file stops inside an episode: truncated there
     firsts = np.append(0, ends[:-1] + 1)
-    last_obs, keep, notes = _last_observations(obs, next_obs, terminal[ends], firsts, ends)
-    if "timeouts" not in arrays:
-        notes.append("no timeouts in the file: an episode that was cut by a time limit runs on into the next one")
+    last_obs, keep, last_notes = _last_observations(obs, next_obs, terminal[ends], ends)
+    notes += last_notes
     lengths = ends - firsts + keep  # keep: 1 where the last transition stays, 0 where it is dropped
     if (empty := lengths == 0).any():
         notes.append(f"{int(empty.sum())} episodes of one transition dropped with it")
@@ -94,7 +111,7 @@ def from_transitions(arrays: Mapping[str, Any], origin: Origin, sha256: str | No
 
 
 def _last_observations(
-    obs: np.ndarray, next_obs: np.ndarray | None, terminated: np.ndarray, firsts: np.ndarray, ends: np.ndarray
+    obs: np.ndarray, next_obs: np.ndarray | None, terminated: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The last observation of each episode [E, O], whether its last transition is kept [E], and notes."""
     if next_obs is not None:

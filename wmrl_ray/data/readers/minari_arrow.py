@@ -16,16 +16,16 @@ from wmrl_ray.data.readers.raw import Progress, RawDataset, damaged_as_data_erro
 
 
 def read_episodes(
-    data: Path, metadata: Mapping[str, Any], leaves: list[Leaf], action_dim: int, progress: Progress | None
+    folder: Path, metadata: Mapping[str, Any], leaves: list[Leaf], action_dim: int, progress: Progress | None
 ) -> RawDataset:
-    layout, where = metadata["data_format"], str(metadata.get("dataset_id", data.parent))
+    layout, where = metadata["data_format"], str(metadata.get("dataset_id", folder.parent))
     num_episodes = int(metadata["total_episodes"])
     episodes: list[tuple[list[np.ndarray], np.ndarray, np.ndarray, bool]] = []
     for number in range(num_episodes):
-        files = sorted(data.joinpath(str(number)).glob(f"*.{layout}"))
+        files = sorted(folder.joinpath(str(number)).glob(f"*.{layout}"))
         if not files:
             raise DataError(
-                f"{where}: episode {number} of {num_episodes} has no {layout} file in {data / str(number)}; restore it"
+                f"{where}: episode {number} of {num_episodes} has no {layout} file in {folder / str(number)}; restore it"
             )
         table = pa.concat_tables([read_table(path) for path in files])
         with damaged_as_data_error(files[0], f"a Minari {layout} episode"):

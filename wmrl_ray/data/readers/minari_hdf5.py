@@ -15,10 +15,10 @@ from wmrl_ray.data.readers.raw import Progress, RawDataset, damaged_as_data_erro
 
 
 def read_episodes(
-    data: Path, metadata: Mapping[str, Any], leaves: list[Leaf], action_dim: int, progress: Progress | None
+    folder: Path, metadata: Mapping[str, Any], leaves: list[Leaf], action_dim: int, progress: Progress | None
 ) -> RawDataset:
     """Reads straight into the flat arrays with h5py's low-level calls, several times faster than its high-level ones."""
-    path, where = data / "main_data.hdf5", str(metadata.get("dataset_id", data.parent))
+    path, where = folder / "main_data.hdf5", str(metadata.get("dataset_id", folder.parent))
     num_episodes = int(metadata["total_episodes"])
     with damaged_as_data_error(path, "Minari hdf5"), h5py.File(path, "r") as file:
         lengths = np.empty(num_episodes, np.int64)

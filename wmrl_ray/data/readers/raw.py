@@ -37,7 +37,8 @@ class RawDataset:
         """The validated arrays by name.
 
         Raises:
-            DataError: empty, rows that do not fit together, NaN or inf, an action outside the space, not the declared sha256.
+            DataError: empty, rows that do not fit together, NaN or inf, an action outside the space, a terminal before the end
+                of its episode, a last row that holds more than the observation, not the declared sha256.
         """
         starts, rows = self.episode_starts, len(self.obs)
         if len(starts) < 2:
@@ -57,11 +58,13 @@ class RawDataset:
         for name in ("obs", "action", "reward"):
             self._check_finite(name, where)
         self._check_action(where)
+        terminated = flags_of(self.terminated, "terminated", where)
+        self._check_ends(terminated, where)
         arrays = {
             "obs": np.ascontiguousarray(self.obs, np.float32),
             "action": np.ascontiguousarray(self.action, np.float32),
             "reward": np.ascontiguousarray(self.reward, np.float32),
-            "terminated": np.ascontiguousarray(self.terminated, np.uint8),
+            "terminated": np.ascontiguousarray(terminated, np.uint8),
             "episode_starts": np.ascontiguousarray(starts, np.int64),
         }
         if self.sha256 is not None and (found := content_sha256(arrays)) != self.sha256:
@@ -74,6 +77,20 @@ class RawDataset:
     def place(self, row: int) -> str:
         episode = int(np.searchsorted(self.episode_starts, row, side="right")) - 1
         return f"episode {episode}, step {row - int(self.episode_starts[episode])}"
+
+    def _check_ends(self, terminated: np.ndarray, where: str) -> None:
+        """An episode's last row holds only its last observation, and only the step before it may terminate."""
+        last_rows = self.episode_starts[1:] - 1
+        for name, values in (("action", self.action), ("reward", self.reward), ("terminated", terminated)):
+            if (used := values[last_rows].reshape(len(last_rows), -1).any(axis=1)).any():
+                row = int(last_rows[np.argmax(used)])
+                raise DataError(
+                    f"{where}: {name} in {self.place(row)} is not 0, but that row holds only the episode's last observation; "
+                    "an episode of T steps takes T+1 rows, so add such a row or set it to 0"
+                )
+        early = np.setdiff1d(np.flatnonzero(terminated), last_rows - 1)
+        if len(early):
+            raise DataError(f"{where}: {self.place(early[0])} is terminated but the episode goes on; split the episode there")
 
     def _check_finite(self, name: str, where: str) -> None:
         values = getattr(self, name)
@@ -116,6 +133,20 @@ def damaged_as_data_error(path: Path, kind: str) -> Iterator[None]:
         raise DataError(
             f"cannot read {path} as {kind}: {reason}; it is damaged or another format, restore it from its source"
         ) from error
+
+
+def flags_of(values: np.ndarray, name: str, where: str) -> np.ndarray:
+    """[N] bool from [N] of any type that holds 0 and 1 only.
+
+    Raises:
+        DataError: another value.
+    """
+    values = np.asarray(values).reshape(-1)
+    wrong = (values != 0) & (values != 1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(f"{where}: {name} is {values[row]} in row {row}; it must be 0 or 1, rewrite the dataset")
+    return values.astype(np.bool_)
 
 
 def rows_of(values: np.ndarray) -> np.ndarray:

@@ -16,16 +16,11 @@ import pyarrow.compute as pc
 
 from wmrl_ray.data.arrow import read_table
 from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.files import table_files
 from wmrl_ray.data.readers.origin import origin_from_json
 from wmrl_ray.data.readers.raw import Progress, RawDataset, damaged_as_data_error
 
 COLUMNS = ("episode", "obs", "action", "reward", "terminated")
-SUFFIXES = (".parquet", ".arrow", ".feather")
-
-
-def table_files(path: Path) -> list[Path]:
-    """The files of a table dataset in reading order; empty when there are none."""
-    return [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
 
 
 def read_tables(path: Path, progress: Progress | None = None) -> RawDataset:
@@ -76,9 +71,7 @@ def _read_part(table: pa.Table, file: Path) -> RawDataset:
     ends = np.append(firsts[1:], len(table)) - 1
     obs, action = _matrix(table["obs"], "obs", file), _matrix(table["action"], "action", file)
     reward = table["reward"].combine_chunks().fill_null(0).to_numpy(zero_copy_only=False).astype(np.float32)
-    terminated = (
-        table["terminated"].combine_chunks().cast(pa.uint8()).fill_null(0).to_numpy(zero_copy_only=False).astype(np.uint8)
-    )
+    terminated = table["terminated"].combine_chunks().cast(pa.float32()).fill_null(0).to_numpy(zero_copy_only=False)
     if "next_obs" in table.column_names:
         next_obs = _matrix(table["next_obs"], "next_obs", file)
         # An extra row behind each episode for its last observation.

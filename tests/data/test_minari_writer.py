@@ -1,9 +1,8 @@
-"""A made dataset is there whole or not at all."""
+"""A local Minari dataset is there whole or not at all."""
 
 from __future__ import annotations
 
 import errno
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,19 @@ import minari
 import numpy as np
 import pytest
 
+from tests.data.fakes import names_under
+from wmrl_ray.data.datasets import dataset_from_episodes, open_dataset
 from wmrl_ray.data.episode import DataError, Episode
-from wmrl_ray.data.makers.minari_writer import Origin, write
-
-pytest.importorskip("gymnasium_robotics")
-ORIGIN = Origin("wmrl/PointMaze-UMaze-v0", "none", "A test.", 0.0, 1.0, 1)
+from wmrl_ray.data.minari_writer import write_local_minari
 
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    return tmp_path
+    root = tmp_path / "minari"
+    root.mkdir()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+    monkeypatch.setenv("WMRL_CACHE_DIR", str(tmp_path / "cache"))
+    return root
 
 
 def episodes(value: float = 0.0) -> list[Episode]:
@@ -32,12 +33,16 @@ def episodes(value: float = 0.0) -> list[Episode]:
     ]
 
 
+def write(dataset_id: str, episodes: list[Episode], *, overwrite: bool = False) -> None:
+    write_local_minari(dataset_from_episodes(episodes), dataset_id, overwrite=overwrite)
+
+
 def first_obs(dataset_id: str) -> float:
     return float(minari.load_dataset(dataset_id)[0].observations[0, 0])
 
 
 def test_what_is_written_comes_back() -> None:
-    write("wmrl/test/a-v0", episodes(0.5), ORIGIN)
+    write("wmrl/test/a-v0", episodes(0.5))
     dataset = minari.load_dataset("wmrl/test/a-v0")
     short, ended = dataset
     np.testing.assert_array_equal(short.observations, episodes(0.5)[0].obs)
@@ -46,16 +51,26 @@ def test_what_is_written_comes_back() -> None:
     assert list(minari.list_local_datasets()) == ["wmrl/test/a-v0"]
 
 
-def test_an_id_that_exists_is_refused_and_kept() -> None:
-    write("test/a-v0", episodes(1.0), ORIGIN)
-    with pytest.raises(DataError, match=r"'test/a-v0' exists already .* pass overwrite=True"):
-        write("test/a-v0", episodes(2.0), ORIGIN)
-    assert first_obs("test/a-v0") == 1.0
+def test_a_byte_that_flips_before_the_first_read_is_found(root: Path) -> None:
+    write("test/a-v0", episodes(0.5))
+    path = root / "test/a-v0/data/main_data.hdf5"
+    content = bytearray(path.read_bytes())
+    content[content.index(np.full(12, 0.5, np.float32).tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="it was written with .*the file is damaged"):
+        open_dataset("test/a-v0")
+
+
+def test_an_id_that_leaves_the_folder_is_refused(root: Path) -> None:
+    for dataset_id in ("../a-v0", "test/../../a-v0", "no version"):
+        with pytest.raises(DataError, match="is not a Minari id"):
+            write(dataset_id, episodes())
+    assert not names_under(root)
 
 
 def test_overwriting_replaces_all_of_it(root: Path) -> None:
-    write("test/a-v0", episodes(1.0), ORIGIN)
-    write("test/a-v0", episodes(2.0), ORIGIN, overwrite=True)
+    write("test/a-v0", episodes(1.0))
+    write("test/a-v0", episodes(2.0), overwrite=True)
     assert first_obs("test/a-v0") == 2.0
     assert [path.name for path in root.iterdir()] == ["test"]
 
@@ -63,7 +78,7 @@ def test_overwriting_replaces_all_of_it(root: Path) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_interrupted_write_leaves_what_was_there(root: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
     if overwrite:
-        write("test/a-v0", episodes(1.0), ORIGIN)
+        write("test/a-v0", episodes(1.0))
     create, calls = h5py.Group.create_dataset, 0
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -75,11 +90,11 @@ def test_an_interrupted_write_leaves_what_was_there(root: Path, monkeypatch: pyt
 
     monkeypatch.setattr(h5py.Group, "create_dataset", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write("test/a-v0", episodes(2.0), ORIGIN, overwrite=overwrite)
+        write("test/a-v0", episodes(2.0), overwrite=overwrite)
     monkeypatch.undo()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
     assert list(minari.list_local_datasets()) == (["test/a-v0"] if overwrite else [])
-    assert not list(root.glob(".making-*"))
+    assert not list(root.rglob(".*"))
     if overwrite:
         assert first_obs("test/a-v0") == 1.0
 
@@ -89,19 +104,6 @@ def test_a_full_disk_gets_one_clear_line_and_leaves_nothing(root: Path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(h5py.Group, "create_dataset", full)
-    with pytest.raises(DataError, match=r"dataset 'test/a-v0' could not be written under .*: .*No space left on device"):
-        write("test/a-v0", episodes(), ORIGIN)
-    assert list(root.iterdir()) == []
-
-
-def test_a_bad_episode_is_refused_by_number(root: Path) -> None:
-    bad = episodes()
-    bad[1].reward[2] = np.nan
-    with pytest.raises(DataError, match="episode 1: reward at step 2 is not finite"):
-        write("test/a-v0", bad, ORIGIN)
-    assert list(root.iterdir()) == []
-
-
-def test_the_environment_variable_is_put_back(root: Path) -> None:
-    write("test/a-v0", episodes(), ORIGIN)
-    assert os.environ["MINARI_DATASETS_PATH"] == str(root)
+    with pytest.raises(DataError, match=r"no space left to write .*test/a-v0; free some space"):
+        write("test/a-v0", episodes())
+    assert names_under(root) == {"test"}
