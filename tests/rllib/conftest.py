@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,6 +8,19 @@ import pytest
 pytest.importorskip("ray")
 
 from tests.rllib import fakes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rllib_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """RLlib makes a folder for every algorithm that is built; not in the user's home."""
+    from ray.rllib.algorithms import algorithm
+    from ray.tune.trainable import trainable
+
+    folder = str(tmp_path_factory.mktemp("ray_results"))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (algorithm, trainable):
+            patch.setattr(module, "DEFAULT_STORAGE_PATH", folder, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from tests.rllib.fakes import losses, small_bc, small_iql
 from wmrl_ray.checkpoint import CheckpointError
@@ -27,8 +27,8 @@ import json, os, signal, sys
 from tests.rllib.fakes import losses, small_iql
 from wmrl_ray.rllib.compat import init
 
-dataset, folder, num_learners, what, temp = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
-init(address="local", num_cpus=3, object_store_memory=128 * 2**20, logging_level="ERROR", log_to_driver=False, _temp_dir=temp)
+dataset, folder, num_learners, what, address = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
+init(address=address, logging_level="ERROR", log_to_driver=False)
 algorithm = small_iql(dataset).learners(num_learners=num_learners).build_algo()
 if what == "first":
     for _ in range(3):
@@ -56,9 +56,9 @@ def test_killed_after_n_updates_and_restored_in_a_new_process_m_more_are_exactly
     plane_dataset: str, six_calls: list[dict[str, float]], tmp_path: Path, num_learners: int
 ) -> None:
     def session(what: str) -> subprocess.CompletedProcess[str]:
-        with tempfile.TemporaryDirectory(prefix="wmrl-ray-", ignore_cleanup_errors=True) as temp:
-            command = [sys.executable, "-c", SESSION, plane_dataset, str(tmp_path / "saved"), str(num_learners), what, temp]
-            return subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+        address = ray.get_runtime_context().gcs_address
+        command = [sys.executable, "-c", SESSION, plane_dataset, str(tmp_path / "saved"), str(num_learners), what, address]
+        return subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT)
 
     killed = session("first")
     assert killed.returncode == -9, killed.stderr[-2000:]
@@ -140,7 +140,7 @@ def test_a_policy_loads_without_ray_and_without_pickle(saved: Saved) -> None:
         f"policy = Policy.load({str(saved[0])!r}); policy.reset(seed=0)\n"
         "print(policy.act(np.zeros(4, np.float32)).shape, policy.meta['algorithm'], policy.meta['update'])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, cwd=ROOT)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, cwd=ROOT)
     assert result.stdout.strip() == "(2,) iql_tdmpc 9", result.stderr[-2000:]
 
 

@@ -75,6 +75,14 @@ def test_a_run_config_becomes_the_same_configuration(plane_dataset: str) -> None
     assert (config.num_learners, config.evaluation_num_env_runners, config.num_envs_per_env_runner) == (2, 3, 4)
 
 
+def test_what_is_set_after_from_run_is_what_is_trained(plane_dataset: str) -> None:
+    run = RunConfig("bc", plane_dataset, env=fakes.PLANE, seed=0, num_updates=1000, eval_every=500)
+    config = BCConfig.from_run(run).debugging(seed=7).training(agent={"lr": 0.01}, batch_size=8)
+    changed = config.run_config()
+    assert (changed.seed, changed.agent, changed.batch_size) == (7, {"lr": 0.01}, 8)
+    assert (changed.num_updates, changed.eval_every) == (1000, 500)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

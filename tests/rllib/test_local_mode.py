@@ -66,7 +66,7 @@ print(json.dumps(found))
 def test_train_evaluate_restore_and_a_two_trial_tune_run_work_in_local_mode(plane_dataset: str, tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="wmrl-ray-", ignore_cleanup_errors=True) as temp:
         command = [sys.executable, "-c", LOCAL, plane_dataset, str(tmp_path), temp]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["learners"] == 0  # learner actors cannot work there
@@ -115,7 +115,7 @@ print(json.dumps([result["finished"], result["eval/episodes"], pids == {os.getpi
 
 def test_debug_starts_and_stops_its_own_ray_and_keeps_everything_in_this_process(plane_dataset: str, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", DEBUG, plane_dataset, str(tmp_path), ""], capture_output=True, text=True, timeout=100, cwd=ROOT
+        [sys.executable, "-c", DEBUG, plane_dataset, str(tmp_path), ""], capture_output=True, text=True, timeout=280, cwd=ROOT
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads(result.stdout.splitlines()[-1]) == [True, 2, True, False]

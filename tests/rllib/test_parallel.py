@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -42,9 +43,10 @@ def test_a_shards_error_reaches_the_caller_as_itself() -> None:
 
 def test_a_dataset_made_over_actors_is_the_one_made_in_this_process() -> None:
     arguments: dict[str, Any] = {"steps": 1500, "seed": 3, "reference_episodes": 2}
+    two_workers = functools.partial(ray_map_shards, num_workers=2)
     alone = open_dataset(make_dataset("pointmaze-umaze", dataset_id="wmrl/test/alone-v0", **arguments))
     together = open_dataset(
-        make_dataset("pointmaze-umaze", dataset_id="wmrl/test/together-v0", map_shards=ray_map_shards, **arguments)
+        make_dataset("pointmaze-umaze", dataset_id="wmrl/test/together-v0", map_shards=two_workers, **arguments)
     )
     assert together.card.sha256 == alone.card.sha256
     np.testing.assert_array_equal(together.obs, alone.obs)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from tests.rllib import fakes
+from wmrl_ray.config import ConfigError
+from wmrl_ray.data.episode import DataError
 from wmrl_ray.policy import Policy
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run import Event, RunConfig
@@ -130,3 +132,17 @@ def test_debug_keeps_everything_in_this_process(config: RunConfig, tmp_path: Pat
     config = dataclasses.replace(config, num_learners=2, num_eval_runners=2, num_updates=12)
     train_on_ray(config, tmp_path / "debug", debug=True)
     assert pids == {("update_many", os.getpid()), ("run_episodes", os.getpid())}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"agent": {"plan": {"horizon": 50, "num_samples": 0, "num_policy": 64, "iterations": 1}}}, DataError),
+        ({"dataset": "nowhere.npz"}, DataError),
+        ({"agent": {"expectle": 0.9}}, ConfigError),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_written(config: RunConfig, tmp_path: Path, change: Any, error: type) -> None:
+    with pytest.raises(error):
+        train_on_ray(dataclasses.replace(config, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

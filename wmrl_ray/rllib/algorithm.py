@@ -170,7 +170,8 @@ class AgentAlgorithm(Algorithm):
             ranks = self.on_learners(_save)
             streams = [rank["streams"] for rank in ranks]
             tree = {"agent": ranks[0]["agent"], "replay": streams[0]["replay"], "streams": streams}
-            meta = checkpoint_meta(self.config.run_config(), self.dataset, str(self.config.env), self.num_updates)
+            run = self.config.run_config()
+            meta = checkpoint_meta(run, self.dataset, run.env, self.num_updates)
             checkpoint.save(partial / "policy", tree, meta)
             checkpoint.seal(partial)
             _replace(partial, target)

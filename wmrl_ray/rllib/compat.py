@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import typing
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,8 @@ def init(*, local_mode: bool = False, debug: bool = False, num_cpus: int | None 
         )
     # Why: without it Ray hides the GPUs from a driver that asked for none
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    joins_cluster = kwargs.get("address", os.environ.get("RAY_ADDRESS")) not in (None, "local")
-    if not joins_cluster:
+    joins_cluster = kwargs.setdefault("address", os.environ.get("RAY_ADDRESS", "local")) != "local"
+    if not joins_cluster:  # Why "local": without an address Ray joins whatever cluster it finds on this machine
         # Why: newer versions turn token authentication on for a private local cluster, and then for every later head
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         kwargs.setdefault("include_dashboard", False)
@@ -81,6 +82,9 @@ def debug_config(config: AlgorithmConfig) -> AlgorithmConfig:
 def fit_to_mode(config: AlgorithmConfig) -> None:
     """Under local_mode, replaces learner actors by the local learner: two hang and one works once per process."""
     if in_local_mode() and config.num_learners > 0:
+        warnings.warn(
+            f"num_learners = {config.num_learners} becomes 0 under local_mode: one learner, in this process", stacklevel=2
+        )
         config.num_learners = 0
 
 

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.util.debug import log_once
 
 from wmrl_ray.config import ConfigError, check, did_you_mean, from_dict, to_dict
 from wmrl_ray.core.agents import agent_config
@@ -25,7 +26,8 @@ from wmrl_ray.rollout import env_dims
 from wmrl_ray.run import RunConfig
 
 # RLlib's hyper-parameters of learning. Nothing here reads them: the agent owns its own.
-NOT_OURS = ("lr", "gamma", "grad_clip", "train_batch_size", "train_batch_size_per_learner", "minibatch_size", "num_epochs")
+NOT_OURS = ("lr", "gamma", "grad_clip", "grad_clip_by", "train_batch_size", "train_batch_size_per_learner")
+NOT_OURS += ("minibatch_size", "num_epochs", "shuffle_batch_per_epoch", "learner_config_dict")
 
 
 class AgentAlgorithmConfig(AlgorithmConfig):
@@ -99,27 +101,23 @@ class AgentAlgorithmConfig(AlgorithmConfig):
 
     def run_config(self, device: str = "cpu") -> RunConfig:
         """This configuration in the terms of the loop without Ray."""
-        if self.run_record is not None:
-            return from_dict(RunConfig, {**self.run_record, "device": device})
         k = self.updates_per_call
-        return RunConfig(
-            algorithm=self.agent_name,
-            dataset=str(self.dataset_uri),
-            env=self.env,
-            seed=self.seed,
-            num_updates=k,
-            batch_size=self.batch_size,
-            updates_per_call=k,
-            eval_every=0,
-            eval_episodes=self.evaluation_duration,
-            checkpoint_every=k,
-            log_every=k,
-            device=device,
-            num_learners=self.num_learners,
-            num_eval_runners=self.evaluation_num_env_runners,
-            envs_per_runner=self.num_envs_per_env_runner,
-            agent=dict(self.agent),
-        )
+        schedule = {name: k for name in ("num_updates", "checkpoint_every", "log_every")} | {"eval_every": 0}
+        live = {
+            "algorithm": self.agent_name,
+            "dataset": str(self.dataset_uri),
+            "env": self.env if isinstance(self.env, str) else None,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "updates_per_call": k,
+            "eval_episodes": self.evaluation_duration,
+            "device": device,
+            "num_learners": self.num_learners,
+            "num_eval_runners": self.evaluation_num_env_runners,
+            "envs_per_runner": self.num_envs_per_env_runner,
+            "agent": dict(self.agent),
+        }
+        return from_dict(RunConfig, {**(self.run_record or schedule), **live})  # what was set last counts
 
     # -- RLlib's hooks --------------------------------------------------------------------------------------------------------
 
@@ -161,6 +159,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             self.num_env_runners = 0
         self._fill_from_dataset()
         self.run_config()  # checks batch_size and updates_per_call
+        log_once(f"{self.algo_class.__name__}_on_new_api_stack")  # Why: else RLlib warns that this is how it works now
         super().validate()
 
     def _refuse_unknown(self) -> None:

@@ -35,7 +35,13 @@ class RunningEvaluation:
         self.num_updates = num_updates
         self._group = group
         self._shares: dict[int, Any] = {}
-        workers = group.healthy_worker_ids()[:num_episodes] or [LOCAL]
+        alive = group.healthy_worker_ids()
+        if len(alive) < group.num_remote_env_runners():
+            missing = group.num_remote_env_runners() - len(alive)
+            raise RemoteError(
+                f"{missing} of {group.num_remote_env_runners()} evaluation runners died (see Ray's logs of the node)"
+            )
+        workers = alive[:num_episodes] or [LOCAL]
         each, rest = divmod(num_episodes, len(workers))
         self.counts = {worker: each + (i < rest) for i, worker in enumerate(workers)}
         if workers == [LOCAL]:

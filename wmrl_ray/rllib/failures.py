@@ -16,15 +16,27 @@ import torch.distributed
 
 
 class RemoteError(RuntimeError):
-    """A learner or a runner failed. The first line names it and the original error; the remote traceback follows."""
+    """A learner or a runner failed. The first line names it and the original error; the remote traceback follows.
+
+    error_type: class name of the original error, None if the actor died without one.
+    """
+
+    def __init__(self, message: str, error_type: str | None = None) -> None:
+        super().__init__(message)
+        self.error_type = error_type
 
 
 @dataclass(frozen=True)
 class Failure:
     """An exception on its way to the driver."""
 
-    error: str
+    error_type: str
+    message: str
     trace: str
+
+    @property
+    def error(self) -> str:
+        return f"{self.error_type}: {self.message}"
 
 
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +51,7 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.distributed.is_initialized():
             # Why: the other ranks wait in an all-reduce; a closed connection ends their wait with an error
             torch.distributed.destroy_process_group()
-        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        return Failure(type(error).__name__, str(error), traceback.format_exc())
 
 
 def unwrap(results: Iterable[Any], who: str, expected: int) -> list[Any]:
@@ -67,7 +79,7 @@ def _is_collateral(failure: Failure | Exception) -> bool:
 
 def _error(who: str, failure: Failure | Exception) -> RemoteError:
     if isinstance(failure, Failure):
-        return RemoteError(f"{who} failed: {failure.error}\n\nOn the {who}:\n{failure.trace}")
-    error = RemoteError(f"{who} failed: {type(failure).__name__}: {failure}")
+        return RemoteError(f"{who} failed: {failure.error}\n\nOn the {who}:\n{failure.trace}", failure.error_type)
+    error = RemoteError(f"{who} failed: {type(failure).__name__}: {failure}", type(failure).__name__)
     error.__cause__ = failure
     return error

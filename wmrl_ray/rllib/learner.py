@@ -109,8 +109,7 @@ class AgentLearner(TorchLearner):
         return {"generators": generators, "num_updates": self.agent.num_updates, "replay": self.replay.get_state()}
 
     def set_streams(self, streams: dict[str, Any]) -> None:
-        for name, state in streams["generators"].items():
-            getattr(self.agent, f"{name}_generator").set_state(torch.as_tensor(state).cpu())
+        self.agent.set_generators(streams["generators"])
         self.agent.num_updates = int(streams["num_updates"])
         self.replay.set_state(streams["replay"])
 

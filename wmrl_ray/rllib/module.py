@@ -37,7 +37,10 @@ class AgentModule(TorchRLModule, InferenceOnlyAPI):
     def setup(self) -> None:
         settings: Mapping[str, Any] = self.model_config  # type: ignore[assignment]
         obs_dim, action_dim = (math.prod(space.shape) for space in (self.observation_space, self.action_space))
-        self.adopt(make_agent(settings["algorithm"], settings["agent"], obs_dim, action_dim, device=settings["device"]))
+        agent = dict(settings["agent"])
+        if agent.get("compile") == "cuda_graphs" and settings["device"] == "cpu":
+            agent["compile"] = "off"  # Why: that setting is for the learner's GPU; this runner has none
+        self.adopt(make_agent(settings["algorithm"], agent, obs_dim, action_dim, device=settings["device"]))
 
     def adopt(self, agent: Agent) -> None:
         """Makes `agent` the one that acts and whose weights RLlib sees."""

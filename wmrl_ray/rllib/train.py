@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.config import CONFIGS
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
-from wmrl_ray.train import Progress, evaluation_env, resolve_device
+from wmrl_ray.train import Progress, build_replay, evaluation_env, open_run, resolve_device
 
 
 def train_on_ray(
@@ -48,11 +49,18 @@ def train_on_ray(
         RemoteError: an actor failed; the message has its error and traceback.
     """
     agent_config(config.algorithm, config.agent)
+    dataset = open_dataset(config.dataset)
+    evaluation_env(config, dataset)
+    resolve_device(config.device)
+    build_replay(config, dataset)  # for its check of the window
+    run = open_run(run_dir, config, dataset, resume)
     starts_ray = not ray.is_initialized()
     actors = 0 if debug else config.num_learners + config.num_eval_runners
-    compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors))
+    # Why quiet: this process's lines are the display's; an actor's error comes home with its traceback
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors), logging_level="ERROR", log_to_driver=False)
     try:
-        return _Run(config, run_dir, resume, on_event, debug).train(should_stop or (lambda: False))
+        return _Run(config, run, on_event, debug).train(should_stop or (lambda: False))
     finally:
         if starts_ray:
             ray.shutdown()
@@ -61,22 +69,19 @@ def train_on_ray(
 class _Run:
     """The state of one session of a run: the algorithm, the folder, and what is due next."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, resume: bool, on_event: OnEvent | None, debug: bool) -> None:
+    def __init__(self, config: RunConfig, run: RunDir, on_event: OnEvent | None, debug: bool) -> None:
         self.config = config
         self.tell = on_event or (lambda event: None)
-        dataset = open_dataset(config.dataset)
-        evaluation_env(config, dataset)
         settings = CONFIGS[config.algorithm].from_run(config)
         if resolve_device(config.device).startswith("cuda"):
             settings.learners(num_gpus_per_learner=1)
         if debug:
             compat.debug_config(settings)
         torch.set_num_threads(1)  # Why: as the loop without Ray; actors have one CPU each too
-        resumes = resume and RunDir(run_dir).exists()
-        self.run = RunDir(run_dir) if resumes else RunDir.create(run_dir, config, dataset)
+        self.run = run
         self.algorithm: AgentAlgorithm = compat.build(settings, self.run.path)
         self.progress = Progress(config)
-        if resumes and (newest := self.run.newest_checkpoint()) is not None:
+        if (newest := self.run.newest_checkpoint()) is not None:
             self.algorithm.restore_from_path(newest)
             self.progress.update = self.algorithm.num_updates
         self.run.open_metrics(self.progress.update)
@@ -89,7 +94,7 @@ class _Run:
             if progress.update and progress.due(config.eval_every) and not self._is_evaluated(progress.update):
                 self.algorithm.start_evaluation()  # Why: the session that stopped here did not see the end of it
             since = (progress.update, time.monotonic())
-            while not progress.done:
+            while not progress.finished:
                 result = self.algorithm.train()
                 progress.update = self.algorithm.num_updates
                 if progress.due(config.log_every):
@@ -106,6 +111,7 @@ class _Run:
                 since = (since[0], since[1] + time.monotonic() - paused)
                 stopping = should_stop()
                 if progress.due(config.checkpoint_every) or stopping:
+                    self._collect_evaluation(None)  # Why: a run resumed from this checkpoint would not repeat it
                     self.algorithm.save_to_path(self.run.checkpoint_path(progress.update))
                     self.run.prune_checkpoints()
                     self._event("checkpoint", {})
@@ -113,8 +119,8 @@ class _Run:
                     break
             self._collect_evaluation(None)
             seconds = self.run.seconds()
-            summary = {"updates": progress.update, "seconds": seconds, "finished": progress.done, **self.last_eval}
-            if progress.done:
+            summary = {"updates": progress.update, "seconds": seconds, "finished": progress.finished, **self.last_eval}
+            if progress.finished:
                 self.run.finish(summary)
             self._event("end", self.last_eval)
             return summary
