@@ -11,11 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from wmrl_ray.cli.train import train as train_command
+from wmrl_ray.run import RunDir
+
 MAIN = "from wmrl_ray.cli import main; main()"
 
 
 def files_of(run: Path) -> set[str]:
     return {p.name for p in run.iterdir() if not p.name.startswith(".")}
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Of every file in the folder and below it, hidden ones too."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def evaluations(run: Path) -> list[dict]:
@@ -72,6 +80,40 @@ def test_an_existing_run_is_neither_overwritten_nor_resumed_unasked(wmrl, tiny, 
     assert wmrl("train", tiny, "--no-ray", "--run-dir", run, "--overwrite", "--set", "num_updates=10").code == 0
     assert [update for update, _ in losses(run)] == [10]
     assert (run / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dataset=/nowhere.npz", "nowhere.npz"),
+        ("env=Pendulum-v1", "Pendulum-v1"),
+        ("device=cuda:99", "cuda:99"),
+        ("agent.lr=-1", "lr"),
+    ],
+)
+def test_an_overwrite_that_cannot_start_leaves_the_old_run_as_it_was(wmrl, tiny, tmp_path, setting, message):
+    run = tmp_path / "run"
+    assert wmrl("train", tiny, "--no-ray", "--run-dir", run, "--set", "num_updates=10").code == 0
+    before = contents_of(run)
+    refused = wmrl("train", tiny, "--no-ray", "--run-dir", run, "--overwrite", "--set", setting)
+    assert refused.code == 2
+    assert message in refused.err
+    assert contents_of(run) == before
+
+
+def test_an_overwrite_that_fails_after_it_made_its_folder_leaves_the_old_run_as_it_was(wmrl, tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    wmrl("train", tiny, "--no-ray", "--run-dir", run, "--set", "num_updates=10")
+    before = contents_of(run)
+
+    def interrupted(self: RunDir, start_update: int) -> None:
+        assert self.config().seed == 7  # the new run's folder is there
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDir, "open_metrics", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_command(str(tiny), no_ray=True, run_dir=run, overwrite=True, seed=7)
+    assert contents_of(run) == before
 
 
 def test_a_finished_run_has_nothing_to_resume_and_can_be_trained_further(wmrl, tiny, tmp_path):

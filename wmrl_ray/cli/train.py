@@ -11,23 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wmrl_ray.cli.configs import apply_overrides, read_source
-from wmrl_ray.cli.display import JsonLines, format_seconds, make_display
+from wmrl_ray.cli.display import JsonLines, make_display
 from wmrl_ray.cli.errors import EXIT_INTERRUPTED
+from wmrl_ray.cli.overwrite import ReplacedRun
 from wmrl_ray.cli.signals import StopRequest
 from wmrl_ray.config import ConfigError, from_dict
 
 if TYPE_CHECKING:
     from wmrl_ray.run import Event, RunConfig, RunDir
-
-RUN_FILES = (
-    "config.json",
-    "dataset.json",
-    "environment.json",
-    "metrics.jsonl",
-    "trajectories.npz",
-    "result.json",
-    "checkpoints",
-)
 
 
 def train(
@@ -77,11 +68,14 @@ def train(
         lambda name: display.note(f"{name}: stopping after this call, then a checkpoint; Ctrl-C again stops at once")
     )
 
+    replaced = ReplacedRun(run.path, overwrite and run.exists())
+
     def on_event(event: Event) -> None:
+        replaced.delete()  # Why now: the new run has passed every check, and has begun
         stop.install()
         display.on_event(event)
 
-    with display, stop:
+    with display, stop, replaced:
         result = _loop(no_ray, debug)(config, run.path, resume=resume, on_event=on_event, should_stop=stop)
     _conclude(run, result, no_ray, debug, stop, display)
 
@@ -97,19 +91,18 @@ def prepare_folder(run: RunDir, config: RunConfig, *, resume: bool, overwrite: b
     if not run.exists():
         return True
     newest = run.newest_checkpoint()
-    done = 0 if newest is None else int(newest.name)
+    reached = 0 if newest is None else int(newest.name)
     if overwrite:
-        _delete_run(run)
-    elif not resume:
-        state = f"{done:,} of {run.config().num_updates:,} updates"
+        return True
+    if not resume:
+        state = f"{reached:,} of {run.config().num_updates:,} updates"
         ways = "continue it with --resume, start over with --overwrite, or choose another --run-dir"
         raise ConfigError(f"{run.path} already holds a run ({state}); {ways}")
-    else:
-        run.check_same(config)
-        _check_same_loop(run, newest, no_ray)
-        if done >= config.num_updates and (run.path / "result.json").exists():
-            return False
-        run.write_config(config)  # what a resumed run changes, e.g. a larger num_updates
+    run.check_same(config)
+    _check_same_loop(run, newest, no_ray)
+    if reached >= config.num_updates and (run.path / "result.json").exists():
+        return False
+    run.write_config(config)  # what a resumed run changes, e.g. a larger num_updates
     return True
 
 
@@ -138,8 +131,10 @@ def _conclude(run: RunDir, result: dict[str, Any], no_ray: bool, debug: bool, st
     if isinstance(display, JsonLines):
         display.write({"event": "result", **result, "run_dir": str(run.path)})
     if finished:
+        from wmrl_ray.report.render import duration
+
         speed = result["updates"] / result["seconds"] if result["seconds"] > 0 else 0.0
-        summary = f"finished: {result['updates']:,} updates in {format_seconds(result['seconds'])} ({speed:,.0f}/s)"
+        summary = f"finished: {result['updates']:,} updates in {duration(result['seconds'])} ({speed:,.0f}/s)"
         for key, name in (("eval/score_mean", "score"), ("eval/return_mean", "return")):
             if key in result:
                 summary += f", {name} {result[key]:.1f} over {result['eval/episodes']:.0f} episodes"
@@ -159,13 +154,3 @@ def _check_same_loop(run: RunDir, newest: Path | None, no_ray: bool) -> None:
     if newest is not None and (newest / "policy").is_dir() == no_ray:
         with_ray, fix = ("with", "resume it without --no-ray") if no_ray else ("without", "resume it with --no-ray")
         raise ConfigError(f"{run.path} was trained {with_ray} Ray, and its checkpoints continue only there; {fix}")
-
-
-def _delete_run(run: RunDir) -> None:
-    """Removes the files of a run, config.json (which makes the folder a run) last, and nothing else that lies there."""
-    for name in reversed(RUN_FILES):
-        path = run.path / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
