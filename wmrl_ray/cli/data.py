@@ -178,7 +178,7 @@ def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None] |
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda completed, total: bar.update(task, completed=completed, total=total)
 
 
 def _map_shards(workers: int, use_ray: bool) -> Any:
