@@ -8,7 +8,7 @@ import json
 from rich.console import Console
 
 from wmrl_ray.cli import display as display_module
-from wmrl_ray.cli.display import JsonLines, LivePanel, format_seconds, make_display, sparkline
+from wmrl_ray.cli.display import JsonLines, LivePanel, make_display, sparkline
 from wmrl_ray.run import Event, RunConfig
 
 CONFIG = RunConfig(algorithm="bc", dataset="wmrl/pointmaze/umaze-v0", num_updates=1000)
@@ -25,10 +25,6 @@ def test_the_sparkline_spans_the_lowest_to_the_highest_value():
     assert sparkline([3.0, 3.0]) == "▄▄"
     assert sparkline([0.0, float("nan"), 1.0]) == "▁ █"
     assert sparkline([]) == ""
-
-
-def test_seconds_read_like_a_clock():
-    assert [format_seconds(s) for s in (0.4, 59, 65, 3900)] == ["0 s", "59 s", "1 min 05 s", "1 h 05 min"]
 
 
 def test_the_panel_shows_progress_speed_losses_and_evaluations():

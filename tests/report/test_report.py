@@ -13,6 +13,7 @@ import pytest
 
 from wmrl_ray.config import ConfigError
 from wmrl_ray.report import write_report
+from wmrl_ray.report.render import duration
 
 PUBLISHED = {
     "name": "D4RL/pointmaze/umaze-v2",
@@ -48,7 +49,58 @@ def test_stand_in_and_published_datasets_never_share_a_table(tmp_path, write_run
     assert all(scale["aggregate"] == [] for scale in numbers["scales"])
     assert "Stand-in: A replacement of D4RL&#39;s maze2d-umaze" in page
     assert page.count("must not be\n  compared") == 1
-    assert page.index("Stand-in datasets") < page.index("Datasets with published reference scores")
+    assert page.index("Stand-in datasets") < page.index("D4RL datasets (published reference scores)")
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("D4RL/pointmaze/umaze-v2", "published"),
+        ("maze2d-umaze-v1", "published"),
+        ("halfcheetah-medium-expert-v2", "published"),
+        ("mine/pointmaze/umaze-v0", "own"),
+        ("my-D4RL/pointmaze-v0", "own"),
+        ("hopper", "own"),
+    ],
+)
+def test_only_d4rls_reference_scores_count_as_published(tmp_path, write_run, name, scale):
+    write_run("bc-0", card=PUBLISHED | {"name": name, "uri": f"minari://{name}"})
+    page, numbers = numbers_of(tmp_path)
+    assert [entry["scale"] for entry in numbers["scales"]] == [scale]
+    assert ("scales of their own" in page) == (scale == "own")
+
+
+def test_datasets_with_reference_scores_of_their_own_have_a_table_of_their_own(tmp_path, write_run):
+    write_run("theirs", card=PUBLISHED)
+    write_run("mine", card=PUBLISHED | {"name": "mine", "uri": "mine.npz"})
+    _, numbers = numbers_of(tmp_path)
+    assert [scale["scale"] for scale in numbers["scales"]] == ["published", "own"]
+    assert all(scale["aggregate"] == [] for scale in numbers["scales"])
+
+
+def test_the_trajectories_are_those_of_the_first_seed_that_saved_some(tmp_path, write_run):
+    write_run("bc-0", seed=0, trajectories=False)
+    write_run("bc-1", seed=1)
+    page, numbers = numbers_of(tmp_path)
+    assert "Trajectories of the last evaluation" in page
+    assert not any("trajectories" in warning for warning in numbers["warnings"])
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.98])
+def test_a_truncated_trajectories_file_is_a_warning(tmp_path, write_run, kept):
+    cut = write_run("bc-0", seed=0) / "trajectories.npz"
+    content = cut.read_bytes()
+    cut.write_bytes(content[: int(kept * len(content))])
+    write_run("bc-1", seed=1)
+    page, numbers = numbers_of(tmp_path)
+    (warning,) = [warning for warning in numbers["warnings"] if "trajectories" in warning]
+    assert warning.startswith(f"runs/bc-0: {cut}: not a readable trajectories file")
+    assert "Trajectories of the last evaluation" in page  # the next seed's
+
+
+def test_durations_read_like_a_clock():
+    seconds = (None, 0.4, 9.97, 59, 65, 3900)
+    assert [duration(s) for s in seconds] == ["–", "0.4 s", "10 s", "59 s", "1 min 05 s", "1 h 05 min"]
 
 
 def test_two_contents_under_one_dataset_name_are_kept_apart(tmp_path, write_run):

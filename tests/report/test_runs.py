@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from wmrl_ray.config import ConfigError
@@ -26,6 +27,29 @@ def test_an_unfinished_run_says_how_far_it_came(write_run):
     run = read_run(write_run("bc-0", scores=(10.0,), planned=500))
     assert run.warnings == ["incomplete: 100 of 500 updates; its last evaluation is what the tables show"]
     assert run.updates_per_s == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize(
+    ("obs", "offsets"),
+    [(np.zeros((4, 2)), [0, 2, 5]), (np.zeros((4, 2)), [0, 0, 4]), (np.zeros(4), [0, 4]), (np.zeros((4, 2)), [])],
+)
+def test_trajectories_whose_offsets_do_not_fit_are_a_one_line_error(write_run, obs, offsets):
+    path = write_run("bc-0")
+    np.savez(path / "trajectories.npz", obs=obs, offsets=np.array(offsets, dtype=np.int64))
+    with pytest.raises(ConfigError, match="not a readable trajectories file"):
+        read_run(path).trajectories()
+
+
+@pytest.mark.parametrize("start", [0, 200, 400, 2000])
+def test_compressed_trajectories_with_damaged_bytes_are_a_one_line_error(write_run, start):
+    path = write_run("bc-0")
+    with np.load(path / "trajectories.npz") as arrays:
+        np.savez_compressed(path / "trajectories.npz", **arrays)
+    content = bytearray((path / "trajectories.npz").read_bytes())
+    content[start : start + 60] = bytes(60)
+    (path / "trajectories.npz").write_bytes(content)
+    with pytest.raises(ConfigError, match="not a readable trajectories file"):
+        read_run(path).trajectories()
 
 
 def test_a_last_line_cut_in_half_is_a_warning(write_run):

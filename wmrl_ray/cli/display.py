@@ -102,10 +102,10 @@ class LivePanel:
 
     def seconds_left(self) -> float | None:
         """At this session's average speed, evaluations included."""
-        done = self._update - self._first_update
-        if self._started is None or done <= 0:
+        updates = self._update - self._first_update
+        if self._started is None or updates <= 0:
             return None
-        needed = (self._reached - self._started) / done * (self._total - self._update)
+        needed = (self._reached - self._started) / updates * (self._total - self._update)
         return max(0.0, needed - (time.monotonic() - self._reached))
 
     def render(self) -> RenderableType:
@@ -130,13 +130,15 @@ class LivePanel:
         return Panel(Group(*parts), title=self._title, title_align="left", border_style="dim")
 
     def _progress_text(self) -> str:
+        from wmrl_ray.report.render import duration
+
         if self._started is None:
             return "[dim]starting ...[/]"
         speed = self._metrics.get("time/updates_per_s")
         left = self.seconds_left()
         words = [f"[bold]{self._update:,}[/] of {self._total:,}"]
         words += [f"{speed:,.0f} updates/s"] if speed is not None else []
-        words += [f"{format_seconds(left)} left"] if left is not None and self._update < self._total else []
+        words += [f"{duration(left)} left"] if left is not None and self._update < self._total else []
         return " · ".join(words)
 
     def _evaluation_text(self) -> str:
@@ -164,15 +166,6 @@ def sparkline(values: Iterable[float]) -> str:
     low, span = min(finite), max(finite) - min(finite)
     top = len(BARS) - 1
     return "".join(" " if not math.isfinite(v) else BARS[round(top * (v - low) / span) if span else top // 2] for v in values)
-
-
-def format_seconds(seconds: float) -> str:
-    """`1 h 05 min`, `4 min 05 s`, `12 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _short(value: Any) -> Any:

@@ -63,11 +63,15 @@ def loss_figure(group: Group, color: str) -> str | None:
     return _svg(figure, f"loss-{group.label}-{group.dataset}")
 
 
-def trajectory_figure(groups: Sequence[Group], colors: Mapping[str, str], layout: MazeLayout) -> str | None:
-    """The last evaluation's trajectories in the maze, a panel for each experiment (its first seed that saved some)."""
-    panels = [(group.label, paths) for group in groups for run in group.runs[:1] if (paths := run.trajectories())]
-    if not panels:
-        return None
+def trajectory_figure(
+    panels: Sequence[tuple[str, Sequence[np.ndarray]]], colors: Mapping[str, str], layout: MazeLayout, salt: str
+) -> str:
+    """The last evaluation's trajectories in the maze.
+
+    Args:
+        panels: one (label, observations [T+1, O] of each episode) for each experiment; at least one.
+        salt: tells the ids of this figure from those of others on the page.
+    """
     rows, columns = np.asarray(layout.walls).shape
     width = min(3.4, 9.0 / len(panels)) if len(panels) < 4 else 2.6
     per_row = min(len(panels), 4)
@@ -83,7 +87,7 @@ def trajectory_figure(groups: Sequence[Group], colors: Mapping[str, str], layout
         axes.set_title(label, fontsize=10, color=INK)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    return _svg(figure, f"paths-{groups[0].dataset}")
+    return _svg(figure, f"paths-{salt}")
 
 
 def _draw_maze(axes: Axes, layout: MazeLayout) -> None:

@@ -8,13 +8,16 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wmrl_ray import __version__
 from wmrl_ray.config import ConfigError
 from wmrl_ray.report import figures
 from wmrl_ray.report.runs import Run, read_runs
 from wmrl_ray.report.summary import Group, group_runs, summarize_report
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path = "report.html") -> tuple[Path, Path]:
@@ -85,14 +88,14 @@ def count(x: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`4 min 05 s`."""
+    """`1 h 05 min`, `4 min 05 s`, `12 s`, `3.4 s`."""
     if seconds is None:
         return "–"
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, rest = divmod(rest, 60)
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
 
 
 def value(x: Any) -> str:
@@ -110,7 +113,21 @@ def _paths_figure(groups: Sequence[Group], colors: dict[str, str], warnings: lis
     from wmrl_ray.envs import maze_layout  # lazily: only reports with trajectories need the mazes
 
     layout = maze_layout(env_id)
-    return None if layout is None else figures.trajectory_figure(groups, colors, layout)
+    if layout is None:
+        return None
+    panels = [(group.label, paths) for group in groups if (paths := _first_trajectories(group, warnings))]
+    return figures.trajectory_figure(panels, colors, layout, groups[0].dataset) if panels else None
+
+
+def _first_trajectories(group: Group, warnings: list[str]) -> list[np.ndarray]:
+    """Of the first seed that saved some; a damaged file becomes a warning."""
+    for run in group.runs:
+        try:
+            if paths := run.trajectories():
+                return paths
+        except ConfigError as error:
+            warnings.append(f"{run.name}: {error}")
+    return []
 
 
 def _write(path: Path, text: str) -> None:

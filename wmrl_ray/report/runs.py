@@ -90,17 +90,29 @@ class Run:
         return sorted({key for line in self.lines for key in line if key.startswith(prefix)})
 
     def trajectories(self) -> list[np.ndarray]:
-        """Observations [T+1, O] of each episode of the last evaluation; empty when none were saved."""
+        """Observations [T+1, O] of each episode of the last evaluation; empty when none were saved.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
         path = self.path / "trajectories.npz"
         if not path.exists():
             return []
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return np.split(arrays["obs"], arrays["offsets"][1:-1])
-        except (OSError, ValueError, KeyError) as error:
+                obs, offsets = arrays["obs"], arrays["offsets"]
+            if obs.ndim != 2 or offsets.ndim != 1 or offsets.dtype.kind not in "iu" or not _cuts(offsets, len(obs)):
+                raise ValueError(f"obs {obs.shape} and offsets {offsets.shape} do not fit together")
+            return np.split(obs, offsets[1:-1])
+        except Exception as error:  # Why all: of the file's bytes zipfile, zlib and NumPy's header parser each raise their own
             raise ConfigError(
                 f"{path}: not a readable trajectories file ({error}); delete it or repeat the evaluation"
             ) from error
+
+
+def _cuts(offsets: np.ndarray, length: int) -> bool:
+    """Whether offsets [E+1] cut 0..length into pieces, none of them empty."""
+    return len(offsets) > 1 and offsets[0] == 0 and offsets[-1] == length and bool((np.diff(offsets) > 0).all())
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:

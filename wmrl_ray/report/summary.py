@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +18,16 @@ NOT_AN_EXPERIMENT = {"seed", "device", "log_every", "checkpoint_every", "num_eva
 
 SCALES = {  # one table each, never mixed: a score of 60 on one is not a 60 on the other
     "stand_in": "Stand-in datasets",
-    "published": "Datasets with published reference scores",
+    "published": "D4RL datasets (published reference scores)",
+    "own": "Datasets with reference scores of their own",
     "returns": "Datasets without reference scores (raw returns)",
 }
+
+# Minari's copies, and the names of D4RL's files: hopper-medium-v2, maze2d-umaze-v1, antmaze-large-play-v2, kitchen-mixed-v0, ...
+D4RL_NAME = re.compile(
+    r"D4RL/.+"
+    r"|(maze2d|antmaze|halfcheetah|hopper|walker2d|ant|pen|hammer|door|relocate|kitchen|minigrid|carla|flow)-[a-z0-9-]+-v\d+"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +45,13 @@ class Group:
 
 
 def scale_of(run: Run) -> str:
-    """The key in SCALES of the run's dataset."""
+    """The key in SCALES of the run's dataset. Only D4RL's reference scores are published: others are whatever its maker stored."""
     if run.dataset.get("stand_in"):
         return "stand_in"
     has_references = run.dataset.get("ref_min_score") is not None and run.dataset.get("ref_max_score") is not None
-    return "published" if has_references else "returns"
+    if not has_references:
+        return "returns"
+    return "published" if D4RL_NAME.fullmatch(str(run.dataset.get("name"))) else "own"
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
