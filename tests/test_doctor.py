@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 from packaging.version import Version
@@ -65,6 +68,37 @@ def test_a_missing_extra_is_not_a_failure_and_a_missing_requirement_is():
     found = {f.name: f for f in doctor.check_versions({"ray": Version("2.54.1")})}
     assert (found["myosuite"].status, found["torch"].status, found["ray"].status) == ("missing", "broken", "ok")
     assert "[myo]" in found["myosuite"].fix and "pip install" in found["torch"].fix
+
+
+def test_what_the_package_requires_is_what_the_doctor_looks_for():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    required = {re.split(r"[^A-Za-z0-9_-]", dependency)[0] for dependency in project["dependencies"]}
+    assert required == set(doctor.REQUIRED)
+    assert set(doctor.EXTRAS.values()) <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("AntMaze", "mujoco", "robotics"), ("MyoSuite", "mujoco", "myo"), ("ManiSkill", "mani-skill", "maniskill")],
+)
+def test_every_family_of_simulators_is_looked_for(name, package, extra):
+    found = doctor.check_simulator(name, {})
+    assert (found.status, found.detail) == ("missing", f"{package} is not installed")
+    assert f"'.[{extra}]'" in found.fix
+
+
+@pytest.mark.parametrize("name", list(doctor.SIMULATORS))
+def test_the_probe_of_a_simulator_loads_it_where_it_is_installed(name):
+    versions = doctor.installed_versions()
+    packages, *_ = doctor.SIMULATORS[name]
+    found = doctor.check_simulator(name, versions)
+    assert (found.status, found.detail) == ("ok", "works") if set(packages) <= set(versions) else found.status == "missing"
+
+
+def test_no_backend_is_forced_where_mujoco_has_only_one(monkeypatch):
+    monkeypatch.setattr(doctor, "DEFAULT_GL", "")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    assert doctor.check_probe("x", "x", "import os; print(os.environ.get('MUJOCO_GL'))").detail == "None"
 
 
 def test_a_simulator_without_its_package_is_not_installed():

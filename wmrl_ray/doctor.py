@@ -35,11 +35,14 @@ REQUIRED = (
     "pyarrow",
     "h5py",
     "numpy",
+    "scipy",
     "safetensors",
     "typer",
     "rich",
     "matplotlib",
     "jinja2",
+    "pyyaml",
+    "packaging",
 )
 EXTRAS = {  # package -> the extra that brings it
     "mujoco": "robotics",
@@ -47,11 +50,13 @@ EXTRAS = {  # package -> the extra that brings it
     "dm-control": "dmc",
     "myosuite": "myo",
     "mani-skill": "maniskill",
+    "sapien": "maniskill",
     "imageio-ffmpeg": "video",
 }
 INFORMATIVE = ("pandas", "rliable", "viser", "d3rlpy")  # not ours, but in known-bad pairs
 RAY_PORTS = {6379: "the head's GCS", 8265: "dashboard and jobs", 10001: "Ray Client"}
 PROBE_TIMEOUT_S = 60
+DEFAULT_GL = "egl" if sys.platform == "linux" else ""  # elsewhere MuJoCo has one backend, and takes it unasked
 INSTALL = "in the checkout: pip install -e '.{}' -c constraints.txt"
 
 
@@ -73,6 +78,12 @@ SIMULATORS = {  # name -> (packages, extra, code that loads it and steps once)
         "import gymnasium as g, gymnasium_robotics as r; g.register_envs(r); e = g.make('PointMaze_UMaze-v3')\n"
         "e.reset(seed=0); e.step(e.action_space.sample())",
     ),
+    "AntMaze": (
+        ("mujoco", "gymnasium-robotics"),
+        "robotics",
+        "import gymnasium as g, gymnasium_robotics as r; g.register_envs(r); e = g.make('AntMaze_UMaze-v5')\n"
+        "e.reset(seed=0); e.step(e.action_space.sample())",
+    ),
     "FrankaKitchen": (
         ("mujoco", "gymnasium-robotics"),
         "robotics",
@@ -83,6 +94,18 @@ SIMULATORS = {  # name -> (packages, extra, code that loads it and steps once)
         ("mujoco", "dm-control"),
         "dmc",
         "import numpy as np; from dm_control import suite; e = suite.load('cheetah', 'run'); e.reset(); e.step(np.zeros(6))",
+    ),
+    "MyoSuite": (
+        ("mujoco", "myosuite"),
+        "myo",
+        "import myosuite; from myosuite.utils import gym; e = gym.make('myoHandKeyTurnFixed-v0')\n"
+        "e.reset(seed=0); e.step(e.action_space.sample())",
+    ),
+    "ManiSkill": (
+        ("mani-skill", "sapien"),
+        "maniskill",
+        "import gymnasium as g, mani_skill.envs; e = g.make('PickCube-v1', obs_mode='state', sim_backend='physx_cpu')\n"
+        "e.reset(seed=0); e.step(e.action_space.sample())",
     ),
 }
 FRAME = """
@@ -162,20 +185,22 @@ def check_simulator(name: str, versions: Versions) -> Finding:
     return check_probe("simulators", name, code, "see the known pairs above, or reinstall with constraints.txt")
 
 
-def check_probe(area: str, name: str, code: str, fix: str = "reinstall with constraints.txt", gl: str | None = None) -> Finding:
+def check_probe(area: str, name: str, code: str, fix: str = "reinstall with constraints.txt") -> Finding:
     """Runs `code` in a process of its own; its last line of output or of error becomes the detail."""
-    environment = os.environ | {"MUJOCO_GL": gl or os.environ.get("MUJOCO_GL", "egl"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if backend := os.environ.get("MUJOCO_GL") or DEFAULT_GL:
+        environment["MUJOCO_GL"] = backend
     environment |= {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"), "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-W", "ignore", "-c", code]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S)
+        probe = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return Finding(area, name, "broken", f"did not answer in {PROBE_TIMEOUT_S} s", fix)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(" ")]
-        error = next((line for line in lines if "Error" in line), lines[-1] if lines else f"exit code {done.returncode}")
+    if probe.returncode:
+        lines = [line for line in probe.stderr.splitlines() if line.strip() and not line.startswith(" ")]
+        error = next((line for line in lines if "Error" in line), lines[-1] if lines else f"exit code {probe.returncode}")
         return Finding(area, name, "broken", error[:200], fix)
-    return Finding(area, name, "ok", done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "works")
+    return Finding(area, name, "ok", probe.stdout.strip().splitlines()[-1] if probe.stdout.strip() else "works")
 
 
 def check_rendering(versions: Versions) -> Finding:
@@ -186,13 +211,17 @@ def check_rendering(versions: Versions) -> Finding:
     backend = os.environ.get("MUJOCO_GL", "")
     if backend.lower() in ("disable", "disabled", "off", "false", "0"):
         return Finding("rendering", name, "note", f"switched off by MUJOCO_GL={backend}", "export MUJOCO_GL=egl to draw")
-    found = check_probe("rendering", name, FRAME, gl=backend or "egl")
+    found = check_probe("rendering", name, FRAME)
+    if found.status == "ok" and not DEFAULT_GL:
+        return Finding("rendering", name, "ok", "draws")
     if found.status == "ok":
         note = f"{backend} draws" if backend else "EGL draws; MUJOCO_GL is not set, and your own scripts need it"
         return Finding("rendering", name, "ok" if backend else "note", note, "" if backend else "export MUJOCO_GL=egl")
     fix = "apt-get install libegl1 libopengl0 libgl1 libgl1-mesa-dri, then export MUJOCO_GL=egl (or osmesa: libosmesa6)"
     # Without rendering everything but pictures works; a backend that was asked for and fails also breaks imports.
-    return Finding("rendering", name, "broken" if backend else "warn", f"{backend or 'egl'}: {found.detail}", fix)
+    return Finding(
+        "rendering", name, "broken" if backend else "warn", f"{backend or DEFAULT_GL or 'MuJoCo'}: {found.detail}", fix
+    )
 
 
 def check_gpu(versions: Versions) -> Iterator[Finding]:
@@ -255,8 +284,8 @@ def check_machine() -> Iterator[Finding]:
         low = memory < 2 * 2**30
         fix = "close other programs, or use a smaller dataset and num_eval_runners=0" if low else ""
         yield Finding("machine", "memory", "warn" if low else "ok", f"{memory / 2**30:.1f} GiB available", fix)
-    data = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari")
-    places = {"disk, datasets": data, "disk, runs": Path.cwd()} | (
+    datasets = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari")
+    places = {"disk, datasets": datasets, "disk, runs": Path.cwd()} | (
         {"/dev/shm": Path("/dev/shm")} if Path("/dev/shm").is_dir() else {}
     )
     for name, folder in places.items():
