@@ -95,6 +95,18 @@ def test_the_probe_of_a_simulator_loads_it_where_it_is_installed(name):
     assert (found.status, found.detail) == ("ok", "works") if set(packages) <= set(versions) else found.status == "missing"
 
 
+def test_maniskill_on_a_machine_without_vulkan_is_a_warning(monkeypatch):
+    code = "print('banner'); raise RuntimeError('vk::createInstanceUnique: ErrorIncompatibleDriver')"
+    monkeypatch.setattr(doctor, "SIMULATORS", {"ManiSkill": ((), "maniskill", code)})
+    found = doctor.check_simulator("ManiSkill", {})
+    assert found.status == "warn" and "ErrorIncompatibleDriver" in found.detail and "Vulkan" in found.fix
+
+
+def test_what_a_simulator_prints_is_not_taken_for_the_finding(monkeypatch):
+    monkeypatch.setattr(doctor, "SIMULATORS", {"MyoSuite": ((), "myo", "print('MyoSuite:> Registering')")})
+    assert doctor.check_simulator("MyoSuite", {}).detail == "works"
+
+
 def test_no_backend_is_forced_where_mujoco_has_only_one(monkeypatch):
     monkeypatch.setattr(doctor, "DEFAULT_GL", "")
     monkeypatch.delenv("MUJOCO_GL", raising=False)
