@@ -23,8 +23,8 @@ _USER_ERRNOS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENO
 def remote_message(error: BaseException) -> tuple[str, int] | None:
     """What to print for an error that an actor carried home, and the exit code; None for an error of this process.
 
-    The user's errors read on one line here too. Ours show the actor's traceback, which is in the error's text; the driver's would
-    say nothing about them.
+    The user's errors read on one line here too. Ours show the actor's traceback, which is in the error's text; the driver's
+    would say nothing about them.
     """
     remote = getattr(sys.modules.get("wmrl_ray.rllib.failures"), "RemoteError", None)
     if remote is None or not isinstance(error, remote):

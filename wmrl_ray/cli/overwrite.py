@@ -20,8 +20,8 @@ RUN_FILES = (
 class ReplacedRun:
     """Context manager: moves the files of the run in `folder`, and nothing else that lies there, into a folder inside it.
 
-    On exit they are moved back over whatever the new run has written, unless `delete` was called. A process that is killed before
-    that leaves them in `.replaced.PID`.
+    On exit they are moved back over whatever the new run has written, unless `delete` was called. A process that is killed
+    before that leaves them in `.replaced.PID`.
 
     active: False does nothing at all.
     """

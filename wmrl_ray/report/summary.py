@@ -23,7 +23,7 @@ SCALES = {  # one table each, never mixed: a score of 60 on one is not a 60 on t
     "returns": "Datasets without reference scores (raw returns)",
 }
 
-# Minari's copies, and the names of D4RL's files: hopper-medium-v2, maze2d-umaze-v1, antmaze-large-play-v2, kitchen-mixed-v0, ...
+# Minari's copies, and the names of D4RL's files: hopper-medium-v2, maze2d-umaze-v1, antmaze-large-play-v2, ...
 D4RL_NAME = re.compile(
     r"D4RL/.+"
     r"|(maze2d|antmaze|halfcheetah|hopper|walker2d|ant|pen|hammer|door|relocate|kitchen|minigrid|carla|flow)-[a-z0-9-]+-v\d+"
@@ -45,7 +45,7 @@ class Group:
 
 
 def scale_of(run: Run) -> str:
-    """The key in SCALES of the run's dataset. Only D4RL's reference scores are published: others are whatever its maker stored."""
+    """The key in SCALES of the run's dataset. Only D4RL's references are published: others are what its maker stored."""
     if run.dataset.get("stand_in"):
         return "stand_in"
     has_references = run.dataset.get("ref_min_score") is not None and run.dataset.get("ref_max_score") is not None
