@@ -109,7 +109,7 @@ def evaluation_metrics(evaluation: Evaluation, dataset: Dataset) -> dict[str, fl
     return metrics
 
 
-def checkpoint_meta(config: RunConfig, dataset: Dataset, env_id: str, update: int) -> dict[str, Any]:
+def checkpoint_meta(config: RunConfig, dataset: Dataset, env_id: str | None, update: int) -> dict[str, Any]:
     """What a policy needs beside its tensors: algorithm, sizes, environment, and the scale of its scores."""
     card = dataset.card
     return {
