@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,14 +171,21 @@ def test_rllibs_evaluation_parallel_to_training_works(one_runner: Any) -> None:
     assert math.isfinite(result["score"])
 
 
-def test_an_evaluation_can_run_while_training_goes_on(one_runner: Any) -> None:
+def test_an_evaluation_can_run_while_training_goes_on(one_runner: Any, tmp_path: Path) -> None:
+    gate = tmp_path / "open"
+
+    def wait_at_gate(runner: Any) -> None:  # so that the evaluation cannot end before the training step
+        while not gate.exists():
+            time.sleep(0.01)
+
+    one_runner.eval_env_runner_group.foreach_env_runner_async(wait_at_gate, tag="gate")
     before = one_runner.num_updates
     one_runner.start_evaluation()
-    still_running = one_runner.finish_evaluation(0.0) is None
+    assert one_runner.finish_evaluation(0.0) is None
     one_runner.training_step()
     assert one_runner.num_updates == before + 3
+    gate.touch()
     assert one_runner.finish_evaluation() == before  # the update whose weights were evaluated
-    assert still_running
     assert len(one_runner.last_evaluation.returns) == 30
 
 

@@ -193,7 +193,7 @@ class AgentAlgorithm(Algorithm):
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """Raises CheckpointError if the checkpoint is incomplete or corrupt; nothing is restored then."""
-        checkpoint.verify(Path(path))
+        _verify(Path(path))
         Checkpointable.restore_from_path(self, path, *args, **kwargs)
         tree, _ = checkpoint.load(Path(path) / "policy")
         self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"])
@@ -201,8 +201,16 @@ class AgentAlgorithm(Algorithm):
     @classmethod
     def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Self:
         """Raises CheckpointError; RLlib's own falls back to a fresh algorithm when it cannot read the file of arguments."""
-        checkpoint.verify(Path(path))
+        _verify(Path(path))
         return super().from_checkpoint(path, filesystem=filesystem, **kwargs)  # type: ignore[return-value]
+
+
+def _verify(path: Path) -> None:
+    checkpoint.verify(path)
+    if not (path / "policy").is_dir():
+        raise checkpoint.CheckpointError(
+            f"{path} has no policy folder: the loop without Ray wrote it (--no-ray); resume it there"
+        )
 
 
 def _replace(partial: Path, target: Path) -> None:

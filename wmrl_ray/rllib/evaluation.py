@@ -67,7 +67,7 @@ class RunningEvaluation:
                 raise RemoteError(f"an evaluation runner died: {error}") from error
             self._shares.update(ready)
             unwrap((share for _, share in ready), "evaluation runner", len(ready))
-            if not ready and self._group.num_in_flight_async_reqs() == 0:
+            if not ready and self._group.num_in_flight_async_reqs(TAG) == 0:
                 unwrap(self._shares.values(), "evaluation runner", len(self.counts))
             if deadline is not None and left == 0.0 and len(self._shares) < len(self.counts):
                 return None

@@ -82,7 +82,11 @@ class _Run:
         self.algorithm: AgentAlgorithm = compat.build(settings, self.run.path)
         self.progress = Progress(config)
         if (newest := self.run.newest_checkpoint()) is not None:
-            self.algorithm.restore_from_path(newest)
+            try:
+                self.algorithm.restore_from_path(newest)
+            except Exception:
+                self.algorithm.stop()
+                raise
             self.progress.update = self.algorithm.num_updates
         self.run.open_metrics(self.progress.update)
         self.last_eval = self.run.last_evaluation()
