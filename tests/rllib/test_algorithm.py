@@ -190,9 +190,15 @@ def test_an_evaluation_can_run_while_training_goes_on(one_runner: Any, tmp_path:
 
 
 def test_runners_receive_the_inference_weights_only(one_runner: Any) -> None:
-    one_runner.training_step()
-    one_runner.evaluate()
-    (on_runner,) = one_runner.eval_env_runner_group.foreach_env_runner(
+    def pause(runner: Any) -> None:
+        time.sleep(0.5)
+
+    group = one_runner.eval_env_runner_group
+    for _ in range(2):  # a runner that is slow to take the first weights still gets the second
+        group.foreach_env_runner_async(pause, tag="pause")
+        one_runner.training_step()
+        one_runner.evaluate()
+    (on_runner,) = group.foreach_env_runner(
         lambda runner: {k: v.numpy().copy() for k, v in runner.module.state_dict().items()}, local_env_runner=False
     )
     (on_learner,) = weights(one_runner)

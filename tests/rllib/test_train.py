@@ -149,14 +149,6 @@ def test_a_mistake_is_found_before_anything_is_written(config: RunConfig, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistake_leaves_no_run_folder_behind(config: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"agent\.expectle"):
-        train_on_ray(dataclasses.replace(config, agent={"expectle": 0.7}), tmp_path / "run")
-    with pytest.raises(DataError, match="obs_dim = 4, but environment 'Pendulum-v1' has 3"):
-        train_on_ray(dataclasses.replace(config, env="Pendulum-v1"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_checkpoint_of_the_loop_without_ray_is_refused_with_one_line(config: RunConfig, tmp_path: Path) -> None:
     calls = iter(range(100))
     train(config, tmp_path / "run", should_stop=lambda: next(calls) >= 3)

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.core import COMPONENT_EVAL_ENV_RUNNER, COMPONENT_LEARNER_GROUP
+from ray.rllib.core import (
+    COMPONENT_EVAL_ENV_RUNNER,
+    COMPONENT_LEARNER,
+    COMPONENT_LEARNER_GROUP,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
@@ -97,13 +103,15 @@ class AgentAlgorithm(Algorithm):
         self._require_env()
         return super().evaluate(parallel_train_future)
 
-    def start_evaluation(self, *, sync_weights: bool = True) -> None:
+    def start_evaluation(self) -> None:
         """Sends the current weights to the runners and lets them run `evaluation_duration` episodes."""
         self._require_env()
-        group = self.eval_env_runner_group
-        if sync_weights:
-            group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
-        self._running = RunningEvaluation(group, self.config.evaluation_duration, self.config.seed, self.num_updates)
+        path = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        state = self.learner_group.get_state(components=path, inference_only=True)
+        weights = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+        self._running = RunningEvaluation(
+            self.eval_env_runner_group, weights, self.config.evaluation_duration, self.config.seed, self.num_updates
+        )
 
     @property
     def is_evaluating(self) -> bool:

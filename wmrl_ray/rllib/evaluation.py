@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from wmrl_ray.rllib.failures import RemoteError, guarded, unwrap
 from wmrl_ray.rollout import Evaluation
 
@@ -19,19 +21,23 @@ LOCAL = 0  # the index of the runner in the driver process
 Share = tuple[list["EpisodeRecord"], dict[str, float]]
 
 
-def _run_episodes(runner: PlannerEnvRunner, counts: dict[int, int], seed: int) -> Share:
-    """On the runner: its share of the episodes, from its own reset seed."""
+def _run_episodes(runner: PlannerEnvRunner, weights: Any, counts: dict[int, int], seed: int) -> Share:
+    """On the runner: its share of the episodes, with these weights and from its own reset seed."""
     index = runner.worker_index or LOCAL
+    runner.module.set_state(ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights)
     return runner.run_episodes(counts[index], seed + 100_003 * index)
 
 
 class RunningEvaluation:
-    """One evaluation of the weights that the runners have at its start.
+    """One evaluation of given weights.
 
-    num_updates: of those weights. counts: episodes per runner.
+    Why the weights travel with the request: RLlib's `sync_weights` drops them for a runner that has not yet answered the last
+    sync, and the runner would then evaluate old ones.
+
+    num_updates: of the weights. counts: episodes per runner.
     """
 
-    def __init__(self, group: EnvRunnerGroup, num_episodes: int, seed: int, num_updates: int) -> None:
+    def __init__(self, group: EnvRunnerGroup, weights: Any, num_episodes: int, seed: int, num_updates: int) -> None:
         self.num_updates = num_updates
         self._group = group
         self._shares: dict[int, Any] = {}
@@ -45,9 +51,9 @@ class RunningEvaluation:
         each, rest = divmod(num_episodes, len(workers))
         self.counts = {worker: each + (i < rest) for i, worker in enumerate(workers)}
         if workers == [LOCAL]:
-            self._shares[LOCAL] = _run_episodes(group.local_env_runner, self.counts, seed)
+            self._shares[LOCAL] = _run_episodes(group.local_env_runner, weights, self.counts, seed)
             return
-        kwargs = {"counts": self.counts, "seed": seed}
+        kwargs = {"weights": ray.put(weights), "counts": self.counts, "seed": seed}
         sent = group.foreach_env_runner_async(guarded(_run_episodes), tag=TAG, kwargs=kwargs, remote_worker_ids=workers)
         if sent != len(workers):
             raise RemoteError(f"only {sent} of {len(workers)} evaluation runners took the request; is an evaluation running?")
@@ -89,8 +95,8 @@ def _merge(shares: list[Share]) -> Evaluation:
 
 
 def evaluate_on_runners(algorithm: Any, group: EnvRunnerGroup) -> tuple[dict[str, float], int, int]:
-    """RLlib's `custom_evaluation_function`, called when it has synced the weights: exact counts, not the first to end."""
-    algorithm.start_evaluation(sync_weights=False)
+    """RLlib's `custom_evaluation_function`: exact episode counts, not the first to end."""
+    algorithm.start_evaluation()
     algorithm.finish_evaluation()
     steps = sum(algorithm.last_evaluation.lengths)
     return algorithm.last_evaluation_metrics, steps, steps
