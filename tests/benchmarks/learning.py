@@ -14,7 +14,6 @@ import numpy as np
 
 from wmrl_ray.envs import maze_layout
 from wmrl_ray.report.runs import Run, read_runs
-from wmrl_ray.report.stats import band
 
 NAMES = {"bc": "BC", "tdmpc": "TD-MPC", "iql_tdmpc": "IQL-TD-MPC"}
 COLORS = {"bc": "#8a8f98", "tdmpc": "#2f7ed8", "iql_tdmpc": "#e4572e"}
@@ -55,7 +54,7 @@ def table(groups: Groups) -> str:
 
 
 def picture(groups: Groups, dataset: str, path: Path) -> None:
-    """Learning curves over seeds beside each algorithm's last evaluation in the maze."""
+    """A learning curve for each seed, beside each algorithm's last evaluation in the maze."""
     from matplotlib.figure import Figure
 
     algorithms = {algorithm: runs for (name, algorithm), runs in groups.items() if name == dataset}
@@ -64,10 +63,11 @@ def picture(groups: Groups, dataset: str, path: Path) -> None:
     figure = Figure(figsize=(4.2 + 2.6 * len(algorithms), 3.0), dpi=160, layout="constrained")
     curves, *panels = figure.subplots(1, 1 + len(algorithms), width_ratios=[1.6] + [1.0] * len(algorithms))
     for (algorithm, runs), panel in zip(algorithms.items(), panels, strict=True):
-        x, mean, low, high = band([run.curve("eval/score_mean") for run in runs])
-        label = f"{NAMES[algorithm]} ({len(runs)} seed{'s' * (len(runs) > 1)})"
-        curves.plot(x, mean, color=COLORS[algorithm], marker="o", markersize=3, label=label)
-        curves.fill_between(x, low, high, color=COLORS[algorithm], alpha=0.2, linewidth=0)
+        for i, run in enumerate(runs):
+            label = f"{NAMES[algorithm]} ({len(runs)} seed{'s' * (len(runs) > 1)})" if i == 0 else None
+            curves.plot(
+                *run.curve("eval/score_mean"), color=COLORS[algorithm], marker="o", markersize=3, alpha=0.8, label=label
+            )
         left, right, bottom, top = layout.bounds
         panel.imshow(layout.walls, extent=(left, right, bottom, top), cmap="Greys", vmax=2, interpolation="nearest")
         for episode in runs[0].trajectories()[:NUM_PATHS]:
