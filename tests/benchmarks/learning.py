@@ -65,9 +65,8 @@ def picture(groups: Groups, dataset: str, path: Path) -> None:
     for (algorithm, runs), panel in zip(algorithms.items(), panels, strict=True):
         for i, run in enumerate(runs):
             label = f"{NAMES[algorithm]} ({len(runs)} seed{'s' * (len(runs) > 1)})" if i == 0 else None
-            curves.plot(
-                *run.curve("eval/score_mean"), color=COLORS[algorithm], marker="o", markersize=3, alpha=0.8, label=label
-            )
+            x, y = run.curve("eval/score_mean")
+            curves.plot(x, y, color=COLORS[algorithm], marker="o", markersize=3, alpha=0.8, label=label)
         left, right, bottom, top = layout.bounds
         panel.imshow(layout.walls, extent=(left, right, bottom, top), cmap="Greys", vmax=2, interpolation="nearest")
         for episode in runs[0].trajectories()[:NUM_PATHS]:
