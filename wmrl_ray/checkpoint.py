@@ -42,16 +42,21 @@ def save(path: Path, tree: dict[str, Any], meta: dict[str, Any]) -> Path:
         save_file(tensors, partial / "tensors.safetensors")
         (partial / "state.json").write_text(json.dumps({"state": skeleton, "meta": meta}))
         seal(partial)
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, old)
-            os.replace(partial, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, path)
+        replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def replace(partial: Path, target: Path) -> None:
+    """Puts the finished folder `partial` in place of `target`: nothing, an empty folder, or an older checkpoint."""
+    if target.exists() and any(target.iterdir()):
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        os.replace(target, old)
+        os.replace(partial, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, target)
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:

@@ -182,7 +182,7 @@ class AgentAlgorithm(Algorithm):
             meta = checkpoint_meta(run, self.dataset, run.env, self.num_updates)
             checkpoint.save(partial / "policy", tree, meta)
             checkpoint.seal(partial)
-            _replace(partial, target)
+            checkpoint.replace(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return str(target)
@@ -219,17 +219,6 @@ def _verify(path: Path) -> None:
         raise checkpoint.CheckpointError(
             f"{path} has no policy folder: the loop without Ray wrote it (--no-ray); resume it there"
         )
-
-
-def _replace(partial: Path, target: Path) -> None:
-    """Puts the finished folder in place of an older checkpoint, or of the empty folder that Tune made."""
-    if target.exists() and any(target.iterdir()):
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        os.replace(target, old)
-        os.replace(partial, target)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, target)
 
 
 class BC(AgentAlgorithm):
