@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -19,15 +18,6 @@ def test_help_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr.strip() == "[]"
     assert all(command in done.stdout for command in ("train", "evaluate", "report", "data", "doctor"))
-
-
-def test_help_answers_in_half_a_second():
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", START], capture_output=True, check=True, timeout=60)
-        return time.perf_counter() - started
-
-    assert min(seconds() for _ in range(5)) < 0.5
 
 
 def test_version_is_the_packages(wmrl):
