@@ -33,9 +33,12 @@ def make_batch(generator: torch.Generator) -> Batch:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    terminated = torch.zeros(BATCH, HORIZON, dtype=torch.bool)
     return Batch(
-        normal(BATCH, HORIZON + 1, OBS), normal(BATCH, HORIZON, ACTION).clamp(-1, 1), normal(BATCH, HORIZON), terminated
+        obs=normal(BATCH, HORIZON + 1, OBS),
+        action=normal(BATCH, HORIZON, ACTION).clamp(-1, 1),
+        reward=normal(BATCH, HORIZON),
+        terminated=torch.zeros(BATCH, HORIZON, dtype=torch.bool),
+        valid=torch.ones(BATCH, HORIZON, dtype=torch.bool),
     )
 
 

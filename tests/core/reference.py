@@ -37,15 +37,20 @@ def q_min(critic: nn.ModuleList, z: np.ndarray, action: np.ndarray) -> np.ndarra
 
 
 def random_batch(B: int = 2, H: int = 3, O: int = 5, A: int = 6, seed: int = 0) -> Batch:  # noqa: E741
-    """Sizes are all different, so that a swapped axis fails. The first window ends in a terminal step."""
+    """Sizes are all different, so that a swapped axis fails. The first window ends in a terminal step, and the second, when
+    longer than one step, a step before the window does.
+    """
     g = torch.Generator().manual_seed(seed)
     terminated = torch.zeros(B, H, dtype=torch.bool)
     terminated[0, -1] = True
+    valid = torch.ones(B, H, dtype=torch.bool)
+    valid[1:2, max(H - 1, 1) :] = False
     return Batch(
         obs=torch.randn(B, H + 1, O, generator=g),
         action=torch.rand(B, H, A, generator=g) * 2 - 1,
         reward=torch.randn(B, H, generator=g),
         terminated=terminated,
+        valid=valid,
     )
 
 

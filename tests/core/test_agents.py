@@ -1,6 +1,7 @@
 """What holds for every agent."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -54,6 +55,26 @@ def test_acting_does_not_change_what_is_learned(name):
     assert first == losses(b, data[:2])
     a.act(torch.randn(3, O), None, torch.ones(3, dtype=torch.bool))
     assert losses(a, data[2:]) == losses(b, data[2:])
+
+
+def test_what_lies_after_an_episodes_end_changes_nothing(name):
+    batch, H = random_batch(4, 3, O, A), 3
+    end = torch.tensor([1, 2, 3, 3])
+    valid = torch.arange(H) < end[:, None]
+    terminated = torch.arange(H) == torch.where(torch.arange(4) < 2, end - 1, H)[:, None]
+    batch = dataclasses.replace(batch, valid=valid, terminated=terminated)
+    after = torch.cat([torch.zeros(4, 1, dtype=torch.bool), ~valid], 1)[..., None]  # obs[:, t+1] follows action[:, t]
+    other = dataclasses.replace(
+        batch,
+        obs=torch.where(after, 3.0, batch.obs),
+        action=torch.where(valid[..., None], batch.action, 0.5),
+        reward=torch.where(valid, batch.reward, -7.0),
+    )
+    a, b = make(name), make(name)
+    for agent in (a, b):
+        shake(agent.model)
+        shake(agent.target or agent.model, seed=1)
+    assert losses(a, [batch, batch]) == losses(b, [other, other])
 
 
 def test_n_plus_m_updates_equal_n_then_restore_then_m(name):
@@ -197,6 +218,7 @@ def test_it_learns_to_move_a_point_to_the_origin(name: str, at_least: float):
                 torch.from_numpy(action[rows[:, None], window[:, :-1]]),
                 torch.from_numpy(reward[rows[:, None], window[:, :-1]]),
                 torch.zeros(64, H, dtype=torch.bool),
+                torch.ones(64, H, dtype=torch.bool),
             )
         )
     learned = mean_reward(agent, np.random.default_rng(1))

@@ -33,10 +33,11 @@ def rollout_weights():
 def test_the_value_loss_is_equation_1_in_numpy():
     agent = make(expectile=0.9)
     zs, action = torch.randn(B, H, Z), torch.rand(B, H, A) * 2 - 1
+    valid = torch.tensor([[True, True, True], [True, False, False]])
     q = q_min(agent.target.critic, array(zs), array(action))
     u = q - apply(agent.model.value_head, array(zs))[..., 0]
-    expected = (rollout_weights() * np.where(u >= 0, 0.9, 0.1) * u**2).sum(1).mean()
-    loss, advantage, _ = agent.value_loss(zs, action)
+    expected = (array(valid) * rollout_weights() * np.where(u >= 0, 0.9, 0.1) * u**2).sum(1).mean()
+    loss, advantage, _ = agent.value_loss(zs, action, valid)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert np.allclose(array(advantage), u, atol=1e-5) and not advantage.requires_grad
 
@@ -64,7 +65,8 @@ def test_the_model_loss_uses_the_td_target_of_its_config():
         critic = np.zeros(B)
         for k in range(H):
             za = np.concatenate([z, array(batch.action)[:, k]], -1)
-            critic += 0.5**k * sum((apply(member, za)[:, 0] - target[:, k]) ** 2 for member in agent.model.critic)
+            weight = 0.5**k * array(batch.valid)[:, k]
+            critic += weight * sum((apply(member, za)[:, 0] - target[:, k]) ** 2 for member in agent.model.critic)
             z = apply(agent.model.dynamics, za)
         assert agent.model_loss(batch, noise)[2]["loss/critic"].item() == pytest.approx(critic.mean(), rel=1e-5)
 
@@ -73,14 +75,15 @@ def test_the_actor_loss_is_equation_3_in_numpy():
     agent = make(beta=2.0, largest_weight=3.0)
     zs, action = torch.randn(B, H, Z), torch.rand(B, H, A) * 1.8 - 0.9
     advantage = torch.tensor([[0.1, -0.5, 0.4], [5.0, 0.0, -2.0]])
+    valid = torch.tensor([[True, True, True], [True, True, False]])
     weight = np.minimum(np.exp(2.0 * array(advantage)), 3.0)
     mean, log_std = numpy_distribution(agent, array(zs))
     u = np.arctanh(array(action))
     log_prob = -0.5 * ((u - mean) / np.exp(log_std)) ** 2 - log_std - 0.5 * np.log(2 * np.pi) - np.log(1 - array(action) ** 2)
-    expected = -(rollout_weights() * weight * log_prob.sum(-1)).sum(1).mean()
-    loss, info = agent.actor_loss(zs, action, advantage)
+    expected = -(array(valid) * rollout_weights() * weight * log_prob.sum(-1)).sum(1).mean()
+    loss, info = agent.actor_loss(zs, action, advantage, valid)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
-    assert info["advantage/clipped_frac"].item() == pytest.approx(1 / 6)
+    assert info["advantage/clipped_frac"].item() == pytest.approx(1 / 5)
 
 
 def test_each_loss_reaches_its_own_modules():
@@ -96,9 +99,9 @@ def test_each_loss_reaches_its_own_modules():
 
     loss, zs, _ = agent.model_loss(batch, noise)
     assert reached(loss) == {"encoder", "dynamics", "reward_head", "critic"}
-    value_loss, advantage, _ = agent.value_loss(zs[:, :-1], batch.action)
+    value_loss, advantage, _ = agent.value_loss(zs[:, :-1], batch.action, batch.valid)
     assert reached(value_loss) == {"value_head"}
-    assert reached(agent.actor_loss(zs[:, :-1], batch.action, advantage)[0]) == {"actor"}
+    assert reached(agent.actor_loss(zs[:, :-1], batch.action, advantage, batch.valid)[0]) == {"actor"}
     assert all(p.grad is None for p in agent.target.parameters())
 
 

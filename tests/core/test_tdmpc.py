@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,8 @@ def agent():
 def numpy_model_loss(agent, batch, noise):
     """Section III-B, step by step: (loss, parts, td_target)."""
     c, m, t = agent.config, agent.model, agent.target
-    obs, action, reward, terminated, noise = map(array, (batch.obs, batch.action, batch.reward, batch.terminated, noise))
+    obs, action, reward, noise = map(array, (batch.obs, batch.action, batch.reward, noise))
+    terminated, valid = array(batch.terminated), array(batch.valid)
     z = apply(m.encoder, obs[:, 0])
     consistency, reward_loss, critic = np.zeros(B), np.zeros(B), np.zeros(B)
     targets = []
@@ -38,10 +41,10 @@ def numpy_model_loss(agent, batch, noise):
         targets.append(target)
         za = np.concatenate([z, action[:, k]], -1)
         for member in m.critic:
-            critic += c.rho**k * (apply(member, za)[:, 0] - target) ** 2
-        reward_loss += c.rho**k * (apply(m.reward_head, za)[:, 0] - r) ** 2
+            critic += valid[:, k] * c.rho**k * (apply(member, za)[:, 0] - target) ** 2
+        reward_loss += valid[:, k] * c.rho**k * (apply(m.reward_head, za)[:, 0] - r) ** 2
         z = apply(m.dynamics, za)
-        consistency += c.rho**k * ((z - apply(t.encoder, obs[:, k + 1])) ** 2).mean(-1)
+        consistency += valid[:, k] * c.rho**k * ((z - apply(t.encoder, obs[:, k + 1])) ** 2).mean(-1)
     parts = [np.minimum(x, c.loss_clip).mean() for x in (consistency, reward_loss, critic)]
     return (
         (c.consistency_coef * parts[0] + c.reward_coef * parts[1] + c.critic_coef * parts[2]) / H,
@@ -68,6 +71,13 @@ def test_the_td_target_is_the_papers_in_numpy_and_a_terminal_step_does_not_boots
     assert target[0, -1].item() == pytest.approx(batch.reward[0, -1].item() - 1.0)
 
 
+def test_no_policy_action_is_asked_for_after_a_terminal_step_or_outside_the_episode():
+    batch = random_batch(B, H, O, A)  # the first window ends terminated, the second is cut after two steps
+    assert batch.alive.tolist() == [[True, True, True, False], [True, True, True, False]]
+    truncated = dataclasses.replace(batch, terminated=torch.zeros(B, H, dtype=torch.bool))
+    assert truncated.alive.tolist() == [[True, True, True, True], [True, True, True, False]]
+
+
 def test_each_windows_loss_is_clamped(agent):
     batch = random_batch(B, H, O, A)
     batch.reward[0] = 1e6
@@ -77,11 +87,12 @@ def test_each_windows_loss_is_clamped(agent):
 
 def test_the_actor_loss_is_minus_the_smaller_critic_along_the_whole_rollout(agent):
     c, zs, noise = agent.config, torch.randn(B, H + 1, Z), torch.randn(B, H + 1, A)
+    alive = torch.tensor([[True, True, True, False], [True, True, False, False]])
     pi = np.tanh(apply(agent.model.actor, array(zs)))
     pi = np.clip(pi + np.clip(c.policy_std * array(noise), -c.policy_noise_clip, c.policy_noise_clip), -1 + 1e-6, 1 - 1e-6)
     q = q_min(agent.model.critic, array(zs), pi)
-    expected = -(q * c.rho ** np.arange(H + 1)).sum(1).mean()
-    assert agent.actor_loss(zs, noise)[0].item() == pytest.approx(expected, rel=1e-5)
+    expected = -(array(alive) * q * c.rho ** np.arange(H + 1)).sum(1).mean()
+    assert agent.actor_loss(zs, alive, noise)[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_model_loss_reaches_the_model_and_neither_the_actor_nor_the_targets(agent):
@@ -94,9 +105,9 @@ def test_the_model_loss_reaches_the_model_and_neither_the_actor_nor_the_targets(
 
 
 def test_the_actor_loss_reaches_the_actor_only(agent):
-    zs = torch.randn(B, H + 1, Z)
+    zs, alive = torch.randn(B, H + 1, Z), torch.ones(B, H + 1, dtype=torch.bool)
     with frozen(agent.model.critic):
-        agent.actor_loss(zs, torch.randn(B, H + 1, A))[0].backward()
+        agent.actor_loss(zs, alive, torch.randn(B, H + 1, A))[0].backward()
     reached = {name.split(".")[0] for name, p in agent.model.named_parameters() if p.grad is not None}
     assert reached == {"actor"}
     assert all(p.requires_grad for p in agent.model.critic.parameters())

@@ -1,4 +1,4 @@
-"""Windows are contiguous, uniform and complete; capacity and state are exact. Observations count rows, so a mix-up shows."""
+"""Windows are contiguous, uniform and padded after their episode; capacity and state are exact. Observations count rows."""
 
 from __future__ import annotations
 
@@ -60,25 +60,46 @@ def test_a_window_is_contiguous_and_stays_in_its_episode(replay: Replay, horizon
     assert batch.obs.shape == (500, horizon + 1, O) and batch.obs.dtype == torch.float32
     assert batch.action.shape == (500, horizon, A) and batch.reward.shape == batch.terminated.shape == (500, horizon)
     assert batch.terminated.dtype == torch.bool
+    assert batch.valid.shape == (500, horizon) and batch.valid.dtype == torch.bool
     assert (batch.obs[:, :, 0] == batch.obs[:, :1, 0]).all()
-    assert (batch.obs[:, 1:, 1] - batch.obs[:, :-1, 1] == 1).all()
-    torch.testing.assert_close(batch.reward, batch.obs[:, :-1, 1] / 1000)
-    torch.testing.assert_close(batch.action[..., 1], -batch.obs[:, :-1, 1] / 1000)
+    steps, valid = batch.obs[:, :-1, 1], batch.valid
+    assert torch.equal(batch.obs[:, 1:, 1] - steps, valid.float())  # the last observation repeats after the end
+    torch.testing.assert_close(batch.reward, torch.where(valid, steps / 1000, 0.0))
+    torch.testing.assert_close(batch.action[..., 1], torch.where(valid, -steps / 1000, 0.0))
+
+
+LENGTHS = torch.tensor([4, 9, 3, 5, 2, 7])
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 9])
+def test_exactly_the_steps_of_the_episode_are_valid(replay: Replay, horizon: int) -> None:
+    batch = replay.sample(500, horizon)
+    episode, start = batch.obs[:, 0, 0].long(), batch.obs[:, 0, 1]
+    assert torch.equal(batch.valid, start[:, None] + torch.arange(horizon) < LENGTHS[episode][:, None])
+
+
+def test_every_step_is_seen_at_every_place_of_a_window_as_often() -> None:
+    """A window that has to fit shows an episode's last step at t = H-1 only, which starves the values of terminal steps."""
+    batch = Replay(counting_dataset([12], terminated=True)).sample(60_000, 4)
+    for t in range(4):
+        _, counts = batch.obs[:, t, 1][batch.valid[:, t]].unique(return_counts=True)
+        assert len(counts) == 12 - t and (counts / 5000 - 1).abs().max() < 0.07
+        assert (batch.obs[:, t, 1][batch.terminated[:, t]] == 11).all()
+    assert batch.terminated.sum(0).div(5000).sub(1).abs().max() < 0.07
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 5])
-def test_every_valid_start_is_drawn_and_no_other(replay: Replay, horizon: int) -> None:
-    valid = {(e, t) for e, steps in enumerate([4, 9, 3, 5, 2, 7]) for t in range(steps - horizon + 1)}
-    assert replay.num_windows(horizon) == len(valid)
-    assert set(starts_of(replay, horizon)) == valid  # includes the last window of each episode
+def test_every_step_starts_a_window_and_nothing_else_does(replay: Replay, horizon: int) -> None:
+    valid = {(e, t) for e, steps in enumerate([4, 9, 3, 5, 2, 7]) for t in range(steps)}
+    assert set(starts_of(replay, horizon)) == valid  # includes the last step of each episode
 
 
 def test_starts_are_uniform_over_windows_not_over_episodes(replay: Replay) -> None:
     draws, horizon = 60_000, 3
     _, counts = np.unique(starts_of(replay, horizon, draws), axis=0, return_counts=True)
-    expected = draws / replay.num_windows(horizon)
+    expected = draws / replay.num_steps
     chi2 = ((counts - expected) ** 2 / expected).sum()
-    assert chi2 < 40  # 16 windows: 15 degrees of freedom, p = 0.0005 at 40
+    assert chi2 < 61  # 30 steps: 29 degrees of freedom, p = 0.0005 at 61
 
 
 def test_only_the_last_step_of_a_terminated_episode_is_marked() -> None:
@@ -86,13 +107,14 @@ def test_only_the_last_step_of_a_terminated_episode_is_marked() -> None:
     replay.add(counting_episode(0, 6, terminated=True))
     replay.add(counting_episode(1, 6, terminated=False))
     batch = replay.sample(400, 2)
-    is_last = (batch.obs[:, :-1, 0] == 0) & (batch.obs[:, :-1, 1] == 5)
+    is_last = batch.valid & (batch.obs[:, :-1, 0] == 0) & (batch.obs[:, :-1, 1] == 5)
     assert is_last.any()
     assert torch.equal(batch.terminated, is_last)
 
 
-def test_a_window_as_long_as_the_longest_episode_is_drawn() -> None:
-    assert set(starts_of(online_replay([3, 9]), 9, 20)) == {(1, 0)}
+def test_a_window_as_long_as_the_longest_episode_is_drawn_whole() -> None:
+    batch = online_replay([3, 9]).sample(200, 9)
+    assert {(int(e), int(t)) for e, t in batch.obs[batch.valid.all(1), 0, :2].tolist()} == {(1, 0)}
 
 
 @pytest.mark.parametrize("backing", ["dataset", "online"])
@@ -238,7 +260,8 @@ def test_sizes_are_needed_once_and_must_agree() -> None:
 def test_a_batch_is_writable_and_detached_from_the_replay() -> None:
     replay = online_replay([4])
     replay.sample(8, 2).obs.zero_()
-    assert replay.sample(8, 2).obs[:, 1:, 1].min() >= 1
+    batch = replay.sample(80, 2)
+    assert torch.equal(batch.obs[:, 1:, 1] - batch.obs[:, :-1, 1], batch.valid.float())
 
 
 def replay_dataset(replay: Replay) -> Dataset | None:

@@ -12,18 +12,24 @@ from wmrl_ray.core.shapes import expect
 
 @dataclass(frozen=True)
 class Batch:
-    """B windows of H steps. No window crosses an episode's end, so only its last step can be terminated.
+    """B windows of H steps, each of one episode. A window that starts near its episode's end is padded: `valid` says where.
+
+    Why padded: windows that have to fit hold an episode's last step once where they hold others H times, and always at
+    t = H-1. Terminal steps, which anchor every value, would hardly be seen.
 
     obs: [B, H+1, O] f32; obs[:, t+1] follows action[:, t].
     action: [B, H, A] f32 in [-1, 1].
     reward: [B, H] f32, the result of action[:, t].
     terminated: [B, H] bool, the true end of the MDP: no bootstrap. (A truncated step bootstraps and is not marked here.)
+    valid: [B, H] bool, the step is of the episode; true at t = 0. After the end the last observation repeats, the rest is 0,
+        and no loss may see it.
     """
 
     obs: Tensor
     action: Tensor
     reward: Tensor
     terminated: Tensor
+    valid: Tensor
 
     def __post_init__(self) -> None:
         B, H = self.action.shape[:2]
@@ -31,12 +37,18 @@ class Batch:
         expect(self.obs, "B H+1 O" if self.obs.dim() == 3 else "B H+1 C h w", B=B, H=H)
         expect(self.reward, "B H", B=B, H=H)
         expect(self.terminated, "B H", B=B, H=H)
+        expect(self.valid, "B H", B=B, H=H)
 
     def to(self, device: torch.device | str) -> Batch:
         if self.obs.device == torch.device(device):
             return self
         move = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__}
         return Batch(**move)
+
+    @property
+    def alive(self) -> Tensor:
+        """[B, H+1] bool: an action would follow obs[:, t]: it is of the episode and not after its terminal step."""
+        return torch.cat([torch.ones_like(self.valid[:, :1]), self.valid & ~self.terminated], 1)
 
     @property
     def horizon(self) -> int:

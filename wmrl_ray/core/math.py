@@ -22,6 +22,11 @@ def time_weights(rho: float, horizon: int, device: torch.device | None = None) -
     return rho ** torch.arange(horizon, device=device, dtype=torch.float32)
 
 
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean of x [...] where mask [...] is true. (x is finite everywhere.)"""
+    return (x * mask).sum() / mask.sum()
+
+
 def rescale_log_std(raw: Tensor, low: float, high: float) -> Tensor:
     """Any real number to a log standard deviation in [low, high] by a tanh (pytorch_sac)."""
     return low + 0.5 * (high - low) * (torch.tanh(raw) + 1)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Replay:
-    """A fixed dataset, episodes added online, or both; windows are drawn uniformly over all valid starts of the two together.
+    """A fixed dataset, episodes added online, or both; every step of the two together is equally likely to start a window.
 
-    A window of H steps takes H+1 observations of one episode and never crosses its end. The dataset's arrays are only read, so
-    a memory-mapped dataset is shared between the processes that sample from it. Sampling costs one search per window and one
-    gather per array; the index of valid starts is cached per horizon.
+    A window of H steps takes H+1 observations of one episode and never crosses its end: past it, `Batch.valid` is false. The
+    dataset's arrays are only read, so a memory-mapped dataset is shared between the processes that sample from it. Sampling
+    costs one search per window and one gather per array.
     """
 
     def __init__(
@@ -72,14 +72,17 @@ class Replay:
     def num_episodes(self) -> int:
         return self._online.num_episodes + (self._fixed.num_episodes if self._fixed else 0)
 
-    def num_windows(self, horizon: int) -> int:
-        """How many different windows of `horizon` steps can be drawn."""
-        return sum(part.num_windows(horizon) for part in self._parts())
-
     def check_window(self, horizon: int) -> None:
-        """Raises DataError unless at least one window of `horizon` steps can be drawn."""
-        if self.num_windows(horizon) == 0:
-            raise self._no_window(horizon)
+        """Raises DataError unless some episode fills a window of `horizon` steps. (Shorter ones are padded beside it.)"""
+        if horizon < 1:
+            raise DataError(f"horizon = {horizon}; a window has at least 1 step")
+        if self.num_episodes == 0:
+            raise DataError("the replay is empty; add an episode or give it a dataset before sampling")
+        if (longest := max(part.longest() for part in self._parts())) < horizon:
+            raise DataError(
+                f"no episode is as long as a window of {horizon} steps (the longest has {longest}); "
+                f"use a horizon of at most {longest} or longer episodes"
+            )
 
     def add(self, episode: Episode) -> None:
         """Takes one episode online and evicts the oldest online ones beyond `capacity`.
@@ -95,15 +98,12 @@ class Replay:
         Raises:
             DataError: no episode is as long as the window, or the replay is empty.
         """
+        self.check_window(horizon)
         parts = self._parts()
-        counts = [part.num_windows(horizon) for part in parts]
-        if (total := sum(counts)) == 0:
-            raise self._no_window(horizon)
-        draws = self._generator.integers(total, size=batch_size)
-        if counts[0] == total:
+        counts = [part.num_steps for part in parts]
+        draws = self._generator.integers(sum(counts), size=batch_size)
+        if len(parts) == 1 or counts[1] == 0:
             return _batch(parts[0].gather(draws, horizon))
-        if counts[0] == 0:
-            return _batch(parts[1].gather(draws, horizon))
         is_online = draws >= counts[0]
         first = parts[0].gather(draws[~is_online], horizon)
         second = parts[1].gather(draws[is_online] - counts[0], horizon)
@@ -147,19 +147,10 @@ class Replay:
     def _parts(self) -> list[FlatEpisodes]:
         return [self._fixed, self._online] if self._fixed is not None else [self._online]
 
-    def _no_window(self, horizon: int) -> DataError:
-        if self.num_episodes == 0:
-            return DataError("the replay is empty; add an episode or give it a dataset before sampling")
-        longest = max(part.longest() for part in self._parts())
-        return DataError(
-            f"no episode is as long as a window of {horizon} steps (the longest has {longest}); "
-            f"use a horizon of at most {longest} or longer episodes"
-        )
-
 
 def _batch(arrays: Sequence[np.ndarray]) -> Batch:
-    obs, action, reward, terminated = (torch.from_numpy(array) for array in arrays)
-    return Batch(obs=obs, action=action, reward=reward, terminated=terminated)
+    obs, action, reward, terminated, valid = (torch.from_numpy(array) for array in arrays)
+    return Batch(obs=obs, action=action, reward=reward, terminated=terminated, valid=valid)
 
 
 def _merge(mask: np.ndarray, where_false: np.ndarray, where_true: np.ndarray) -> np.ndarray:

@@ -12,14 +12,14 @@ from wmrl_ray.data.episode import DataError, Episode
 if TYPE_CHECKING:
     from wmrl_ray.data.datasets import Dataset
 
-Windows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Windows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 FIELDS = ("obs", "action", "reward", "terminated")
 
 
 class FlatEpisodes:
     """Read access to episodes that lie one after the other: one row per observation, so T steps take T+1 rows.
 
-    obs [N, O] f32, action [N, A] f32, reward [N] f32, terminated [N] bool (the last three are unused in an episode's last row);
+    obs [N, O] f32, action [N, A] f32, reward [N] f32, terminated [N] bool (the last three are 0 in an episode's last row);
     starts [E+1] i64: episode i takes rows starts[i] to starts[i+1].
     """
 
@@ -28,7 +28,7 @@ class FlatEpisodes:
     ) -> None:
         self.obs, self.action, self.reward, self.terminated = obs, action, reward, terminated
         self._starts = starts
-        self._index: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
+        self._step_ends: np.ndarray | None = None
 
     @classmethod
     def of_dataset(cls, dataset: Dataset) -> FlatEpisodes:
@@ -52,17 +52,20 @@ class FlatEpisodes:
         """The number of steps of the longest episode; 0 when there is none."""
         return int(np.diff(self.starts).max() - 1) if self.num_episodes else 0
 
-    def num_windows(self, horizon: int) -> int:
-        return self._horizon_index(horizon)[2]
-
     def gather(self, windows: np.ndarray, horizon: int) -> Windows:
-        """The windows with these numbers, each in 0 .. num_windows(horizon) - 1.
+        """The windows that start at these steps, each in 0 .. num_steps - 1: step w of all is in row w + i of episode i.
 
-        Returns: obs [B, H+1, O], action [B, H, A], reward [B, H], terminated [B, H]; fresh contiguous arrays.
+        Past its episode's end a window repeats the last row: the last observation, action, reward and terminated 0.
+
+        Returns: obs [B, H+1, O], action [B, H, A], reward, terminated, valid [B, H]; fresh contiguous arrays.
         """
-        ends, offsets, _ = self._horizon_index(horizon)
-        first = windows + offsets[np.searchsorted(ends, windows, side="right")]  # [B]
-        rows = first[:, None] + np.arange(horizon + 1)  # [B, H+1]
+        starts = self.starts
+        if (step_ends := self._step_ends) is None:  # the number of steps up to and with each episode
+            step_ends = self._step_ends = starts[1:] - starts[0] - np.arange(1, len(starts))
+        episode = np.searchsorted(step_ends, windows, side="right")  # [B]
+        last = (starts[episode + 1] - 1)[:, None]
+        rows = (starts[0] + windows + episode)[:, None] + np.arange(horizon + 1)  # [B, H+1]
+        np.minimum(rows, last, out=rows)
         steps = np.ascontiguousarray(rows[:, :-1])  # [B, H]
         # np.take copies whole rows and is twice as fast as indexing with brackets here.
         return (
@@ -70,19 +73,8 @@ class FlatEpisodes:
             self.action.take(steps, axis=0),
             self.reward.take(steps),
             self.terminated.take(steps),
+            steps < last,
         )
-
-    def _horizon_index(self, horizon: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """For windows numbered in row order: ends [E] number up to and with episode i; offsets [E] to their row; total."""
-        if horizon < 1:
-            raise DataError(f"horizon = {horizon}; a window has at least 1 step")
-        if (found := self._index.get(horizon)) is None:
-            starts = self.starts
-            counts = np.maximum(np.diff(starts) - horizon, 0)  # T+1 rows hold T-H+1 windows
-            ends = np.cumsum(counts)
-            found = ends, starts[:-1] - (ends - counts), int(ends[-1]) if len(ends) else 0
-            self._index[horizon] = found
-        return found
 
 
 class EpisodeStore(FlatEpisodes):
@@ -171,10 +163,10 @@ class EpisodeStore(FlatEpisodes):
 
     def _changed(self) -> None:
         self._cached_starts = None
-        self._index.clear()
+        self._step_ends = None
 
 
-def _empty_rows(rows: int, obs_dim: int, action_dim: int) -> Windows:
+def _empty_rows(rows: int, obs_dim: int, action_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return (
         np.empty((rows, obs_dim), np.float32),
         np.empty((rows, action_dim), np.float32),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
 from wmrl_ray.core.batch import Batch
+from wmrl_ray.core.math import masked_mean
 from wmrl_ray.core.nets import Normalizer, mlp
 
 
@@ -45,8 +46,9 @@ class BC(Agent):
         return {"actor": torch.optim.Adam(self.model.parameters(), lr=self.config.lr, fused=True)}
 
     def actor_loss(self, batch: Batch) -> Tensor:
-        """mean (pi(s) - a)^2 over the batch, the window and the action's dimensions."""
-        return (self.model(batch.obs[:, :-1]).float() - batch.action).square().mean()
+        """mean (pi(s) - a)^2 over the batch's valid steps and the action's dimensions."""
+        error = (self.model(batch.obs[:, :-1]).float() - batch.action).square().mean(-1)
+        return masked_mean(error, batch.valid)
 
     def update(self, batch: Batch) -> Metrics:
         batch = batch.to(self.device)

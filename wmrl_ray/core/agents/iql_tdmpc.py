@@ -30,6 +30,7 @@ from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.math import (
     advantage_weight,
     expectile_loss,
+    masked_mean,
     rescale_log_std,
     squashed_log_prob,
     squashed_sample,
@@ -112,7 +113,7 @@ class IQLTDMPC(LatentAgent):
         reward = self.model.reward(zs[:, :-1], batch.action)  # [B, H]
         q = self.model.q(zs[:, :-1], batch.action)  # [Q, B, H]
 
-        weights = time_weights(c.rho, batch.horizon, zs.device)
+        weights = time_weights(c.rho, batch.horizon, zs.device) * batch.valid  # [B, H]
 
         def window_loss(error: Tensor) -> Tensor:
             return (weights * error).sum(1).clamp(max=c.loss_clip).mean()
@@ -126,8 +127,8 @@ class IQLTDMPC(LatentAgent):
             "loss/reward": reward_loss,
             "loss/critic": critic,
             "loss/model": loss,
-            "q/mean": q.float().mean(),
-            "q/target_mean": td_target.mean(),
+            "q/mean": masked_mean(q.float().mean(0), batch.valid),
+            "q/target_mean": masked_mean(td_target, batch.valid),
         }
         # Why 1/H: the public TD-MPC code scales the gradient so before it clips
         return loss / batch.horizon, zs.detach(), {name: value.detach() for name, value in info.items()}
@@ -141,11 +142,11 @@ class IQLTDMPC(LatentAgent):
             next_value = self.target.q(z_next, self.policy(z_next, noise)).float().amin(0)
         return batch.reward + self.config.reward_shift + self.config.gamma * ~batch.terminated * next_value
 
-    def value_loss(self, zs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Metrics]:
+    def value_loss(self, zs: Tensor, action: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Metrics]:
         """L_V (Eq. 1): V follows an upper expectile of the target critics' minimum, over the data's actions.
 
         Args:
-            zs: [B, H, Z] latents, without gradient. action: [B, H, A].
+            zs: [B, H, Z] latents, without gradient. action: [B, H, A]. valid: [B, H], the steps that count.
 
         Returns:
             loss; advantage A = Q_target - V [B, H], without gradient; info.
@@ -153,34 +154,34 @@ class IQLTDMPC(LatentAgent):
         with torch.no_grad():
             q_target = self.target.q(zs, action).float().amin(0)  # [B, H]
         v = self.model.value(zs).float()
-        loss = self._over_rollout(expectile_loss(q_target - v, self.config.expectile))
+        loss = self._over_rollout(expectile_loss(q_target - v, self.config.expectile), valid)
         advantage = q_target - v.detach()
         info = {
             "loss/value": loss,
-            "v/mean": v.mean(),
-            "advantage/mean": advantage.mean(),
-            "advantage/std": advantage.std(correction=0),
+            "v/mean": masked_mean(v, valid),
+            "advantage/mean": (mean := masked_mean(advantage, valid)),
+            "advantage/std": masked_mean((advantage - mean).square(), valid).sqrt(),
         }
         return loss, advantage, {name: value.detach() for name, value in info.items()}
 
-    def actor_loss(self, zs: Tensor, action: Tensor, advantage: Tensor) -> tuple[Tensor, Metrics]:
-        """L_pi (Eq. 3): the likelihood of the data's actions [B, H, A] at zs [B, H, Z], weighted by exp(beta A)."""
+    def actor_loss(self, zs: Tensor, action: Tensor, advantage: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
+        """L_pi (Eq. 3): the likelihood of the data's actions [B, H, A] at zs [B, H, Z], weighted by exp(beta A) [B, H]."""
         c = self.config
         weight = advantage_weight(advantage, c.beta, c.largest_weight)
         log_prob = squashed_log_prob(*self.distribution(zs), action, c.action_margin)
-        loss = -self._over_rollout(weight * log_prob)
+        loss = -self._over_rollout(weight * log_prob, valid)
         info = {
             "loss/actor": loss,
-            "actor/log_prob": log_prob.mean(),
-            "advantage/weight_mean": weight.mean(),
-            "advantage/clipped_frac": (weight >= c.largest_weight).float().mean(),
+            "actor/log_prob": masked_mean(log_prob, valid),
+            "advantage/weight_mean": masked_mean(weight, valid),
+            "advantage/clipped_frac": masked_mean((weight >= c.largest_weight).float(), valid),
         }
         return loss, {name: value.detach() for name, value in info.items()}
 
-    def _over_rollout(self, error: Tensor) -> Tensor:
-        """[B, H] -> the mean over the batch of the average over time that weighs step t by rho^t."""
+    def _over_rollout(self, error: Tensor, valid: Tensor) -> Tensor:
+        """[B, H] -> the mean over the batch of the average over time that weighs valid step t by rho^t and others by 0."""
         weights = time_weights(self.config.rho, error.shape[1], error.device)
-        return (weights / weights.sum() * error).sum(1).mean()
+        return (weights / weights.sum() * valid * error).sum(1).mean()
 
     def update(self, batch: Batch) -> Metrics:
         batch = batch.to(self.device)
@@ -188,8 +189,8 @@ class IQLTDMPC(LatentAgent):
         with self.autocast():
             loss, zs, info = self.model_loss(batch, noise)
             zs = zs[:, :-1]  # the latents at which the data has an action
-            value_loss, advantage, value_info = self.value_loss(zs, batch.action)
-            actor_loss, actor_info = self.actor_loss(zs, batch.action, advantage)
+            value_loss, advantage, value_info = self.value_loss(zs, batch.action, batch.valid)
+            actor_loss, actor_info = self.actor_loss(zs, batch.action, advantage, batch.valid)
         info["grad_norm/model"] = self.optimize("model", loss, self.config.grad_clip)
         info["grad_norm/value"] = self.optimize("value", value_loss, self.config.grad_clip)
         info["grad_norm/actor"] = self.optimize("actor", actor_loss, self.config.grad_clip)

@@ -6,7 +6,7 @@ IQL-TD-MPC paper, whose Section III-B numbers the losses below follow. Sizes and
 Deviates, for offline training (what Table I's TD-MPC column needs and its text leaves out):
 - the schedules of exploration noise and of the horizon (1 to 5 over 25k steps) are dropped: nothing is explored;
 - windows are sampled uniformly, not by priority; batch 256 as in the paper's Section VI;
-- terminal steps do not bootstrap (the public code never meets one).
+- terminal steps do not bootstrap, and windows that pass an episode's end are masked there (the public code meets neither).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from wmrl_ray.core.agents.base import Metrics, frozen, soft_update
 from wmrl_ray.core.agents.latent import LatentAgent, LatentAgentConfig
 from wmrl_ray.core.batch import Batch
-from wmrl_ray.core.math import time_weights, truncated_noise
+from wmrl_ray.core.math import masked_mean, time_weights, truncated_noise
 from wmrl_ray.core.models.latent import LatentModel, TargetNetworks
 
 
@@ -68,7 +68,7 @@ class TDMPC(LatentAgent):
         reward = self.model.reward(zs[:, :-1], batch.action)  # [B, H]
         q = self.model.q(zs[:, :-1], batch.action)  # [Q, B, H]
 
-        weights = time_weights(c.rho, batch.horizon, zs.device)
+        weights = time_weights(c.rho, batch.horizon, zs.device) * batch.valid  # [B, H]
 
         def window_loss(error: Tensor) -> Tensor:
             return (weights * error).sum(1).clamp(max=c.loss_clip).mean()
@@ -82,8 +82,8 @@ class TDMPC(LatentAgent):
             "loss/reward": reward_loss,
             "loss/critic": critic,
             "loss/model": loss,
-            "q/mean": q.float().mean(),
-            "q/target_mean": td_target.mean(),
+            "q/mean": masked_mean(q.float().mean(0), batch.valid),
+            "q/target_mean": masked_mean(td_target, batch.valid),
         }
         # Why 1/H: the public code scales the gradient so before it clips
         return loss / batch.horizon, zs.detach(), {name: value.detach() for name, value in info.items()}
@@ -94,10 +94,13 @@ class TDMPC(LatentAgent):
         q_next = self.target.q(z_next, self.policy(z_next, noise)).float().amin(0)
         return batch.reward + self.config.reward_shift + self.config.gamma * ~batch.terminated * q_next
 
-    def actor_loss(self, zs: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
-        """L_pi = -min_Q Q(z, pi(z)) along the rollout zs [B, H+1, Z], its last latent included; noise [B, H+1, A]."""
+    def actor_loss(self, zs: Tensor, alive: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
+        """L_pi = -min_Q Q(z, pi(z)) along the rollout zs [B, H+1, Z], its last latent included; noise [B, H+1, A].
+
+        alive: [B, H+1] bool, which latents count (`Batch.alive`).
+        """
         q = self.model.q(zs, self.policy(zs, noise)).float().amin(0)  # [B, H+1]
-        loss = -(time_weights(self.config.rho, zs.shape[1], zs.device) * q).sum(1).mean()
+        loss = -(time_weights(self.config.rho, zs.shape[1], zs.device) * alive * q).sum(1).mean()
         return loss, {"loss/actor": loss.detach()}
 
     def update(self, batch: Batch) -> Metrics:
@@ -108,7 +111,7 @@ class TDMPC(LatentAgent):
             loss, zs, info = self.model_loss(batch, noise[:, :H])
         info["grad_norm/model"] = self.optimize("model", loss, self.config.grad_clip)
         with frozen(self.model.critic), self.autocast():
-            actor_loss, actor_info = self.actor_loss(zs, noise[:, H:])
+            actor_loss, actor_info = self.actor_loss(zs, batch.alive, noise[:, H:])
         info["grad_norm/actor"] = self.optimize("actor", actor_loss, self.config.grad_clip)
         self.num_updates += 1
         if self.num_updates % self.config.target_every == 0:
