@@ -3,8 +3,7 @@
 play: starts and goals from a short list picked by hand. diverse: any free cell. An episode ends as a success within 0.5 of the
 evaluation goal, whatever goal was commanded; a reached goal is followed by the next one; the task's step limit truncates, and
 so does a fall.
-Not D4RL's: the walk is scripted (`gait.py`; D4RL trained SAC), and its stride has a phase that the observation shows only
-through the joints.
+Not D4RL's: the walk is scripted (`gait.py`; D4RL trained SAC).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wmrl_ray.data.episode import Episode
-from wmrl_ray.data.makers.gait import Gait, uprightness
+from wmrl_ray.data.makers.gait import uprightness, walk
 from wmrl_ray.data.makers.navigation import Navigator
 from wmrl_ray.data.makers.shards import Shard, ShardSpec
 
@@ -41,19 +40,16 @@ class AntController:
     PULL = 0.8  # towards the middle, per metre beside it
 
     def __init__(self, maze: MazeLayout):
-        self.maze, self.navigator, self.gait = maze, Navigator(maze), Gait()
+        self.maze, self.navigator = maze, Navigator(maze)
         self._free = set(self.navigator.free_cells)
         self.goal, self._goal_cell, self._cell = maze.goal, maze.goal_cell, maze.goal_cell
-
-    def reset(self) -> None:
-        self.gait.reset()
 
     def command(self, goal: tuple[float, float]) -> None:
         self.goal, self._goal_cell = goal, self.maze.cell_at(*goal)
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Action [8] for an observation [29]."""
-        return self.gait.act(obs, self.heading(float(obs[0]), float(obs[1])))
+        return walk(obs, self.heading(float(obs[0]), float(obs[1])))
 
     def heading(self, x: float, y: float) -> float:
         """The direction to walk in, radians."""
@@ -93,7 +89,6 @@ def evaluate(spec: ShardSpec) -> Shard:
     returns, steps = [], 0
     for _ in range(spec.episodes):
         obs, _ = env.reset(seed=int(rng.integers(2**31)))
-        controller.reset()
         controller.command(env.layout.goal)
         total = 0.0
         for _ in range(env.layout.max_episode_steps):
@@ -115,7 +110,6 @@ def _episode(
     while start == maze.goal_cell:
         start = starts[rng.integers(len(starts))]
     first, _ = env.reset(seed=int(rng.integers(2**31)), options={"start_cell": start})
-    controller.reset()
     controller.command(_draw_goal(maze, goals, start, rng))
     noise = rng.standard_normal((limit, 8)) * ACTION_NOISE
     obs, action = np.empty((limit + 1, len(first)), np.float32), np.empty((limit, 8), np.float32)
