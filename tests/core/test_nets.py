@@ -1,18 +1,37 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
+from wmrl_ray.core import nets
 from wmrl_ray.core.nets import Ensemble, Linear, Normalizer, critic_mlp, mlp, zero_last
 
 
-def test_linear_gives_torchs_values_and_gradients():
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize(("in_features", "out_features"), [(40, 30), (30, 40)])
+def test_the_onednn_product_gives_torchs_values_and_gradients(monkeypatch, in_features, out_features):
+    monkeypatch.setattr(nets, "ONEDNN", True)  # whatever this machine's processor
     torch.manual_seed(0)
-    layer, x = Linear(40, 30), torch.randn(2, 7, 40, requires_grad=True)
-    weight = torch.randn(2, 7, 30)
+    layer, x = Linear(in_features, out_features), torch.randn(2, 7, in_features, requires_grad=True)
+    weight = torch.randn(2, 7, out_features)
     ours = torch.autograd.grad((layer(x) * weight).sum(), [x, layer.weight, layer.bias])
     theirs = torch.autograd.grad((F.linear(x, layer.weight, layer.bias) * weight).sum(), [x, layer.weight, layer.bias])
     assert torch.allclose(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5)
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape and torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_elu_gives_torchs_values_and_gradients(dtype):
+    x = torch.cat([torch.linspace(-100, 100, 2001), torch.linspace(-1e-3, 1e-3, 99)]).to(dtype).requires_grad_()
+    x0 = x.detach().clone()
+    y, expected = nets.ELU()(x), F.elu(x)
+    tolerance = 1e-6 if dtype == torch.float32 else 8e-3
+    assert y.dtype == dtype and torch.allclose(y, expected, atol=tolerance, rtol=tolerance)
+    (ours,), (theirs,) = (torch.autograd.grad(out.sum(), x) for out in (y, expected))
+    assert torch.allclose(ours, theirs, atol=tolerance)
+    assert torch.equal(x.detach(), x0)
+    assert nets.ELU()(torch.tensor([torch.nan, torch.inf, -torch.inf])).tolist()[1:] == [torch.inf, -1.0]
+    assert nets.ELU()(torch.tensor([torch.nan])).isnan()
 
 
 def test_linear_runs_in_bfloat16_under_autocast():
