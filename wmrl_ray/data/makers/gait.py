@@ -1,8 +1,8 @@
 """A scripted walk for Gymnasium's ant, in any direction, without turning and without learned weights.
 
 Diagonal leg pairs swing in turns, hips and ankles follow by PD torques, the ankles lean against tilt. The phase of the stride
-is read from the hips, never from a clock: an agent that sees what the gait sees can learn the whole of it. (With a clock, at rest
-any phase goes with the same observation.)
+is read from the hips, never from a clock: an agent that sees what the gait sees can learn the whole of it. (With a clock, at
+rest any phase goes with the same observation.)
 """
 
 from __future__ import annotations
