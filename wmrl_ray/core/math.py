@@ -55,6 +55,13 @@ def advantage_weight(advantage: Tensor, beta: float, largest: float) -> Tensor:
     return (beta * advantage.detach()).exp().clamp(max=largest)
 
 
+def one_hot_sample(log_probs: Tensor, noise: Tensor) -> Tensor:
+    """[..., C] one-hot draws from categorical distributions, for standard normal noise [..., C] (Gumbel's trick)."""
+    uniform = torch.special.ndtr(noise).clamp(1e-7, 1 - 1e-7)
+    choice = (log_probs - (-uniform.log()).log()).argmax(-1)
+    return F.one_hot(choice, log_probs.shape[-1]).to(log_probs.dtype)
+
+
 def truncated_noise(mean: Tensor, std: float | Tensor, noise: Tensor, clip: float) -> Tensor:
     """mean + clipped Gaussian noise, kept inside (-1, 1) with a straight-through gradient (TD-MPC's policy sample)."""
     action = mean + (std * noise).clamp(-clip, clip)

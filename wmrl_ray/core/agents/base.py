@@ -39,6 +39,7 @@ class Agent:
     """
 
     Config: ClassVar[type[AgentConfig]]
+    acts: ClassVar[bool] = True  # its actions are the environment's; those of a Manager are not
     compiled_functions: ClassVar[tuple[str, ...]] = ()  # pure methods that torch.compile takes when the config asks for it
 
     model: nn.Module
