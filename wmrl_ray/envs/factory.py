@@ -18,12 +18,18 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
     Args:
         env_id: one of ours ("wmrl/PointMaze-UMaze-v0"), or any Gymnasium id with Box (or Dict of Box) observations and bounded
-            Box actions. A module prefix ("wmrl_ray.envs:wmrl/...", "my_package:My-v0") is imported first.
+            Box actions. A module prefix ("wmrl_ray.envs:wmrl/...", "my_package:My-v0") is imported first. With intents:
+            "intents:MANAGER:ID", "random-intents:DIM:ID" (see `envs/intents.py`).
         kwargs: for `gymnasium.make` (`render_mode`, `max_episode_steps`, the environment's own).
 
     Raises:
         ConfigError: unknown id, simulator not installed, or a space that is neither.
     """
+    from wmrl_ray.envs.intents import split_intent_env_id, with_intents  # Why here: it loads agents, most need none
+
+    source, env_id = split_intent_env_id(env_id)
+    if source is not None:
+        return with_intents(make_env(env_id, **kwargs), source)
     known = env_id.rpartition(":")[2]
     if known in maze_ids():
         env_id = known  # registered already: this package is imported

@@ -1,0 +1,182 @@
+"""Datasets and environments with intents: one Manager, the same vectors wherever they are asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import minari
+import numpy as np
+import pytest
+import torch
+
+from wmrl_ray import checkpoint
+from wmrl_ray.checkpoint import CheckpointError
+from wmrl_ray.config import ConfigError, to_dict
+from wmrl_ray.core.agents import agent_config, make_agent
+from wmrl_ray.core.agents.manager import Manager
+from wmrl_ray.data.datasets import Dataset, open_dataset
+from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.makers import make_dataset
+from wmrl_ray.data.source import minari_root
+from wmrl_ray.envs import make_env
+from wmrl_ray.envs.intents import load_manager
+from wmrl_ray.intents import augment
+from wmrl_ray.rollout import env_dims, evaluate
+
+SMALL = {
+    "model": {"latent_dim": 6, "encoder_dim": 8, "hidden_dim": 8},
+    "plan": {"horizon": 2, "num_samples": 0, "num_policy": 8, "num_elites": 2, "iterations": 1},
+    "skip": 3,
+}
+ENV = "wmrl/PointMaze-UMaze-v0"
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    dataset_id = make_dataset("pointmaze-umaze", steps=3_000, dataset_id="test/intents-point-v0", reference_episodes=2)
+    return open_dataset(dataset_id)
+
+
+@pytest.fixture
+def manager_path(tmp_path: Path) -> Path:
+    return save_manager(tmp_path / "manager")
+
+
+def save_manager(path: Path, name: str = "manager", obs_dim: int = 4, seed: int = 0) -> Path:
+    values = SMALL if name == "manager" else {}
+    agent = make_agent(name, values, obs_dim, 2, seed=seed)
+    meta = {"algorithm": name, "agent": to_dict(agent_config(name, values)), "obs_dim": obs_dim, "action_dim": 2, "env": ENV}
+    return checkpoint.save(path, {"agent": agent.get_state()}, meta)
+
+
+def test_a_dataset_gets_the_managers_intents_behind_its_observations(dataset: Dataset, manager_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    made = open_dataset(augment(dataset.card.uri, manager_path, progress=lambda *at: seen.append(at)))
+    assert made.card.name == "test/intents-point-intents-manager-v0"
+    np.testing.assert_array_equal(made.obs[:, :4], dataset.obs)
+    for name in ("action", "reward", "terminated", "episode_starts"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(dataset, name))
+    assert seen[-1] == (len(dataset.obs),) * 2
+
+    manager = load_manager(manager_path)
+    for index in (0, len(dataset) - 1):
+        episode, intents = dataset.episode(index), made.episode(index).obs[:, 4:]
+        last = len(episode)
+        for t in (0, 5, last - 1, last):  # the last steps look at the last state
+            now, later = (torch.from_numpy(episode.obs[row][None].copy()) for row in (t, min(t + 3, last)))
+            np.testing.assert_allclose(intents[t], manager.intent(now, later)[0], atol=1e-6)
+    assert made.card.obs_dim == 10 and made.card.normalized_score(made.card.ref_max_score or 0) == 100
+
+
+def test_the_manifest_names_the_manager(dataset: Dataset, manager_path: Path) -> None:
+    dataset_id = augment(dataset.card.uri, manager_path, "test/named-v0")
+    about = json.loads(minari.load_dataset(dataset_id).storage.metadata["wmrl_intents"])
+    assert about["manager"] == str(manager_path) and about["skip"] == 3 and about["dataset"] == dataset.card.name
+    assert str(manager_path) in open_dataset(dataset_id).card.description
+
+
+def test_a_broken_off_pass_goes_on_where_it_was(dataset: Dataset, manager_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wmrl_ray.intents.ROWS", 1000)
+
+    def stop(done: int, rows: int) -> None:
+        if done == 2000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        augment(dataset.card.uri, manager_path, "test/resumed-v0", progress=stop)
+    assert not (minari_root() / "test/resumed-v0").exists()
+    seen: list[int] = []
+    resumed = open_dataset(
+        augment(dataset.card.uri, manager_path, "test/resumed-v0", progress=lambda done, _: seen.append(done))
+    )
+    assert seen == [3000, len(dataset.obs)]
+    whole = open_dataset(augment(dataset.card.uri, manager_path, "test/whole-v0"))
+    np.testing.assert_allclose(resumed.obs, whole.obs, atol=1e-6)
+    assert not list(minari_root().glob("test/.*intents*"))
+
+
+def test_a_pass_of_another_manager_starts_afresh(
+    dataset: Dataset, manager_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wmrl_ray.intents.ROWS", 1000)
+
+    def stop(done: int, rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        augment(dataset.card.uri, manager_path, "test/afresh-v0", progress=stop)
+    seen: list[int] = []
+    other = save_manager(tmp_path / "other", seed=1)
+    augment(dataset.card.uri, other, "test/afresh-v0", progress=lambda done, _: seen.append(done))
+    assert seen[0] == 1000
+
+
+def test_random_vectors_replace_intents_for_the_ablation(dataset: Dataset) -> None:
+    made = open_dataset(augment(dataset.card.uri, 7))
+    vectors = made.obs[:, 4:]
+    assert made.card.name == "test/intents-point-random7-v0" and vectors.shape[1] == 7
+    assert vectors.min() >= 0 and vectors.max() <= 1 and abs(vectors.mean() - 0.5) < 0.02
+    assert abs(np.corrcoef(vectors[:-1, 0], vectors[1:, 0])[0, 1]) < 0.1  # redrawn at every step
+    assert made.card.env_id is not None and env_dims(made.card.env_id) == (11, 2)
+
+
+def test_the_environment_plans_with_the_same_manager(dataset: Dataset, manager_path: Path) -> None:
+    made = open_dataset(augment(dataset.card.uri, manager_path, "test/env-v0"))
+    assert made.card.env_id == f"intents:{manager_path}:{ENV}"
+    env, manager = make_env(made.card.env_id), load_manager(manager_path)
+    obs, _ = env.reset(seed=3)
+    assert env.observation_space.contains(obs) and obs.shape == (10,)
+    manager.act_generator.manual_seed(3)
+    state, first = None, torch.tensor([True])
+    for _ in range(4):
+        intent, state = manager.act_intent(torch.from_numpy(obs[None, :4]), state, first)
+        np.testing.assert_allclose(obs[4:], intent[0], atol=1e-6)
+        obs, first = env.step(np.array([0.5, -0.5], np.float32))[0], torch.tensor([False])
+    plain = make_env(ENV)
+    np.testing.assert_array_equal(plain.reset(seed=3)[0], env.reset(seed=3)[0][:4])
+
+
+def test_a_worker_that_knows_nothing_of_intents_is_evaluated_and_repeats(dataset: Dataset, manager_path: Path) -> None:
+    made = open_dataset(augment(dataset.card.uri, manager_path, "test/worker-v0"))
+    worker = make_agent("bc", {}, made.card.obs_dim, 2)
+    assert made.card.env_id is not None
+    first, second = (evaluate(worker, made.card.env_id, 2, num_envs=2, seed=5) for _ in range(2))
+    assert first.returns == second.returns and first.episodes[0].obs.shape[1] == 10
+    np.testing.assert_array_equal(first.episodes[1].obs, second.episodes[1].obs)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("bc", ConfigError, "holds a BC, not a Manager"),
+        ("wide", DataError, "observations of size 5"),
+        ("missing", CheckpointError, "no checkpoint"),
+        (0, ConfigError, "random = 0"),
+    ],
+)
+def test_what_is_no_fitting_manager_is_one_clear_error(
+    dataset: Dataset, tmp_path: Path, source: str | int, error: type[Exception], message: str
+) -> None:
+    save_manager(tmp_path / "bc", name="bc")
+    save_manager(tmp_path / "wide", obs_dim=5)
+    with pytest.raises(error, match=message):
+        augment(dataset.card.uri, source if isinstance(source, int) else tmp_path / source, "test/never-v0")
+    assert not (minari_root() / "test/never-v0").exists()
+
+
+@pytest.mark.parametrize("env_id", ["intents:only", "random-intents:x:wmrl/PointMaze-UMaze-v0"])
+def test_a_wrong_id_is_refused(env_id: str) -> None:
+    with pytest.raises(ConfigError, match="looks like|is not a size"):
+        make_env(env_id)
+
+
+def test_a_dataset_that_exists_is_not_replaced_unasked(dataset: Dataset, manager_path: Path) -> None:
+    augment(dataset.card.uri, manager_path, "test/taken-v0")
+    with pytest.raises(DataError, match="exists already"):
+        augment(dataset.card.uri, manager_path, "test/taken-v0")
+    augment(dataset.card.uri, manager_path, "test/taken-v0", overwrite=True)
+
+
+def test_a_manager_is_loaded_as_one(manager_path: Path) -> None:
+    assert isinstance(load_manager(manager_path), Manager)
