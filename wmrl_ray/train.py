@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, to_dict
-from wmrl_ray.core.agents import Agent, agent_config, make_agent
+from wmrl_ray.core.agents import AGENTS, Agent, agent_config, make_agent
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
 from wmrl_ray.data.replay import Replay
@@ -148,6 +148,11 @@ class Progress:
     def due(self, every: int) -> bool:
         return self.finished or (every > 0 and self.update % every == 0)
 
+    @property
+    def evaluation_due(self) -> bool:
+        """Never for an agent whose actions are not the environment's: a Manager is judged by its Workers."""
+        return AGENTS[self.config.algorithm].acts and self.due(self.config.eval_every)
+
 
 def train(
     config: RunConfig,
@@ -202,7 +207,7 @@ def train(
             last_log = (progress.update, now)
             run.log(progress.update, metrics)
             event("update", metrics)
-        if progress.due(config.eval_every):
+        if progress.evaluation_due:
             paused = time.monotonic()
             evaluation = evaluate(agent, env_id, config.eval_episodes, num_envs=config.envs_per_runner, seed=config.seed)
             last_eval = evaluation_metrics(evaluation, dataset)

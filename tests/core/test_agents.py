@@ -18,6 +18,11 @@ CONFIGS = {
     "bc": {"hidden_dim": 32},
     "tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2}},
     "iql_tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 0, "num_policy": 32, "num_elites": 8, "iterations": 1}},
+    "manager": {
+        "model": MODEL,
+        "plan": {"horizon": 2, "num_samples": 0, "num_policy": 32, "num_elites": 8, "iterations": 1},
+        "skip": 2,
+    },
 }
 
 
@@ -58,8 +63,8 @@ def test_acting_does_not_change_what_is_learned(name):
 
 
 def test_what_lies_after_an_episodes_end_changes_nothing(name):
-    batch, H = random_batch(4, 3, O, A), 3
-    end = torch.tensor([1, 2, 3, 3])
+    H = max(3, make(name).config.window)
+    batch, end = random_batch(4, H, O, A), torch.tensor([1, 2, H, H])
     valid = torch.arange(H) < end[:, None]
     terminated = torch.arange(H) == torch.where(torch.arange(4) < 2, end - 1, H)[:, None]
     batch = dataclasses.replace(batch, valid=valid, terminated=terminated)

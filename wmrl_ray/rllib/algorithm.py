@@ -249,3 +249,13 @@ class IQLTDMPC(AgentAlgorithm):
         from wmrl_ray.rllib.config import IQLTDMPCConfig
 
         return IQLTDMPCConfig()
+
+
+class Manager(AgentAlgorithm):
+    """The Manager of IQL-TD-MPC: trained here, evaluated through its Workers."""
+
+    @classmethod
+    def get_default_config(cls) -> Any:
+        from wmrl_ray.rllib.config import ManagerConfig
+
+        return ManagerConfig()

@@ -14,7 +14,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.util.debug import log_once
 
 from wmrl_ray.config import ConfigError, check, did_you_mean, from_dict, to_dict
-from wmrl_ray.core.agents import agent_config
+from wmrl_ray.core.agents import AGENTS, agent_config
 from wmrl_ray.data.datasets import check_compatible, open_dataset
 from wmrl_ray.rllib import algorithm as algorithms
 from wmrl_ray.rllib import compat
@@ -178,6 +178,11 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         """Environment and spaces that were left out."""
         dataset = open_dataset(str(self.dataset_uri))
         card = dataset.card
+        if not AGENTS[self.agent_name].acts:  # then there is nothing to run in an environment
+            self.env, self.evaluation_num_env_runners = None, 0
+            self.observation_space = gym.spaces.Box(-np.inf, np.inf, (card.obs_dim,), np.float32)
+            self.action_space = gym.spaces.Box(-1.0, 1.0, (card.action_dim,), np.float32)
+            return
         if self.env is None and card.env_id is not None:
             self.env = card.env_id
         if isinstance(self.env, str):
@@ -207,4 +212,11 @@ class IQLTDMPCConfig(AgentAlgorithmConfig):
     default_algo_class = algorithms.IQLTDMPC
 
 
-CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {c.agent_name: c for c in (BCConfig, TDMPCConfig, IQLTDMPCConfig)}
+class ManagerConfig(AgentAlgorithmConfig):
+    agent_name = "manager"
+    default_algo_class = algorithms.Manager
+
+
+CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
+    c.agent_name: c for c in (BCConfig, TDMPCConfig, IQLTDMPCConfig, ManagerConfig)
+}

@@ -95,7 +95,7 @@ class _Run:
         config, progress = self.config, self.progress
         try:
             self._event("start", {})
-            if progress.update and progress.due(config.eval_every) and not self._is_evaluated(progress.update):
+            if progress.update and progress.evaluation_due and not self._is_evaluated(progress.update):
                 self.algorithm.start_evaluation()  # Why: the session that stopped here did not see the end of it
             since = (progress.update, time.monotonic())
             while not progress.finished:
@@ -108,7 +108,7 @@ class _Run:
                     since = (progress.update, now)
                     self._record("update", progress.update, metrics)
                 paused = time.monotonic()
-                if progress.due(config.eval_every):
+                if progress.evaluation_due:
                     self._collect_evaluation(None)
                     self.algorithm.start_evaluation()
                 self._collect_evaluation(0.0)
