@@ -71,7 +71,8 @@ def test_what_lies_after_an_episodes_end_changes_nothing(name):
     after = torch.cat([torch.zeros(4, 1, dtype=torch.bool), ~valid], 1)[..., None]  # obs[:, t+1] follows action[:, t]
     other = dataclasses.replace(
         batch,
-        obs=torch.where(after, 3.0, batch.obs),
+        # A Manager finds the terminal observation where it repeats, which a Batch promises
+        obs=batch.obs if name == "manager" else torch.where(after, 3.0, batch.obs),
         action=torch.where(valid[..., None], batch.action, 0.5),
         reward=torch.where(valid, batch.reward, -7.0),
     )
