@@ -12,7 +12,7 @@ import torch
 
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
-from wmrl_ray.config import ConfigError, to_dict
+from wmrl_ray.config import ConfigError, from_dict, to_dict
 from wmrl_ray.core.agents import agent_config, make_agent
 from wmrl_ray.core.agents.manager import Manager
 from wmrl_ray.data.datasets import Dataset, open_dataset
@@ -21,8 +21,11 @@ from wmrl_ray.data.makers import make_dataset
 from wmrl_ray.data.source import minari_root
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.intents import load_manager
-from wmrl_ray.intents import augment
+from wmrl_ray.intents import augment, intended_states
+from wmrl_ray.report.render import write_report
 from wmrl_ray.rollout import env_dims, evaluate
+from wmrl_ray.run import RunConfig
+from wmrl_ray.train import train
 
 SMALL = {
     "model": {"latent_dim": 6, "encoder_dim": 8, "hidden_dim": 8},
@@ -180,3 +183,30 @@ def test_a_dataset_that_exists_is_not_replaced_unasked(dataset: Dataset, manager
 
 def test_a_manager_is_loaded_as_one(manager_path: Path) -> None:
     assert isinstance(load_manager(manager_path), Manager)
+
+
+def test_what_the_intents_point_to_is_decoded_for_pictures(dataset: Dataset, manager_path: Path, tmp_path: Path) -> None:
+    made = open_dataset(augment(dataset.card.uri, manager_path, "test/decoded-v0"))
+    assert made.card.env_id is not None
+    result = evaluate(make_agent("bc", {}, 10, 2), made.card.env_id, 2, num_envs=2)
+    intended = intended_states(result.episodes, made.card.env_id)
+    assert intended is not None and [states.shape for states in intended] == [(len(e) + 1, 4) for e in result.episodes]
+    manager, obs = load_manager(manager_path), torch.from_numpy(result.episodes[0].obs[7])
+    expected = manager.model.decode(manager.model.encode(obs[:4]) + obs[4:])
+    np.testing.assert_allclose(intended[0][7], expected.detach(), atol=1e-5)
+    assert intended_states(result.episodes, ENV) is None
+
+
+def test_a_workers_report_shows_where_its_manager_pointed(dataset: Dataset, manager_path: Path, tmp_path: Path) -> None:
+    dataset_id = augment(dataset.card.uri, manager_path, "test/report-v0")
+    settings = {
+        "num_updates": 2,
+        "updates_per_call": 1,
+        "eval_episodes": 2,
+        "eval_every": 2,
+        "checkpoint_every": 2,
+        "log_every": 1,
+    }
+    train(from_dict(RunConfig, {"algorithm": "bc", "dataset": dataset_id, **settings}), tmp_path / "worker")
+    html, _ = write_report([tmp_path / "worker"], tmp_path / "report.html")
+    assert "the Manager's intents pointed to" in html.read_text()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ import torch
 from wmrl_ray.config import check
 from wmrl_ray.data.card import Origin, make_card
 from wmrl_ray.data.datasets import Dataset, open_dataset
-from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.episode import DataError, Episode
 from wmrl_ray.data.files import check_free, explained_os_errors, write_json
 from wmrl_ray.data.minari_writer import write_local_minari
 from wmrl_ray.data.source import check_minari_id, minari_root
-from wmrl_ray.envs.intents import intent_env_id, load_manager
+from wmrl_ray.envs.intents import intent_env_id, load_manager, split_intent_env_id
 from wmrl_ray.policy import find_checkpoint
 
 if TYPE_CHECKING:
@@ -101,6 +101,16 @@ def augment(
     write_local_minari(made, dataset_id, overwrite=overwrite, more=more)
     _Pass.forget(minari_root() / dataset_id)
     return dataset_id
+
+
+def intended_states(episodes: Sequence[Episode], env_id: str) -> list[np.ndarray] | None:
+    """What the intents in the observations of `episodes` point to, decoded: [T+1, O] each. None without a Manager."""
+    source, _ = split_intent_env_id(env_id)
+    if not isinstance(source, str):
+        return None
+    manager = load_manager(source)
+    obs = (torch.from_numpy(episode.obs).split([manager.obs_dim, manager.intent_dim], 1) for episode in episodes)
+    return [manager.decode_intent(states, intents).numpy() for states, intents in obs]
 
 
 class _Pass:

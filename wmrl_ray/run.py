@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,8 @@ from wmrl_ray.config import ConfigError, check, flatten, from_dict, to_dict
 from wmrl_ray.core.agents import agent_config
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from wmrl_ray.data.datasets import Dataset
     from wmrl_ray.rollout import Evaluation
 
@@ -138,14 +140,20 @@ class RunDir:
     def checkpoint_path(self, update: int) -> Path:
         return self.path / "checkpoints" / f"{update:08d}"
 
-    def save_trajectories(self, evaluation: Evaluation) -> None:
-        """The evaluated episodes, for pictures: obs [sum(T+1), O], offsets [E+1], returns [E], lengths [E]."""
+    def save_trajectories(self, evaluation: Evaluation, intended: Sequence[np.ndarray] | None = None) -> None:
+        """The evaluated episodes, for pictures: obs [sum(T+1), O], offsets [E+1], returns [E], lengths [E].
+
+        Args:
+            intended: [T+1, O] of each episode, the states that its Manager's intents point to; saved beside obs.
+        """
         import numpy as np
 
         partial = self.path / f".trajectories.{os.getpid()}.npz"
         episodes = evaluation.episodes
+        more = {} if intended is None else {"intended": np.concatenate(intended).astype(np.float32)}
         np.savez_compressed(
             partial,
+            **more,
             obs=np.concatenate([e.obs for e in episodes]).astype(np.float32),
             offsets=np.cumsum([0, *(len(e.obs) for e in episodes)]),
             returns=np.array([e.episode_return for e in episodes]),

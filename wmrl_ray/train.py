@@ -22,6 +22,7 @@ from wmrl_ray.core.agents import AGENTS, Agent, agent_config, make_agent
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
 from wmrl_ray.data.replay import Replay
+from wmrl_ray.intents import intended_states
 from wmrl_ray.rollout import Evaluation, env_dims, evaluate
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
 
@@ -212,7 +213,7 @@ def train(
             evaluation = evaluate(agent, env_id, config.eval_episodes, num_envs=config.envs_per_runner, seed=config.seed)
             last_eval = evaluation_metrics(evaluation, dataset)
             run.log(progress.update, last_eval)
-            run.save_trajectories(evaluation)
+            run.save_trajectories(evaluation, intended_states(evaluation.episodes, env_id))
             event("eval", last_eval)
             last_log = (last_log[0], last_log[1] + time.monotonic() - paused)
         stopping = should_stop is not None and should_stop()

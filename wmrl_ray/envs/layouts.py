@@ -50,6 +50,7 @@ _TASKS: dict[tuple[str, str], tuple[Cell | None, Cell, int]] = {
     ("ant", "ultra"): ((1, 1), (10, 14), 2000),
 }
 _CELL_SIZE = {"point": 1.0, "ant": 4.0}
+_VELOCITY = {"point": 2, "ant": 15}
 _NAMES = {"umaze": "UMaze", "medium": "Medium", "large": "Large", "ultra": "Ultra"}
 _ROBOTS = {"point": "PointMaze", "ant": "AntMaze"}
 
@@ -60,6 +61,7 @@ class MazeLayout:
 
     walls: [R, C] bool, row 0 at the top. cell_size: metres. goal: (x, y) of the goal cell's centre, metres.
     start_cell: where an episode begins, None for a random free cell. bounds: (x_min, x_max, y_min, y_max), metres.
+    velocity: where (x, y) velocity begins in an observation, whose first two numbers are the position.
     """
 
     walls: np.ndarray
@@ -68,6 +70,7 @@ class MazeLayout:
     start_cell: Cell | None
     goal_radius: float
     max_episode_steps: int
+    velocity: int
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -100,7 +103,7 @@ def layout(robot: str, maze: str) -> MazeLayout:
     walls.setflags(write=False)
     start_cell, goal_cell, limit = _TASKS[robot, maze]
     size = _CELL_SIZE[robot]
-    return MazeLayout(walls, size, _centre(walls.shape, size, goal_cell), start_cell, 0.5, limit)
+    return MazeLayout(walls, size, _centre(walls.shape, size, goal_cell), start_cell, 0.5, limit, _VELOCITY[robot])
 
 
 def maze_ids() -> dict[str, tuple[str, str]]:

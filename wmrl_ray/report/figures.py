@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 COLORS = ("#2f7ed8", "#e4572e", "#17a673", "#a05bd6", "#d69a00", "#d6478f", "#4aa8b5", "#8a8f98")  # legible on white and black
 INK, FAINT = "#010203", "#040506"  # stand for the page's colours until `_svg` replaces them
 NUM_TRAJECTORIES = 12  # in one picture: more hide each other
+NUM_INTENTS = 60  # of one episode
+INTENT_SECONDS = 0.3  # length of a velocity line
 
 
 def color_of(labels: Sequence[str]) -> dict[str, str]:
@@ -88,6 +90,31 @@ def trajectory_figure(
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     return _svg(figure, f"paths-{salt}")
+
+
+def intent_figure(panels: Sequence[tuple[str, np.ndarray, np.ndarray | None]], layout: MazeLayout, salt: str) -> str:
+    """One episode for each experiment, and where its Manager's intents pointed: positions with velocity lines (Fig. 2).
+
+    Args:
+        panels: (label, observations [T+1, O], intended states [T+1, O] or None for a Worker without intents).
+    """
+    rows, columns = np.asarray(layout.walls).shape
+    figure, grid = _grid(1, len(panels), 3.4 * len(panels), 3.4 * rows / columns + 0.45)
+    for axes, (label, path, intended) in zip(grid, panels, strict=True):
+        _draw_maze(axes, layout)
+        axes.plot(path[:, 0], path[:, 1], color=INK, linewidth=1.1, alpha=0.7)
+        axes.scatter(*path[0, :2], s=20, color=INK, zorder=3)
+        if intended is not None:
+            shown = intended[:: max(1, len(intended) // NUM_INTENTS)]
+            position, velocity = shown[:, :2], shown[:, layout.velocity : layout.velocity + 2]
+            ends = position + INTENT_SECONDS * velocity
+            time = np.linspace(0, 1, len(shown))
+            axes.scatter(*position.T, c=time, cmap="viridis", s=9, zorder=4)
+            for (x, y), (x_end, y_end) in zip(position, ends, strict=True):
+                axes.plot([x, x_end], [y, y_end], color="#2f7ed8", linewidth=0.6, alpha=0.6)
+        axes.scatter(*layout.goal, s=130, marker="*", color="#f2b705", edgecolors=INK, linewidths=0.6, zorder=5)
+        axes.set_title(label, fontsize=10, color=INK)
+    return _svg(figure, f"intents-{salt}")
 
 
 def _draw_maze(axes: Axes, layout: MazeLayout) -> None:

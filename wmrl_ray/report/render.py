@@ -45,7 +45,9 @@ def write_report(paths: Sequence[str | Path], out: str | Path = "report.html") -
 
 
 def draw(groups: Sequence[Group], numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The SVG figures of each dataset: {dataset: {"score": svg, "paths": svg, "losses": [(label, svg)]}}; adds warnings."""
+    """The SVG figures of each dataset: {dataset: {"score", "paths", "intents": svg or None, "losses": [(label, svg)]}}; adds
+    warnings.
+    """
     colors = figures.color_of([group.label for group in groups])
     drawn: dict[str, dict[str, Any]] = {}
     for scale in numbers["scales"]:
@@ -55,6 +57,7 @@ def draw(groups: Sequence[Group], numbers: dict[str, Any]) -> dict[str, dict[str
             drawn[dataset["name"]] = {
                 "score": figures.score_figure(members, colors, dataset["card"]),
                 "paths": _paths_figure(members, colors, numbers["warnings"]),
+                "intents": _intents_figure(members),
                 "losses": losses,
             }
     return drawn
@@ -117,6 +120,22 @@ def _paths_figure(groups: Sequence[Group], colors: dict[str, str], warnings: lis
         return None
     panels = [(group.label, paths) for group in groups if (paths := _first_trajectories(group, warnings))]
     return figures.trajectory_figure(panels, colors, layout, groups[0].dataset) if panels else None
+
+
+def _intents_figure(groups: Sequence[Group]) -> str | None:
+    """Where the Managers of these Workers pointed, in the first episode of each; None where there is no Manager."""
+    from wmrl_ray.envs import maze_layout
+
+    panels, layout = [], None
+    for group in groups:
+        for run in group.runs[:1]:
+            try:
+                intended, paths = run.intended(), run.trajectories()
+            except ConfigError:
+                continue  # `_paths_figure` has warned
+            if intended and run.env_id and (layout := maze_layout(run.env_id)) is not None:
+                panels.append((group.label, paths[0], intended[0]))
+    return figures.intent_figure(panels, layout, groups[0].dataset) if panels and layout is not None else None
 
 
 def _first_trajectories(group: Group, warnings: list[str]) -> list[np.ndarray]:

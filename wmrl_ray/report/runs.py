@@ -95,12 +95,21 @@ class Run:
         Raises:
             ConfigError: the file is damaged.
         """
+        return self._episodes("obs")
+
+    def intended(self) -> list[np.ndarray]:
+        """The states [T+1, O] that a Manager's intents pointed to, for each of `trajectories`; empty without a Manager."""
+        return self._episodes("intended")
+
+    def _episodes(self, name: str) -> list[np.ndarray]:
         path = self.path / "trajectories.npz"
         if not path.exists():
             return []
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                obs, offsets = arrays["obs"], arrays["offsets"]
+                if name not in arrays and name != "obs":
+                    return []
+                obs, offsets = arrays[name], arrays["offsets"]
             if obs.ndim != 2 or offsets.ndim != 1 or offsets.dtype.kind not in "iu" or not _cuts(offsets, len(obs)):
                 raise ValueError(f"obs {obs.shape} and offsets {offsets.shape} do not fit together")
             return np.split(obs, offsets[1:-1])

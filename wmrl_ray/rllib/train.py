@@ -16,6 +16,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from wmrl_ray.core.agents import agent_config
 from wmrl_ray.data.datasets import open_dataset
+from wmrl_ray.intents import intended_states
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.config import CONFIGS
@@ -50,7 +51,7 @@ def train_on_ray(
     """
     agent_config(config.algorithm, config.agent)
     dataset = open_dataset(config.dataset)
-    evaluation_env(config, dataset)
+    env_id = evaluation_env(config, dataset)
     resolve_device(config.device)
     build_replay(config, dataset)  # for its check of the window
     run = open_run(run_dir, config, dataset, resume)
@@ -60,7 +61,7 @@ def train_on_ray(
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors), logging_level="ERROR", log_to_driver=False)
     try:
-        return _Run(config, run, on_event, debug).train(should_stop or (lambda: False))
+        return _Run(config, run, env_id, on_event, debug).train(should_stop or (lambda: False))
     finally:
         if starts_ray:
             ray.shutdown()
@@ -69,8 +70,8 @@ def train_on_ray(
 class _Run:
     """The state of one session of a run: the algorithm, the folder, and what is due next."""
 
-    def __init__(self, config: RunConfig, run: RunDir, on_event: OnEvent | None, debug: bool) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, run: RunDir, env_id: str, on_event: OnEvent | None, debug: bool) -> None:
+        self.config, self.env_id = config, env_id
         self.tell = on_event or (lambda event: None)
         settings = CONFIGS[config.algorithm].from_run(config)
         if resolve_device(config.device).startswith("cuda"):
@@ -137,7 +138,8 @@ class _Run:
             return
         self.last_eval = self.algorithm.last_evaluation_metrics
         assert self.algorithm.last_evaluation is not None
-        self.run.save_trajectories(self.algorithm.last_evaluation)
+        evaluation = self.algorithm.last_evaluation
+        self.run.save_trajectories(evaluation, intended_states(evaluation.episodes, self.env_id))
         self._record("eval", update, self.last_eval)
 
     def _is_evaluated(self, update: int) -> bool:
