@@ -93,6 +93,12 @@ def test_the_folder_and_the_events_are_those_of_the_loop_without_ray(config: Run
     assert policy.meta["run"] == dataclasses.asdict(config)
 
 
+def test_nothing_is_left_in_rllibs_own_folder(config: RunConfig, tmp_path: Path, rllib_folder: Path) -> None:
+    before = sorted(rllib_folder.iterdir())
+    train_on_ray(dataclasses.replace(config, num_updates=4, eval_every=0, checkpoint_every=4), tmp_path / "run")
+    assert sorted(rllib_folder.iterdir()) == before
+
+
 def test_stopped_and_resumed_it_logs_what_an_uninterrupted_run_logs(config: RunConfig, tmp_path: Path) -> None:
     calls = iter(range(100))
     first = train_on_ray(config, tmp_path / "run", should_stop=lambda: next(calls) >= 4)
