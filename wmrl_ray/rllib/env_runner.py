@@ -33,13 +33,13 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         """Why not RLlib's: ids go through our door, and every environment has our interface and takes seeds for its resets."""
         if self.env is not None:
             self.env.close()
-        env, num_envs, env_config = self.config.env, self.config.num_envs_per_env_runner, self.config.env_config
-        context = EnvContext(env_config, worker_index=self.worker_index or 0, num_workers=self.num_workers)
-        self.envs = (
-            make_vector_env(env, num_envs, **env_config)
-            if isinstance(env, str)
-            else make_vector_env(lambda: env(context), num_envs)
-        )
+        config, num_envs = self.config, self.config.num_envs_per_env_runner
+        context = EnvContext(config.env_config, worker_index=self.worker_index or 0, num_workers=self.num_workers)
+        if isinstance(config.env, str):
+            self.envs = make_vector_env(config.env, num_envs, **config.env_config)
+        else:
+            env_class: Any = config.env
+            self.envs = make_vector_env(lambda: env_class(context), num_envs)
         self.env = DictInfoToList(self.envs)
         self.num_envs = num_envs
         self._needs_initial_reset = True
