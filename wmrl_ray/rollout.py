@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ def evaluate(
     env_id: str,
     num_episodes: int,
     *,
+    env_config: Mapping[str, Any] | None = None,
     num_envs: int = 8,
     seed: int = 0,
     record: bool = True,
@@ -52,14 +54,19 @@ def evaluate(
 ) -> Evaluation:
     """Runs exactly `num_episodes` episodes without exploration.
 
-    Episode k starts from its own seed, made of (seed, k), and counts whether it is short or long: taking the first to finish
-    would favour short ones. The agent's acting stream starts from `seed` too and is put back afterwards, so that the result
-    depends on the agent's parameters, the seed and num_envs only, and training goes on as if nothing had happened.
+    Episode k starts from its own seed (`episode_seed`), here and on RLlib's runners, and counts whether it is short or long:
+    taking the first to finish would favour short ones. So an agent that acts without noise runs the same episodes whatever
+    num_envs is and wherever they run (up to the last bits of a product of another number of rows).
+
+    The agent's acting stream starts from `seed` too and is put back afterwards: the result depends on the agent's parameters
+    and the seed only, a planner's also on num_envs and on the number of runners (which rows of its noise an episode gets), and
+    training goes on as if nothing had happened.
 
     Args:
         agent: its `act` gets num_envs rows at every step; rows of environments with nothing left to do are ignored.
         env_id: for `make_env`.
         num_episodes: E.
+        env_config: for `make_env`.
         num_envs: W, at most E are made.
         seed: of the episodes and of the agent's noise.
         record: keep the trajectories.
@@ -71,10 +78,11 @@ def evaluate(
     """
     check(num_episodes >= 1, f"num_episodes = {num_episodes}; at least 1 is needed")
     check(num_envs >= 1, f"num_envs = {num_envs}; at least 1 is needed")
-    slots = [_Slot(make_env(env_id)) for _ in range(min(num_envs, num_episodes))]
+    env_config = env_config or {}
+    slots = [_Slot(make_env(env_id, **env_config)) for _ in range(min(num_envs, num_episodes))]
     try:
         if frames:
-            slots[0].prepare_frames(env_id)
+            slots[0].prepare_frames(env_id, env_config)
         with _acting_stream(agent, seed), torch.no_grad():
             return _run(agent, slots, num_episodes, seed, record, frames)
     finally:
@@ -82,10 +90,19 @@ def evaluate(
             slot.close()
 
 
-@functools.cache
-def env_dims(env_id: str) -> tuple[int, int]:
+def episode_seed(seed: int, index: int) -> int:
+    """What the environment is reset with for episode `index` of an evaluation."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
+
+
+def env_dims(env_id: str, env_config: Mapping[str, Any] | None = None) -> tuple[int, int]:
     """(O, A) of an environment; made once per process to find out. Raises ConfigError as `make_env`."""
-    env = make_env(env_id)
+    return _env_dims(env_id, json.dumps(env_config or {}, sort_keys=True))
+
+
+@functools.cache
+def _env_dims(env_id: str, env_config: str) -> tuple[int, int]:
+    env = make_env(env_id, **json.loads(env_config))
     try:
         assert env.observation_space.shape is not None
         assert env.action_space.shape is not None
@@ -108,20 +125,23 @@ class _Slot:
     camera: Camera | None = None
 
     def start(self, index: int, seed: int) -> None:
-        entropy = np.random.SeedSequence((seed, index)).generate_state(1)
-        obs, _ = self.env.reset(seed=int(entropy[0]))
+        obs, _ = self.env.reset(seed=episode_seed(seed, index))
         self.index, self.obs, self.action, self.reward, self.success = index, [obs], [], [], False
 
-    def prepare_frames(self, env_id: str) -> None:
+    def prepare_frames(self, env_id: str, env_config: Mapping[str, Any]) -> None:
         self.camera = camera_of(self.env)
         if self.camera is None:  # no MuJoCo: the environment draws itself
             self.env.close()
-            self.env = make_env(env_id, render_mode="rgb_array")
+            self.env = make_env(env_id, **{**env_config, "render_mode": "rgb_array"})
 
     def take_frame(self) -> None:
         frame = np.asarray(self.env.render() if self.camera is None else self.camera.frame())
         check(bool(frame.any()), "the picture is black; set MUJOCO_GL=egl or osmesa before Python starts")
         self.frames.append(frame)
+
+    def episode(self, terminated: bool) -> Episode:
+        action = np.clip(np.stack(self.action), -1.0, 1.0)
+        return Episode(np.stack(self.obs), action, np.array(self.reward, np.float32), terminated)
 
     def close(self) -> None:
         if self.camera is not None:
@@ -130,7 +150,7 @@ class _Slot:
 
 
 def _run(agent: Agent, slots: list[_Slot], num_episodes: int, seed: int, record: bool, frames: bool) -> Evaluation:
-    finished: dict[int, tuple[Episode | None, float, int, bool]] = {}
+    finished: dict[int, tuple[Episode | None, float, int, bool]] = {}  # episode, return, length, success
     upcoming = iter(range(num_episodes))
     for slot in slots:
         slot.start(next(upcoming), seed)
@@ -163,7 +183,8 @@ def _run(agent: Agent, slots: list[_Slot], num_episodes: int, seed: int, record:
             if frames and slot.index == 0:
                 slot.take_frame()
             if terminated or truncated:
-                finished[slot.index] = _finish(slot, bool(terminated), record)
+                episode = slot.episode(bool(terminated))
+                finished[slot.index] = (episode if record else None, episode.episode_return, len(episode), slot.success)
                 index = next(upcoming, None)
                 if index is None:
                     slot.index = None
@@ -181,14 +202,6 @@ def _run(agent: Agent, slots: list[_Slot], num_episodes: int, seed: int, record:
         act_metrics={name: float(total) / num_steps for name, total in sums.items()},
         frames=np.stack(slots[0].frames) if frames else None,
     )
-
-
-def _finish(slot: _Slot, terminated: bool, record: bool) -> tuple[Episode | None, float, int, bool]:
-    episode = None
-    if record:
-        obs, action = np.stack(slot.obs), np.clip(np.stack(slot.action), -1.0, 1.0)
-        episode = Episode(obs, action, np.array(slot.reward, np.float32), terminated)
-    return episode, float(sum(slot.reward)), len(slot.reward), slot.success
 
 
 @contextlib.contextmanager

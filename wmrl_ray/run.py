@@ -35,6 +35,7 @@ class RunConfig:
     algorithm: str
     dataset: str  # URI: a Minari id, a file or a folder
     env: str | None = None  # evaluation environment; None: the dataset's own
+    env_config: dict[str, Any] = field(default_factory=dict)  # its arguments, such as max_episode_steps
     seed: int = 0
     num_updates: int = 100_000
     batch_size: int = 256
@@ -61,6 +62,10 @@ class RunConfig:
                 value % self.updates_per_call == 0,
                 f"{name} = {value} is not a multiple of updates_per_call = {self.updates_per_call}; loops stop between calls",
             )
+        try:
+            json.dumps(self.env_config)
+        except TypeError as error:
+            raise ConfigError(f"env_config = {self.env_config} cannot be recorded ({error}); use what JSON can hold") from None
 
     def resolved(self) -> RunConfig:
         """The same run with every default of the agent written out: what config.json keeps."""

@@ -69,7 +69,7 @@ def evaluation_env(config: RunConfig, dataset: Dataset) -> str:
     env_id = config.env or dataset.card.env_id
     if env_id is None:
         raise ConfigError(f"dataset {config.dataset!r} names no environment; set env = <gymnasium id> to evaluate in")
-    check_compatible(dataset, *env_dims(env_id), env_id)
+    check_compatible(dataset, *env_dims(env_id, config.env_config), env_id)
     return env_id
 
 
@@ -119,6 +119,7 @@ def checkpoint_meta(config: RunConfig, dataset: Dataset, env_id: str | None, upd
         "obs_dim": card.obs_dim,
         "action_dim": card.action_dim,
         "env": env_id,
+        "env_config": dict(config.env_config),
         "update": update,
         "dataset": {k: getattr(card, k) for k in ("uri", "name", "sha256", "ref_min_score", "ref_max_score", "stand_in")},
         "run": to_dict(config),
@@ -210,7 +211,14 @@ def train(
             event("update", metrics)
         if progress.evaluation_due:
             paused = time.monotonic()
-            evaluation = evaluate(agent, env_id, config.eval_episodes, num_envs=config.envs_per_runner, seed=config.seed)
+            evaluation = evaluate(
+                agent,
+                env_id,
+                config.eval_episodes,
+                env_config=config.env_config,
+                num_envs=config.envs_per_runner,
+                seed=config.seed,
+            )
             last_eval = evaluation_metrics(evaluation, dataset)
             run.log(progress.update, last_eval)
             run.save_trajectories(evaluation, intended_states(evaluation.episodes, env_id))

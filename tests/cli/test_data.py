@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -72,12 +74,24 @@ def test_verify_finds_a_flipped_byte(wmrl, made, tmp_path):
     wmrl("data", "export", made, path)
     intact = wmrl("data", "verify", path)
     assert intact.code == 0 and "is intact: 2,000 steps" in intact.out
+    found = json.loads(wmrl("data", "verify", path, "--json").out)
+    assert (found["name"], found["num_steps"], "data.arrow" in found["files"]) == ("x", 2000, True)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
     damaged = wmrl("data", "verify", path)
     assert damaged.code == 2
     assert "has changed since it was read" in damaged.err
+
+
+def test_prune_deletes_copies_of_older_versions_and_says_how_much(wmrl, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("WMRL_CACHE_DIR", str(tmp_path / "cache"))
+    assert wmrl("data", "info", made).code == 0
+    (copy,) = (tmp_path / "cache" / "datasets").iterdir()
+    shutil.copytree(copy, copy.with_name(copy.name.split("-v")[0] + "-v1"))
+    outcome = wmrl("data", "prune")
+    assert re.fullmatch(r"deleted 1 copies of older versions \(0\.\d MB\) from \S+\n", outcome.out), outcome
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
 
 @pytest.mark.ray

@@ -22,6 +22,7 @@ META = {
     "env": "wmrl/PointMaze-UMaze-v0",
     "dataset": {"name": "d", "ref_min_score": 10.0, "ref_max_score": 30.0, "stand_in": None},
 }
+NAMES_NONE = "names no environment (its dataset has none, or it was trained in a class)"
 EVALUATION = Evaluation([], [10.0, 30.0], [300, 100], [False, True], True, {})
 
 
@@ -115,7 +116,16 @@ def test_a_checkpoint_that_names_no_environment_asks_for_one(wmrl, tiny, tmp_pat
 
     monkeypatch.setattr(Policy, "load", load_without_env)
     outcome = wmrl("evaluate", run)
-    assert (outcome.code, outcome.err) == (2, f"wmrl: {run} names no environment; pass --env\n")
+    assert (outcome.code, outcome.err) == (2, f"wmrl: {run} {NAMES_NONE}; pass --env <gymnasium id>\n")
+    assert wmrl("evaluate", run, "--env", META["env"], "--episodes", 1).code == 0
+
+
+def test_a_policy_is_evaluated_with_the_arguments_that_its_environment_was_trained_with(wmrl, tiny, tmp_path):
+    run = tmp_path / "run"
+    short = ("--set", "num_updates=10", "--set", "env_config.max_episode_steps=7")
+    assert wmrl("train", tiny, "--no-ray", "--run-dir", run, *short).code == 0
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["eval/length_mean"] == 7
+    assert json.loads(wmrl("evaluate", run, "--episodes", 2, "--json").out)["length_mean"] == 7
 
 
 def test_the_command_films_episode_0(wmrl, tiny, tmp_path):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from wmrl_ray.cli.train import train as train_command
+from wmrl_ray.policy import Policy
 from wmrl_ray.run import RunDir
 
 MAIN = "from wmrl_ray.cli import main; main()"
+ROOT = Path(__file__).parents[2]
 
 
 def files_of(run: Path) -> set[str]:
@@ -149,35 +153,70 @@ def test_resuming_where_there_is_no_run_starts_one(wmrl, tiny, tmp_path):
     assert [event["update"] for event in outcome.events if event["event"] == "start"] == [0]
 
 
+WITH_RAY = pytest.param((), id="ray", marks=pytest.mark.ray)
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_signal_leaves_a_checkpoint_and_says_how_to_resume(tiny, tmp_path, signum, code):
+@pytest.mark.parametrize("flags", [pytest.param(("--no-ray",), id="plain"), WITH_RAY])
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_resume(tiny, tmp_path, signum, code, flags):
     run = tmp_path / "run"
-    command = [sys.executable, "-c", MAIN, "train", str(tiny), "--no-ray", "--run-dir", str(run)]
+    command = [sys.executable, "-c", MAIN, "train", str(tiny), *flags, "--run-dir", str(run), "--set", "num_eval_runners=1"]
     command += ["--set", "num_updates=1000000", "--set", "eval_every=1000000", "--set", "checkpoint_every=1000000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **streams, start_new_session=True)
     try:
         assert process.stdout is not None
         events = [json.loads(process.stdout.readline()) for _ in range(3)]
         assert [event["event"] for event in events] == ["start", "update", "update"]
-        os.kill(process.pid, signum)
-        out, err = process.communicate(timeout=60)
+        # Why the group: a terminal sends Ctrl-C to every process that the command started, Ray's too
+        (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == code, err
     result = json.loads(out.splitlines()[-1])
     assert (result["event"], result["finished"]) == ("result", False)
-    assert f"resume with: wmrl train {run} --no-ray --resume" in err
+    assert f"resume with: {shlex.join(['wmrl', 'train', str(run), *flags, '--resume'])}" in err
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert int(checkpoint.name) == result["updates"] > 10
     assert not (run / "result.json").exists()
 
     stop_at = result["updates"] + 10
-    command = [sys.executable, "-c", MAIN, "train", str(run), "--no-ray", "--resume", "--set", f"num_updates={stop_at}"]
-    command += ["--set", "eval_every=0", "--set", "checkpoint_every=5"]
-    resumed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", MAIN, "train", str(run), *flags, "--resume", "--set", f"num_updates={stop_at}"]
+    command += ["--set", "eval_every=0", "--set", "checkpoint_every=5", "--set", "num_eval_runners=0"]
+    resumed = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout.splitlines()[0])["update"] == result["updates"]
     assert json.loads(resumed.stdout.splitlines()[-1])["updates"] == stop_at
+
+
+@pytest.mark.ray
+def test_a_run_on_ray_killed_with_sigkill_and_resumed_equals_one_in_one_go(wmrl, tiny, tmp_path, local_ray):
+    import ray
+
+    settings = ["--set", "num_updates=150", "--set", "eval_every=0"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    command = [sys.executable, "-c", MAIN, "train", str(tiny), "--run-dir", str(run), *settings]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "checkpoint" and event["update"] >= 20:
+            process.kill()
+            break
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert not (run / "result.json").exists()
+
+    resumed = wmrl("train", run, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert 20 <= resumed.events[0]["update"] < 150
+    assert wmrl("train", tiny, "--no-ray", "--run-dir", whole, *settings).code == 0
+    assert losses(run) == losses(whole)
+    assert evaluations(run)[-1] == pytest.approx(evaluations(whole)[-1])
+    models = [Policy.load(path).agent.model.state_dict() for path in (run, whole)]
+    for name, tensor in models[0].items():
+        assert torch.equal(tensor, models[1][name]), name
 
 
 @pytest.mark.ray

@@ -148,7 +148,7 @@ def test_a_missing_file_of_the_copy_is_named_and_deleting_the_folder_helps(
 
 
 def test_a_flipped_byte_in_the_source_is_found_by_verify_after_it_was_cached(source: Path) -> None:
-    assert verify(source).num_steps == 17
+    assert verify(source).card.num_steps == 17
     flip(source, 0.9)
     with pytest.raises(DataError, match="has changed since it was read: its content has sha256"):
         verify(source)
@@ -156,13 +156,13 @@ def test_a_flipped_byte_in_the_source_is_found_by_verify_after_it_was_cached(sou
 
 def test_verify_tells_what_it_compared(source: Path) -> None:
     report = verify(source)  # not read before: reads it
-    card = open_dataset(source).card
-    assert (report.sha256, report.source_sha256, report.uri) == (card.sha256, card.source_sha256, str(source))
+    assert report.card == open_dataset(source).card
+    assert report.card.uri == str(source)
     assert set(report.files) == {"data.arrow", "episodes.arrow", "layout.json", "card.json"}
     assert all(len(sha256) == 64 for sha256 in report.files.values())
     if shutil.which("sha256sum"):
         output = subprocess.run(["sha256sum", str(source)], capture_output=True, text=True, check=True).stdout
-        assert output.split()[0] == report.source_sha256
+        assert output.split()[0] == report.card.source_sha256
 
 
 def test_a_damaged_index_only_costs_hashing_again(source: Path, home: Path, reads: list[str]) -> None:
@@ -204,6 +204,24 @@ def test_what_a_killed_process_left_is_cleared_after_a_while(source: Path, episo
     os.utime(old, (0, 0))
     assert_holds(open_dataset(source), episodes)
     assert not old.exists() and new.exists()
+
+
+def test_prune_deletes_the_copies_of_older_versions_and_nothing_else(source: Path, episodes: list[Episode]) -> None:
+    path = copy_of(source)
+    assert Cache().prune() == []
+    key, version = path.name.split("-v")
+    older, newer, other = (path.with_name(f"{name}-v{n}") for name, n in [(key, 1), (key, int(version) + 1), ("mine", 1)])
+    for folder in (older, newer, other):
+        shutil.copytree(path, folder)
+    checked = [Cache().folder / "index" / f"{folder.name}.checked" for folder in (path, older)]
+    checked[1].write_text("[]")
+    mapped = np.memmap(older / "data.arrow", mode="r")
+    content = bytes(mapped)
+    assert Cache().prune() == [(older.name, sum(file.stat().st_size for file in path.iterdir()))]
+    assert sorted(path.parent.iterdir()) == sorted([path, newer, other])
+    assert [file.exists() for file in checked] == [True, False]
+    assert bytes(mapped) == content  # a process that has it mapped does not notice
+    assert_holds(open_dataset(source), episodes)
 
 
 def test_opening_reads_no_module_of_the_heavy_kind(source: Path) -> None:

@@ -48,7 +48,7 @@ def test_an_export_read_back_is_the_same_dataset(home: Path, original: str, epis
     ):
         assert getattr(again.card, name) == getattr(card, name), name
     assert again.card.stand_in == "made here, for a set that could not be had."
-    assert verify(path).sha256 == card.sha256
+    assert verify(path).card.sha256 == card.sha256
     assert not [name for name in names_under(home / "out") if Path(name).name.startswith(".")]
 
 

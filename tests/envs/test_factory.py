@@ -86,20 +86,31 @@ def test_an_image_observation_is_refused() -> None:
         FlatEnv(Image())
 
 
-def test_a_vector_environment_has_streams_of_its_own_and_resets_the_ended_ones() -> None:
-    envs = make_vector_env(POINT, 3, seed=5)
-    obs, _ = envs.reset()
-    assert obs.shape == (3, 4)
-    assert obs.dtype == np.float32
-    assert len(np.unique(obs[:, 0])) == 3
-    again, _ = make_vector_env(POINT, 3, seed=5).reset()
-    np.testing.assert_array_equal(obs, again)
+def test_a_vector_environment_resets_the_ended_ones_from_the_seeds_it_is_given() -> None:
+    envs = make_vector_env(POINT, 3)
+    for i, env in enumerate(envs.envs):
+        env.seeds = iter([5 + i, 50 + i])
+    single = make_env(POINT)
+
+    def started_from(*seeds: int) -> np.ndarray:
+        return np.stack([single.reset(seed=seed)[0] for seed in seeds])
+
+    obs, _ = envs.reset(seed=0)
+    assert (obs.shape, obs.dtype) == ((3, 4), np.float32)
+    np.testing.assert_array_equal(obs, started_from(5, 6, 7))
     for _ in range(300):
         _, _, _, truncated, _ = envs.step(np.zeros((3, 2), np.float32))
     assert truncated.all()
     fresh, _, _, truncated, _ = envs.step(np.zeros((3, 2), np.float32))
     assert not truncated.any()
-    assert not np.array_equal(fresh, obs)
+    np.testing.assert_array_equal(fresh, started_from(50, 51, 52))
+    obs, _ = envs.reset(seed=0)  # no seeds are left: as any vector environment
+    np.testing.assert_array_equal(obs, started_from(0, 1, 2))
+
+
+def test_an_argument_that_the_environment_does_not_take_gets_one_clear_line() -> None:
+    with pytest.raises(ConfigError, match=r"'Pendulum-v1' cannot be made with env_config = \{'gravity': 1\}: .*gravity"):
+        make_env("Pendulum-v1", gravity=1)
 
 
 def test_a_vector_of_no_environments_is_refused() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,16 +12,16 @@ from tests.rllib import fakes
 
 
 @pytest.fixture(scope="session", autouse=True)
-def rllib_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def rllib_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """RLlib makes a folder for every algorithm that is built; not in the user's home."""
     from ray.rllib.algorithms import algorithm
     from ray.tune.trainable import trainable
 
-    folder = str(tmp_path_factory.mktemp("ray_results"))
+    folder = tmp_path_factory.mktemp("ray_results")
     with pytest.MonkeyPatch.context() as patch:
         for module in (algorithm, trainable):
-            patch.setattr(module, "DEFAULT_STORAGE_PATH", folder, raising=False)
-        yield
+            patch.setattr(module, "DEFAULT_STORAGE_PATH", str(folder), raising=False)
+        yield folder
 
 
 @pytest.fixture(scope="session")

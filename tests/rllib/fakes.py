@@ -56,6 +56,13 @@ class Plane(gym.Env):
         return self._obs(), -distance / 10, self.t == self.length, False, {"success": self.t == self.length and distance < 1}
 
 
+class ConfiguredPlane(Plane):
+    """As RLlib makes an environment of a class: with one mapping."""
+
+    def __init__(self, env_config: dict[str, Any]) -> None:
+        super().__init__(**env_config)
+
+
 for _name, _kwargs in {"Plane": {}, "RaisingPlane": {"fails": "raise"}, "DyingPlane": {"fails": "die"}}.items():
     gym.register(f"test/{_name}-v0", entry_point=Plane, kwargs=_kwargs)
 

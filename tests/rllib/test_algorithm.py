@@ -15,7 +15,9 @@ import pytest
 
 from tests.rllib import fakes
 from tests.rllib.fakes import losses, small_iql
+from wmrl_ray.policy import Policy
 from wmrl_ray.rllib.failures import RemoteError
+from wmrl_ray.rollout import episode_seed, evaluate
 from wmrl_ray.train import NonFiniteLossError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -151,17 +153,15 @@ def test_evaluation_runs_exactly_the_episodes_asked_for(iql: Any, num_runners: i
 
 
 def test_evaluation_does_not_prefer_short_episodes(bc: Any) -> None:
-    """With lengths 6, 11 and 20 side by side, the first 60 to end would be shorter than the first 30 of each environment."""
+    """With lengths 6, 11 and 20 side by side, the first 60 to end would be shorter than those that were drawn."""
     algorithm = bc.evaluation(evaluation_duration=60).build_algo()
     algorithm.evaluate()
-    expected = []
-    for i in range(2):  # what each environment draws: environment i resets from seed + i, then continues its stream
+    lengths = []
+    for k in range(60):
         env = fakes.Plane()
-        env.reset(seed=algorithm.config.seed + i)
-        for _ in range(30):
-            expected.append(env.length)
-            env.reset()
-    assert sorted(algorithm.last_evaluation.lengths) == sorted(expected)
+        env.reset(seed=episode_seed(algorithm.config.seed, k))
+        lengths.append(env.length)
+    assert algorithm.last_evaluation.lengths == lengths
     algorithm.stop()
 
 
@@ -255,4 +255,54 @@ def test_is_first_marks_exactly_the_observations_after_a_reset_and_modes_are_exp
     assert [rows for _, _, _, rows in calls] == [None] + [2] * (len(calls) - 1)
     (modes,) = algorithm.on_learners(lambda learner: (learner.agent.model.training, learner.agent.target.training))
     assert modes == (True, False)
+    algorithm.stop()
+
+
+def test_episode_k_is_the_same_one_on_any_runners_and_without_ray(plane_dataset: str, tmp_path: Path) -> None:
+    """Without Ray: `rollout.evaluate`, which `wmrl evaluate` and `wmrl train --no-ray` call."""
+    evaluations: list[Any] = []
+    for num_runners, num_envs in [(0, 1), (2, 3)]:
+        config = fakes.small_bc(plane_dataset).debugging(seed=11).env_runners(num_envs_per_env_runner=num_envs)
+        algorithm = config.evaluation(evaluation_num_env_runners=num_runners, evaluation_duration=7).build_algo()
+        algorithm.evaluate()
+        algorithm.evaluate()  # the second one as the first
+        evaluations.append(algorithm.last_evaluation)
+        path = algorithm.save_to_path(tmp_path / "saved")
+        algorithm.stop()
+    evaluations += [evaluate(Policy.load(path).agent, fakes.PLANE, 7, num_envs=n, seed=11) for n in (1, 5)]
+    assert_same_episodes(evaluations)
+    assert len({e.obs[0].tobytes() for e in evaluations[0].episodes}) == 7
+
+
+def assert_same_episodes(evaluations: list[Any]) -> None:
+    """The same starts, and the same courses up to the rounding of a product of another number of rows."""
+    first, *others = evaluations
+    for other in others:
+        assert (other.lengths, other.successes) == (first.lengths, first.successes)
+        assert other.returns == pytest.approx(first.returns, rel=1e-5)
+        for a, b in zip(other.episodes, first.episodes, strict=True):
+            np.testing.assert_array_equal(a.obs[0], b.obs[0])
+            np.testing.assert_allclose(a.obs, b.obs, atol=1e-5)
+            np.testing.assert_allclose(a.action, b.action, atol=1e-5)
+
+
+def test_a_class_as_environment_runs_those_episodes_too_and_its_checkpoint_names_none(
+    plane_dataset: str, tmp_path: Path
+) -> None:
+    config = fakes.small_bc(plane_dataset).environment(fakes.ConfiguredPlane, env_config={"fails": ""})
+    algorithm = config.debugging(seed=11).build_algo()
+    algorithm.evaluate()
+    policy = Policy.load(algorithm.save_to_path(tmp_path / "saved"))
+    assert (policy.meta["env"], policy.meta["env_config"]) == (None, {})
+    assert_same_episodes([algorithm.last_evaluation, evaluate(policy.agent, fakes.PLANE, 5, num_envs=2, seed=11)])
+    algorithm.stop()
+
+
+def test_env_config_reaches_the_environments_of_runners_and_the_checkpoint(plane_dataset: str, tmp_path: Path) -> None:
+    config = fakes.small_bc(plane_dataset).environment(fakes.PLANE, env_config={"max_episode_steps": 4})
+    algorithm = config.build_algo()
+    algorithm.evaluate()
+    assert algorithm.last_evaluation.lengths == [4] * 5
+    policy = Policy.load(algorithm.save_to_path(tmp_path / "saved"))
+    assert policy.meta["env_config"] == policy.meta["run"]["env_config"] == {"max_episode_steps": 4}
     algorithm.stop()

@@ -67,6 +67,7 @@ def test_a_run_config_becomes_the_same_configuration(plane_dataset: str) -> None
         num_eval_runners=3,
         envs_per_runner=4,
         device="cpu",
+        env_config={"max_episode_steps": 9},
         agent=fakes.TINY_AGENT,
     )
     config = TDMPCConfig.from_run(run)
@@ -103,6 +104,9 @@ def test_what_is_set_after_from_run_is_what_is_trained(plane_dataset: str) -> No
             lambda c: c.offline_data(input_=["x.parquet"]),
             r"reads through Ray Data, which is not used here; use .dataset\(uri\)",
         ),
+        (lambda c: c.env_runners(gym_env_vectorize_mode="async"), r"gym_env_vectorize_mode = async has no effect here"),
+        (lambda c: c.environment(fakes.PLANE, env_config={"x": object()}), r"env_config = .* cannot be recorded"),
+        (lambda c: c.environment(fakes.PLANE, env_config={"x": 1}), r"cannot be made with env_config = \{'x': 1\}"),
         (lambda c: c.debugging(seed=None), r"seed = None; a whole number"),
         (lambda c: setattr(c, "dataset_uri", None), r"no dataset: add .dataset\('<uri>'\) to IQLTDMPCConfig\(\)"),
         (lambda c: c.environment("wmrl/PointMaze-Umase-v0"), r"'wmrl/PointMaze-Umase-v0' cannot be made .*did you mean"),

@@ -17,6 +17,7 @@ from wmrl_ray.config import ConfigError
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.policy import Policy
 from wmrl_ray.rllib.train import train_on_ray
+from wmrl_ray.rollout import evaluate
 from wmrl_ray.run import Event, RunConfig
 from wmrl_ray.train import train
 
@@ -92,6 +93,12 @@ def test_the_folder_and_the_events_are_those_of_the_loop_without_ray(config: Run
     assert policy.meta["run"] == dataclasses.asdict(config)
 
 
+def test_nothing_is_left_in_rllibs_own_folder(config: RunConfig, tmp_path: Path, rllib_folder: Path) -> None:
+    before = sorted(rllib_folder.iterdir())
+    train_on_ray(dataclasses.replace(config, num_updates=4, eval_every=0, checkpoint_every=4), tmp_path / "run")
+    assert sorted(rllib_folder.iterdir()) == before
+
+
 def test_stopped_and_resumed_it_logs_what_an_uninterrupted_run_logs(config: RunConfig, tmp_path: Path) -> None:
     calls = iter(range(100))
     first = train_on_ray(config, tmp_path / "run", should_stop=lambda: next(calls) >= 4)
@@ -113,6 +120,22 @@ def test_with_actors_it_learns_the_same_and_evaluates_beside_training(config: Ru
     assert [e.update for e in events if e.kind == "eval"] == [12, 24]
     assert result["eval/episodes"] == 9
     assert math.isfinite(result["eval/return_mean"])
+
+
+def test_every_way_to_evaluate_a_deterministic_policy_gives_the_same_returns(config: RunConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, algorithm="bc", agent={}, num_updates=8, eval_every=8, eval_episodes=5)
+    train(config, tmp_path / "plain")
+    train_on_ray(config, tmp_path / "local")
+    train_on_ray(dataclasses.replace(config, num_eval_runners=2, envs_per_runner=1), tmp_path / "remote")
+    returns = []
+    for name in ("plain", "local", "remote"):
+        with np.load(tmp_path / name / "trajectories.npz") as saved:
+            returns.append(saved["returns"].tolist())
+    policy = Policy.load(tmp_path / "remote")
+    returns.append(evaluate(policy.agent, fakes.PLANE, 5, num_envs=3, seed=config.seed).returns)
+    assert len(set(returns[0])) == 5
+    for others in returns[1:]:
+        assert others == pytest.approx(returns[0], rel=1e-6)
 
 
 def test_debug_keeps_everything_in_this_process(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

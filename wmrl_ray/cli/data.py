@@ -117,9 +117,21 @@ def verify(uri: Uri, as_json: AsJson = False) -> None:
 
     found = catalog.verify(uri)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=1))
+        print(json.dumps(to_dict(found.card) | {"files": found.files}, indent=1))
     else:
-        print(f"{found.name} is intact: {found.num_steps:,} steps in {found.num_episodes:,} episodes, sha256 {found.sha256}")
+        card = found.card
+        print(f"{card.name} is intact: {card.num_steps:,} steps in {card.num_episodes:,} episodes, sha256 {card.sha256}")
+
+
+@app.command()
+def prune() -> None:
+    """Delete the cached copies that older versions of wmrl made; the datasets themselves stay."""
+    from wmrl_ray.data.cache import Cache
+
+    cache = Cache()
+    pruned = cache.prune()
+    freed = sum(size for _, size in pruned) / 1e6
+    print(f"deleted {len(pruned)} copies of older versions ({freed:.1f} MB) from {cache.folder}")
 
 
 @app.command("import")

@@ -46,20 +46,31 @@ def evaluate(
     torch.set_num_threads(1)
     policy = Policy.load(checkpoint)
     env_id = env or policy.meta["env"]
-    check(env_id is not None, f"{checkpoint} names no environment; pass --env")
-    obs_dim, action_dim = rollout.env_dims(env_id)
+    check(
+        env_id is not None,
+        f"{checkpoint} names no environment (its dataset has none, or it was trained in a class); pass --env <gymnasium id>",
+    )
+    env_config = policy.meta.get("env_config", {}) if env_id == policy.meta["env"] else {}
+    obs_dim, action_dim = rollout.env_dims(env_id, env_config)
     check(
         (obs_dim, action_dim) == (policy.agent.obs_dim, policy.agent.action_dim),
         f"environment {env_id} has {obs_dim} observations and {action_dim} actions, the policy {policy.agent.obs_dim} and "
-        f"{policy.agent.action_dim}; evaluate it in {policy.meta['env']}",
+        f"{policy.agent.action_dim}; evaluate it in {policy.meta['env'] or 'the one it was trained for'}",
     )
     evaluation = rollout.evaluate(
-        policy.agent, env_id, episodes, num_envs=num_envs, seed=seed, record=False, frames=video is not None
+        policy.agent,
+        env_id,
+        episodes,
+        env_config=env_config,
+        num_envs=num_envs,
+        seed=seed,
+        record=False,
+        frames=video is not None,
     )
     numbers = summarize(evaluation, policy.meta, env_id, seed)
     try:
         if video is not None and evaluation.frames is not None:
-            write_video(video, evaluation.frames, frames_per_second(env_id))
+            write_video(video, evaluation.frames, frames_per_second(env_id, env_config))
             numbers["video"] = str(video)
     finally:  # Why: a video that fails does not take the numbers with it
         print(json.dumps(numbers) if as_json else describe(numbers))
@@ -129,11 +140,11 @@ def check_video_path(path: Path) -> None:
         ) from None
 
 
-def frames_per_second(env_id: str) -> int:
+def frames_per_second(env_id: str, env_config: dict[str, Any]) -> int:
     """The environment's own rate, or 30."""
     from wmrl_ray.envs import make_env
 
-    env = make_env(env_id)
+    env = make_env(env_id, **env_config)
     try:
         return int(env.metadata.get("render_fps") or 30)
     finally:

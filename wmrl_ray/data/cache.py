@@ -17,8 +17,10 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from wmrl_ray.config import ConfigError, to_dict
 from wmrl_ray.data.card import card_from_dict, make_card
 from wmrl_ray.data.datasets import Dataset
 from wmrl_ray.data.episode import DataError
-from wmrl_ray.data.files import atomic_folder, file_sha256, write_json
+from wmrl_ray.data.files import atomic_folder, explained_os_errors, file_sha256, write_json
 from wmrl_ray.data.readers.raw import Progress
 from wmrl_ray.data.source import Source
 
@@ -107,6 +109,26 @@ class Cache:
             if (found := file_sha256(file)) != sha256:
                 raise DataError(f"{file} has sha256 {found[:12]}..., its manifest says {sha256[:12]}...: it is damaged; {fix}")
         return expected
+
+    def prune(self) -> list[tuple[str, int]]:
+        """Deletes the copies of older versions, which nothing here reads; returns (folder name, bytes) of each.
+
+        Why only when asked: a process of an older version of this package may be using them. One that has a copy mapped keeps
+        its pages; one that opens it again reads its source again.
+        """
+        pruned = []
+        for path in sorted((self.folder / "datasets").glob("*-v*")):
+            version = re.fullmatch(r"[0-9a-f]{24}-v(\d+)", path.name)
+            if version is None or int(version[1]) >= VERSION:
+                continue
+            size = sum(file.stat().st_size for file in path.iterdir())
+            with explained_os_errors(path):
+                # Why renamed first: a copy is complete or absent
+                os.rename(path, old := path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}"))
+                shutil.rmtree(old)
+                (self.folder / "index" / f"{path.name}.checked").unlink(missing_ok=True)
+            pruned.append((path.name, size))
+        return pruned
 
     def _build(self, source: Source, sha256: str, progress: Progress | None) -> None:
         from wmrl_ray.data import arrow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,9 @@ class Origin:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class DatasetCard:
-    """One page about a dataset; plain numbers and strings, so that JSON holds it (`config.to_dict`).
+@dataclass(frozen=True, kw_only=True)
+class DatasetCard(Origin):
+    """One page about a dataset: its origin and its numbers; plain, so that JSON holds it (`config.to_dict`).
 
     sha256 is of the arrays, whatever the format they came in: an export of a dataset has the sha256 of the dataset.
     source_sha256 is of the source's files. obs_mean, obs_std: [O], over all observations. return_mean, return_max: over
@@ -58,13 +58,7 @@ class DatasetCard:
     obs_std: tuple[float, ...]
     return_mean: float
     return_max: float
-    env_id: str | None = None
-    env_spec: str | None = None
-    ref_min_score: float | None = None
-    ref_max_score: float | None = None
-    description: str = ""
     stand_in: str | None = None
-    notes: tuple[str, ...] = field(default=())
     cache_path: str = ""
 
     @property
@@ -98,6 +92,7 @@ def make_card(
     sha256 = content_sha256(arrays)
     description = origin.description.strip()
     return DatasetCard(
+        **{**vars(origin), "description": description},
         uri=uri,
         name=name,
         sha256=sha256,
@@ -113,13 +108,7 @@ def make_card(
         obs_std=tuple(std.tolist()),
         return_mean=float(returns.mean()),
         return_max=float(returns.max()),
-        env_id=origin.env_id,
-        env_spec=origin.env_spec,
-        ref_min_score=origin.ref_min_score,
-        ref_max_score=origin.ref_max_score,
-        description=description,
         stand_in=stand_in_of(description),
-        notes=origin.notes,
         cache_path=cache_path,
     )
 

@@ -35,12 +35,7 @@ class DatasetEntry:
 class Verification:
     """What `verify` compared: all of it agreed. files: file of the cache -> sha256."""
 
-    uri: str
-    name: str
-    sha256: str
-    source_sha256: str
-    num_steps: int
-    num_episodes: int
+    card: DatasetCard
     files: dict[str, str]
 
 
@@ -79,8 +74,7 @@ def verify(uri: str | Path, *, cache_dir: Path | str | None = None) -> Verificat
             f"the arrays in {dataset.card.cache_path} have sha256 {found[:12]}..., the card says "
             f"{dataset.card.sha256[:12]}...; delete that folder, it is rebuilt from the source"
         )
-    card = dataset.card
-    return Verification(card.uri, card.name, card.sha256, sha256, card.num_steps, card.num_episodes, files)
+    return Verification(dataset.card, files)
 
 
 def import_dataset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from wmrl_ray.config import ConfigError, check, did_you_mean
 from wmrl_ray.envs.layouts import maze_ids
-from wmrl_ray.envs.wrappers import FlatEnv, is_flat
+from wmrl_ray.envs.wrappers import FlatEnv, SeededResets, is_flat
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
@@ -23,7 +24,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
         kwargs: for `gymnasium.make` (`render_mode`, `max_episode_steps`, the environment's own).
 
     Raises:
-        ConfigError: unknown id, simulator not installed, or a space that is neither.
+        ConfigError: unknown id, simulator not installed, an argument that it does not take, or a space that is neither.
     """
     from wmrl_ray.envs.intents import split_intent_env_id, with_intents  # Why here: it loads agents, most need none
 
@@ -40,23 +41,32 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
         raise ConfigError(f"env = {env_id!r} cannot be made{did_you_mean(known, ids)}: {_first_line(error)}") from error
     except ImportError as error:
         raise ConfigError(f"env = {env_id!r} needs a package that is not installed: {_first_line(error)}") from error
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise ConfigError(f"env = {env_id!r} cannot be made with env_config = {kwargs}: {_first_line(error)}") from error
+    return flattened(env)
+
+
+def flattened(env: gym.Env) -> gym.Env:
+    """`env` with the project's interface. Raises ConfigError: as `FlatEnv`."""
     return env if is_flat(env) else FlatEnv(env)
 
 
-def make_vector_env(env_id: str, num_envs: int, seed: int | None = None, **kwargs: Any) -> SyncVectorEnv:
+def make_vector_env(env: str | Callable[[], gym.Env], num_envs: int, **kwargs: Any) -> SyncVectorEnv:
     """W environments stepped one after another in this process; an ended one resets at the next step.
 
-    With a `seed`, environment i has already been reset once with seed + i, so a later `reset()` continues its own stream.
+    Args:
+        env: an id for `make_env`, or what makes one environment.
+        num_envs: W. Each of `.envs` is a `SeededResets`.
+        kwargs: for `make_env`.
 
     Raises:
         ConfigError: as `make_env`; num_envs < 1.
     """
     check(num_envs >= 1, f"num_envs = {num_envs}; at least 1 is needed")
-    make = functools.partial(make_env, env_id, **kwargs)
-    envs = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
-    if seed is not None:
-        envs.reset(seed=seed)
-    return envs
+    make = functools.partial(make_env, env, **kwargs) if isinstance(env, str) else env
+    return SyncVectorEnv([lambda: SeededResets(flattened(make()))] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
 def _first_line(error: BaseException) -> str:

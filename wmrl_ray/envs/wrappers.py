@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -63,6 +64,15 @@ class FlatEnv(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
 
     def _flat(self, obs: Any) -> np.ndarray:
         return np.asarray(flatten(self.env.observation_space, obs), dtype=np.float32)
+
+
+class SeededResets(gym.Wrapper[Any, Any, Any, Any]):
+    """Starts each episode from the next of `seeds` while there are any: a vector environment resets its ended ones unseeded."""
+
+    seeds: Iterator[int] = iter(())
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.env.reset(seed=next(self.seeds, seed), options=options)
 
 
 def _has_other_than_box(space: gym.Space) -> bool:

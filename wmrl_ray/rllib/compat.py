@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing
 import warnings
@@ -109,10 +110,14 @@ def kill_learners(group: LearnerGroup) -> None:
 
 
 def build(config: AgentAlgorithmConfig, folder: Path) -> AgentAlgorithm:
-    """The algorithm, without RLlib's own log files where this version lets us say so."""
-    if not HAS_LOCAL_MODE:
-        return typing.cast("AgentAlgorithm", config.build_algo())  # newer versions write none
-    from ray.tune.logger import NoopLogger
+    """The algorithm, without RLlib's own log files and without its folder for them in ~/ray_results."""
+    if HAS_LOCAL_MODE:
+        from ray.tune.logger import NoopLogger
 
-    algorithm = config.build_algo(logger_creator=lambda settings: NoopLogger(settings, str(folder)))
+        algorithm = config.build_algo(logger_creator=lambda settings: NoopLogger(settings, str(folder)))
+    else:
+        algorithm = config.build_algo()
+        # Why: newer versions write nothing, but make the folder all the same and take no argument that says where
+        with contextlib.suppress(OSError):  # not empty after all
+            os.rmdir(algorithm.logdir)
     return typing.cast("AgentAlgorithm", algorithm)

@@ -50,6 +50,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         self._is_online = False  # Why: RLlib's only switch for "no training runners"
         self.env_runner_cls = PlannerEnvRunner
         self.num_envs_per_env_runner = 10
+        self.normalize_actions = False  # Why: agents and environments share [-1, 1]; RLlib's scaling would only round
         self.evaluation_duration = 20
         self.custom_evaluation_function = evaluate_on_runners
         self.restart_failed_env_runners = False  # Why: an error should stop a run with its cause, not repeat after a minute
@@ -93,7 +94,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         config = cls().dataset(run.dataset).debugging(seed=run.seed)
         config.training(agent=run.agent, batch_size=run.batch_size, updates_per_call=run.updates_per_call)
         config.learners(num_learners=run.num_learners)
-        config.environment(run.env)
+        config.environment(run.env, env_config=run.env_config)
         config.env_runners(num_envs_per_env_runner=run.envs_per_runner)
         config.evaluation(evaluation_num_env_runners=run.num_eval_runners, evaluation_duration=run.eval_episodes)
         config.run_record = to_dict(run)
@@ -107,6 +108,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             "algorithm": self.agent_name,
             "dataset": str(self.dataset_uri),
             "env": self.env if isinstance(self.env, str) else None,
+            "env_config": {} if isinstance(self.env, type) else dict(self.env_config),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "updates_per_call": k,
@@ -153,12 +155,16 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             self.input_ == "sampler",
             f"offline_data(input_={self.input_!r}) reads through Ray Data, which is not used here; use .dataset(uri)",
         )
+        check(
+            gym.VectorizeMode(self.gym_env_vectorize_mode) is gym.VectorizeMode.SYNC,
+            f"gym_env_vectorize_mode = {self.gym_env_vectorize_mode} has no effect here; use more evaluation runners",
+        )
         compat.fit_to_mode(self)
         if not self.in_evaluation and self.num_env_runners > 0:
             self.evaluation_num_env_runners = max(self.num_env_runners, self.evaluation_num_env_runners)
             self.num_env_runners = 0
+        self.run_config()  # checks batch_size, updates_per_call and env_config
         self._fill_from_dataset()
-        self.run_config()  # checks batch_size and updates_per_call
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")  # Why: else RLlib warns that this is how it works now
         super().validate()
 
@@ -186,7 +192,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         if self.env is None and card.env_id is not None:
             self.env = card.env_id
         if isinstance(self.env, str):
-            check_compatible(dataset, *env_dims(self.env), self.env)
+            check_compatible(dataset, *env_dims(self.env, self.env_config), self.env)
         if self.env is None and self.observation_space is None:
             self.observation_space = gym.spaces.Box(-np.inf, np.inf, (card.obs_dim,), np.float32)
             self.action_space = gym.spaces.Box(-1.0, 1.0, (card.action_dim,), np.float32)

@@ -21,11 +21,11 @@ LOCAL = 0  # the index of the runner in the driver process
 Share = tuple[list["EpisodeRecord"], dict[str, float]]
 
 
-def _run_episodes(runner: PlannerEnvRunner, weights: Any, counts: dict[int, int], seed: int) -> Share:
-    """On the runner: its share of the episodes, with these weights and from its own reset seed."""
+def _run_episodes(runner: PlannerEnvRunner, weights: Any, parts: dict[int, range], seed: int) -> Share:
+    """On the runner: its part of the episodes, with these weights and from its own stream of noise."""
     index = runner.worker_index or LOCAL
     runner.module.set_state(ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights)
-    return runner.run_episodes(counts[index], seed + 100_003 * index)
+    return runner.run_episodes(parts[index], seed, noise_seed=seed + 100_003 * index)
 
 
 class RunningEvaluation:
@@ -34,7 +34,7 @@ class RunningEvaluation:
     Why the weights travel with the request: RLlib's `sync_weights` drops them for a runner that has not yet answered the last
     sync, and the runner would then evaluate old ones.
 
-    num_updates: of the weights. counts: episodes per runner.
+    num_updates: of the weights. parts: the numbers of the episodes that each runner runs, in ascending order.
     """
 
     def __init__(self, group: EnvRunnerGroup, weights: Any, num_episodes: int, seed: int, num_updates: int) -> None:
@@ -49,11 +49,12 @@ class RunningEvaluation:
             )
         workers = alive[:num_episodes] or [LOCAL]
         each, rest = divmod(num_episodes, len(workers))
-        self.counts = {worker: each + (i < rest) for i, worker in enumerate(workers)}
+        first = [i * each + min(i, rest) for i in range(len(workers) + 1)]
+        self.parts = {worker: range(first[i], first[i + 1]) for i, worker in enumerate(workers)}
         if workers == [LOCAL]:
-            self._shares[LOCAL] = _run_episodes(group.local_env_runner, weights, self.counts, seed)
+            self._shares[LOCAL] = _run_episodes(group.local_env_runner, weights, self.parts, seed)
             return
-        kwargs = {"weights": ray.put(weights), "counts": self.counts, "seed": seed}
+        kwargs = {"weights": ray.put(weights), "parts": self.parts, "seed": seed}
         sent = group.foreach_env_runner_async(guarded(_run_episodes), tag=TAG, kwargs=kwargs, remote_worker_ids=workers)
         if sent != len(workers):
             raise RemoteError(f"only {sent} of {len(workers)} evaluation runners took the request; is an evaluation running?")
@@ -65,7 +66,7 @@ class RunningEvaluation:
             RemoteError: a runner failed (with its traceback) or died.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while len(self._shares) < len(self.counts):
+        while len(self._shares) < len(self.parts):
             left = 1.0 if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 ready = self._group.fetch_ready_async_reqs(tags=TAG, timeout_seconds=min(left, 1.0))
@@ -74,10 +75,10 @@ class RunningEvaluation:
             self._shares.update(ready)
             unwrap((share for _, share in ready), "evaluation runner", len(ready))
             if not ready and self._group.num_in_flight_async_reqs(TAG) == 0:
-                unwrap(self._shares.values(), "evaluation runner", len(self.counts))
-            if deadline is not None and left == 0.0 and len(self._shares) < len(self.counts):
+                unwrap(self._shares.values(), "evaluation runner", len(self.parts))
+            if deadline is not None and left == 0.0 and len(self._shares) < len(self.parts):
                 return None
-        return _merge([self._shares[worker] for worker in self.counts])
+        return _merge([self._shares[worker] for worker in self.parts])
 
 
 def _merge(shares: list[Share]) -> Evaluation:
