@@ -6,6 +6,7 @@ python -m tests.benchmarks.bench_workers --peer PATH     # PATH: a checkout of c
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from wmrl_ray.core.batch import Batch
 
 OBS, ACTION = 17, 6  # halfcheetah's and walker's
 BATCH, BATCH_DT, SEQUENCE = 256, 64, 20  # CORL's defaults
+VARIANTS = {"fp32": {}, "bf16": {"precision": "bfloat16"}, "fp32 compiled": {"compile": "default"}}
 
 
 def make_batch(size: int, horizon: int) -> Batch:
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="a checkout of corl-team/CORL or its git folder; else only ours is timed")
     parser.add_argument("--repetitions", type=int, default=31)
     parser.add_argument("--updates", type=int, default=4, help="per repetition")
-    parser.add_argument("--compile", action="store_true", help="time ours through torch.compile too")
+    parser.add_argument("--variants", nargs="*", default=["fp32", "bf16"], choices=list(VARIANTS))
     parser.add_argument("--names", nargs="*", default=list(FILES), choices=list(FILES))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -66,10 +68,9 @@ def main() -> None:
     lines, spent = [], []
     for name in names:
         batch = batch_of(name)
-        settings = {"fp32": {}, **({"fp32 compiled": {"compile": "default"}} if arguments.compile else {})}
-        agents = {variant: make_agent(name, values, OBS, ACTION) for variant, values in settings.items()}
+        agents = {variant: make_agent(name, VARIANTS[variant], OBS, ACTION) for variant in arguments.variants}
         calls: dict[str, Callable[[], object]] = {
-            variant: lambda agent=agent: agent.update(batch) for variant, agent in agents.items()
+            variant: functools.partial(agent.update, batch) for variant, agent in agents.items()
         }
         if arguments.peer:
             calls["CORL"] = make_update(arguments.peer, name, batch)
@@ -79,10 +80,10 @@ def main() -> None:
             ratios = ["-", "-"]
             if theirs:
                 ratios = [f"{theirs.wall_ms / timing.wall_ms:.2f}x", f"{theirs.cpu_ms / timing.cpu_ms:.2f}x"]
-            floor = flops(repeat(calls[who], 2)) / 2 / rate / 1e6 if who != "fp32 compiled" else float("nan")
+            floor = f"{flops(repeat(calls[who], 2)) / 2 / rate / 1e6:.2f}" if who in ("fp32", "CORL") else "-"
             ms = [f"{t / arguments.updates:.2f}" for t in (timing.wall_ms, timing.cpu_ms)]
-            lines.append([name, who, *ms, *ratios, f"{floor:.2f}"])
-        spent.append([name, *(f"{share:.0%}" for share in time_shares(calls["fp32"]).values())])
+            lines.append([name, who, *ms, *ratios, floor])
+        spent.append([name, *(f"{share:.0%}" for share in time_shares(calls[arguments.variants[0]]).values())])
     print(table(["", "", "ms", "CPU ms", "speed-up", "in CPU time", "floor ms"], lines))
     print(f"\nfloor: the products alone at {rate:.0f} GFLOP/s, this run's rate for 256 x 256 x 256\n")
     if spent:

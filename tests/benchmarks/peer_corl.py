@@ -97,9 +97,7 @@ def _bc(m: ModuleType, c: Any, O: int, A: int) -> Any:  # noqa: E741
 def _cql(m: ModuleType, c: Any, O: int, A: int) -> Any:  # noqa: E741
     critics = [m.FullyConnectedQFunction(O, A, c.orthogonal_init, c.q_n_hidden_layers)]
     critics.append(m.FullyConnectedQFunction(O, A, c.orthogonal_init))  # its depth is not passed on: theirs
-    actor = m.TanhGaussianPolicy(
-        O, A, 1.0, log_std_multiplier=c.policy_log_std_multiplier, orthogonal_init=c.orthogonal_init
-    )
+    actor = m.TanhGaussianPolicy(O, A, 1.0, log_std_multiplier=c.policy_log_std_multiplier, orthogonal_init=c.orthogonal_init)
     settings = {key: value for key, value in vars(c).items() if key.startswith("cql_")}
     for key in ("discount", "alpha_multiplier", "use_automatic_entropy_tuning", "backup_entropy", "policy_lr", "qf_lr"):
         settings[key] = getattr(c, key)

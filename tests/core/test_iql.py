@@ -26,7 +26,7 @@ def inputs():
 def test_the_value_loss_is_equation_5_in_numpy():
     agent, (obs, action, *_) = make(expectile=0.9), inputs()
     with torch.no_grad():
-        agent.model.value[-1].bias -= 1.5  # errors of both signs
+        agent.model.value.get_parameter("4.bias").sub_(1.5)  # errors of both signs
     q = apply(agent.target, np.concatenate([array(obs), array(action)], -1))[..., 0].min(0)
     u = q - apply(agent.model.value, array(obs))[..., 0]
     loss, advantage, info = agent.value_loss(obs, action)

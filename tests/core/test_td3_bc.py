@@ -55,7 +55,7 @@ def test_the_weight_of_q_takes_no_gradient():
     """Else a policy whose Q is all of one sign would learn nothing from it."""
     agent, (obs, action, *_) = make(), inputs()
     with torch.no_grad():
-        agent.model.critic[-1].bias += 100.0  # every Q positive
+        agent.model.critic.get_parameter("4.bias").add_(100.0)  # every Q positive
     weight = 2.5 / agent.model.critic(torch.cat([obs, agent.model.actor(obs)], -1))[0].detach().abs().mean()
     parameters = list(agent.model.actor.parameters())
     ours = torch.autograd.grad(agent.actor_loss(obs, action)[0], parameters)

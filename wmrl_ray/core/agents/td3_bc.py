@@ -99,7 +99,7 @@ class TD3BC(Agent):
         return loss, {"loss/critic": loss.detach(), "q/target_mean": td_target.mean()}
 
     def actor_loss(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Metrics]:
-        """-lambda Q_1(s, pi(s)) + (pi(s) - a)^2 (Eq. 3) with lambda = alpha / mean |Q_1| (Eq. 5). obs: [B, O], action: [B, A]."""
+        """-lambda Q_1(s, pi(s)) + (pi(s) - a)^2 (Eq. 3), lambda = alpha / mean |Q_1| (Eq. 5), at obs [B, O], action [B, A]."""
         policy_action = self.model.actor(obs).float()
         first = torch.cat([obs, policy_action], -1).unsqueeze(0)  # one input, so that only the first critic is asked
         q = self.model.critic(first).squeeze(-1).float()  # [1, B]
