@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from wmrl_ray.core.batch import Batch
+from wmrl_ray.core.nets import StackedLinear
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
@@ -18,6 +19,8 @@ def apply(network: nn.Sequential, x: np.ndarray) -> np.ndarray:
     for layer in network:
         if isinstance(layer, nn.Linear):
             x = x @ array(layer.weight).T + array(layer.bias)
+        elif isinstance(layer, StackedLinear):  # [B, in] or [Q, B, in] -> [Q, B, out]
+            x = x @ array(layer.weight) + array(layer.bias)
         elif isinstance(layer, nn.LayerNorm):
             centred = x - x.mean(-1, keepdims=True)
             x = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + layer.eps) * array(layer.weight) + array(layer.bias)
@@ -34,6 +37,18 @@ def apply(network: nn.Sequential, x: np.ndarray) -> np.ndarray:
 
 def q_min(critic: nn.ModuleList, z: np.ndarray, action: np.ndarray) -> np.ndarray:
     return np.min([apply(member, np.concatenate([z, action], -1))[..., 0] for member in critic], axis=0)
+
+
+def reached(model: nn.Module, loss: torch.Tensor) -> set[str]:
+    """The modules of `model` that the loss sends a gradient to."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+def normal_log_prob(mean: np.ndarray, std: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Summed over the last axis."""
+    return (-0.5 * ((x - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum(-1)
 
 
 def random_batch(B: int = 2, H: int = 3, O: int = 5, A: int = 6, seed: int = 0) -> Batch:  # noqa: E741

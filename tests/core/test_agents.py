@@ -16,6 +16,9 @@ O, A = 5, 6  # noqa: E741
 MODEL = {"latent_dim": 8, "encoder_dim": 32, "hidden_dim": 32}
 CONFIGS = {
     "bc": {"hidden_dim": 32},
+    "iql": {"hidden_dim": 32, "lr_steps": 10},
+    "td3_bc": {"hidden_dim": 32},
+    "awac": {"hidden_dim": 32, "temperature": 1.0},
     "tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2}},
     "iql_tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 0, "num_policy": 32, "num_elites": 8, "iterations": 1}},
     "manager": {
@@ -116,8 +119,9 @@ def test_compiling_changes_no_result_beyond_rounding(name):
     assert torch.allclose(eager.act(obs, None, first)[0], compiled.act(obs, None, first)[0], atol=1e-3)
 
 
-def test_observations_are_normalised_by_the_statistics_it_is_given():
-    agent = make("bc")
+@pytest.mark.parametrize("name", ["bc", "iql", "td3_bc", "awac"])
+def test_observations_are_normalised_by_the_statistics_it_is_given(name):
+    agent = make(name)
     obs, mean, std = torch.randn(3, O), torch.arange(O, dtype=torch.float32), torch.full((O,), 2.0)
     first = torch.ones(3, dtype=torch.bool)
     plain = agent.act(obs, None, first)[0]
@@ -129,6 +133,47 @@ def test_an_observation_that_never_changes_does_not_divide_by_zero():
     agent = make("bc")
     agent.set_obs_stats(torch.zeros(O), torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0]))
     assert all(torch.tensor(list(step.values())).isfinite().all() for step in losses(agent, batches("bc", 1)))
+
+
+@pytest.mark.parametrize("name", ["iql", "td3_bc", "awac"])
+def test_what_is_learned_depends_on_normalised_observations_only(name):
+    mean, std = torch.arange(O, dtype=torch.float32), torch.full((O,), 2.0)
+    plain, normalising = make(name), make(name)
+    normalising.set_obs_stats(mean, std)
+    for batch in batches(name, 2):
+        moved = dataclasses.replace(batch, obs=batch.obs * (std + 1e-3) + mean)
+        assert losses(normalising, [moved])[0] == pytest.approx(losses(plain, [batch])[0], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["iql", "td3_bc", "awac"])
+def test_rewards_are_scaled_and_then_shifted(name):
+    plain, scaling, batch = make(name), make(name, reward_scale=2.0, reward_shift=-1.0), batches(name, 1)[0]
+    changed = dataclasses.replace(batch, reward=2 * batch.reward - 1)
+    assert losses(plain, [changed]) == losses(scaling, [batch])
+
+
+@pytest.mark.parametrize("name", ["iql", "td3_bc", "awac"])
+def test_a_critics_target_after_a_terminal_step_is_the_reward(name):
+    agent, batch = make(name), batches(name, 1)[0]
+    shake(agent.model)
+    shake(agent.target, seed=1)
+    ended = dataclasses.replace(batch, terminated=torch.ones_like(batch.terminated))
+    target = agent.update(ended)["q/target_mean"].item()
+    assert target == pytest.approx(batch.reward.mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["iql", "td3_bc", "awac"])
+def test_targets_follow_by_tau_and_take_no_gradient(name):
+    agent = make(name, tau=0.25)
+    pairs = [(agent.target.critic, agent.model.critic)] if name == "td3_bc" else [(agent.target, agent.model.critic)]
+    pairs += [(agent.target.actor, agent.model.actor)] if name == "td3_bc" else []
+    for target, _ in pairs:
+        shake(target)
+    before = [[p.clone() for p in target.parameters()] for target, _ in pairs]
+    losses(agent, batches(name, 1 if name != "td3_bc" else 2))
+    for (target, source), old in zip(pairs, before, strict=True):
+        for p, q, q0 in zip(source.parameters(), target.parameters(), old, strict=True):
+            assert torch.allclose(q, 0.75 * q0 + 0.25 * p, atol=1e-6) and q.grad is None
 
 
 def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
@@ -151,6 +196,9 @@ def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
         ("iql_tdmpc", {"log_std_min": 3.0}, "log_std_min = 3.0"),
         ("iql_tdmpc", {"beta": -1.0}, "beta = -1.0"),
         ("bc", {"lr": -1.0}, "lr = -1.0"),
+        ("iql", {"lr_steps": 0}, "lr_steps = 0"),
+        ("td3_bc", {"policy_every": 0}, "policy_every = 0"),
+        ("awac", {"temperature": 0.0}, "temperature = 0.0"),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(name, values, named):
@@ -205,15 +253,24 @@ def mean_reward(agent, rng: np.random.Generator) -> float:
     return total / 20
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("bc", 0.60), ("tdmpc", 0.80), ("iql_tdmpc", 0.75)])
+LEARN = {  # what differs for a task of 20 steps and 400 updates
+    "bc": {},
+    "iql": {"gamma": 0.9, "beta": 10.0, "lr": 1e-3, "lr_steps": None},
+    "td3_bc": {"gamma": 0.9, "lr": 1e-3},
+    "awac": {"gamma": 0.9, "temperature": 0.1, "lr": 1e-3},
+    "tdmpc": {"gamma": 0.9},
+    "iql_tdmpc": {"gamma": 0.9, "beta": 10.0, "lr": 1e-3},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "at_least"),
+    [("bc", 0.60), ("iql", 0.70), ("td3_bc", 0.70), ("awac", 0.70), ("tdmpc", 0.80), ("iql_tdmpc", 0.75)],
+)
 def test_it_learns_to_move_a_point_to_the_origin(name: str, at_least: float):
     rng = np.random.default_rng(0)
     obs, action, reward = point_episodes(200, 20, rng)
-    config = {
-        **CONFIGS[name],
-        **({"gamma": 0.9, "beta": 10.0, "lr": 1e-3} if name == "iql_tdmpc" else {"gamma": 0.9} if name == "tdmpc" else {}),
-    }
-    agent = make_agent(name, config, 2, 2)
+    agent = make_agent(name, {**CONFIGS[name], **LEARN[name]}, 2, 2)
     H = agent.config.window
     for _ in range(400):
         rows, starts = rng.integers(200, size=64), rng.integers(20 - H + 1, size=64)

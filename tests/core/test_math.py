@@ -39,6 +39,15 @@ def test_the_squashed_log_probability_is_the_change_of_variables_in_numpy():
     assert np.allclose(actual.numpy(), expected, atol=1e-6)
 
 
+def test_the_gaussian_log_probability_is_numpys_with_one_spread_or_one_per_row():
+    mean, action, log_std = torch.randn(3, 2), torch.randn(3, 2), torch.tensor([-1.0, 0.5])
+    std = log_std.exp().numpy()
+    error = (action - mean).numpy() / std
+    expected = (-0.5 * error**2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum(-1)
+    assert np.allclose(m.gaussian_log_prob(mean, log_std, action).numpy(), expected, atol=1e-5)
+    assert np.allclose(m.gaussian_log_prob(mean, log_std.expand(3, 2), action).numpy(), expected, atol=1e-5)
+
+
 def test_an_action_on_the_bound_has_a_finite_log_probability_and_gradient():
     mean = torch.zeros(2, requires_grad=True)
     log_prob = m.squashed_log_prob(mean, torch.zeros(2), torch.tensor([1.0, -1.0]), margin=1e-3)

@@ -1,9 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from wmrl_ray.core import nets
-from wmrl_ray.core.nets import Ensemble, Linear, Normalizer, critic_mlp, mlp, zero_last
+from wmrl_ray.core.nets import Ensemble, Linear, Normalizer, StackedLinear, critic_mlp, mlp, stacked_mlp, zero_last
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
@@ -44,6 +45,41 @@ def test_an_ensemble_puts_its_members_first_and_drops_the_scalar_axis():
     x = torch.randn(4, 3, 5)
     out = ensemble(x)
     assert out.shape == (2, 4, 3) and torch.equal(out[1], ensemble[1](x)[..., 0])
+
+
+def test_a_stacked_network_is_its_members_side_by_side():
+    torch.manual_seed(0)
+    stack, x = stacked_mlp(2, 5, [8, 9], 3), torch.randn(4, 5)
+    members = [mlp(5, [8, 9], 3, nn.ReLU) for _ in range(2)]
+    for i, member in enumerate(members):
+        for ours, theirs in zip(stack, member, strict=True):
+            if isinstance(ours, StackedLinear):
+                theirs.load_state_dict({"weight": ours.weight[i].t(), "bias": ours.bias[i, 0]})
+    out = stack(x)
+    assert out.shape == (2, 4, 3)
+    assert torch.allclose(out, torch.stack([member(x) for member in members]), atol=1e-6)
+    assert torch.allclose(stack(x.unsqueeze(0)), out[:1], atol=1e-6)  # one input asks the first member only
+
+
+def test_stacked_members_start_apart_and_as_nn_linear_does():
+    layer = StackedLinear(2, 400, 300)
+    assert not torch.equal(layer.weight[0], layer.weight[1])
+    for p in (layer.weight, layer.bias):
+        assert p.abs().max() <= 0.05 and p.std().item() == pytest.approx(0.05 / 3**0.5, rel=0.1)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize("given", [(7, 40), (2, 7, 40), (1, 7, 40)])
+def test_stacked_layers_through_onednn_give_the_same_values_and_gradients(monkeypatch, given):
+    torch.manual_seed(0)
+    layer, x = StackedLinear(2, 40, 30), torch.randn(given, requires_grad=True)
+    results = []
+    for onednn in (True, False):
+        monkeypatch.setattr(nets, "ONEDNN", onednn)  # whatever this machine's processor
+        y = layer(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, layer.weight, layer.bias])])
+    for a, b in zip(*results, strict=True):
+        assert a.shape == b.shape and torch.allclose(a, b, atol=1e-3)
 
 
 def test_a_zeroed_head_predicts_zero():

@@ -50,6 +50,11 @@ def squashed_log_prob(mean: Tensor, log_std: Tensor, action: Tensor, margin: flo
     return (normal - log_jacobian).sum(-1)
 
 
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    """[...] log density of N(mean, std) at `action` [..., A]; log_std [A] or [..., A]."""
+    return (-0.5 * ((action - mean) * (-log_std).exp()).square() - log_std - 0.5 * LOG_2PI).sum(-1)
+
+
 def advantage_weight(advantage: Tensor, beta: float, largest: float) -> Tensor:
     """min(exp(beta A), largest), without gradient: the weight of advantage-weighted regression (IQL, Eq. 3)."""
     return (beta * advantage.detach()).exp().clamp(max=largest)

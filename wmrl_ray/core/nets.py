@@ -146,6 +146,40 @@ class Ensemble(nn.ModuleList):
         return torch.stack([member(x).squeeze(-1) for member in self])
 
 
+class StackedLinear(nn.Module):
+    """Q independent linear layers of equal size as one batched product, initialised as `nn.Linear`.
+
+    x [B, in] goes to every member; of x [q, B, in], q <= Q, x[i] goes to member i. Returns [Q or q, B, out].
+    """
+
+    def __init__(self, num: int, in_features: int, out_features: int):
+        super().__init__()
+        bound = in_features**-0.5
+        self.weight = nn.Parameter(torch.empty(num, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num, 1, out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if x.dim() == 2:
+            x = x.expand(len(weight), -1, -1)
+        elif len(x) < len(weight):
+            weight, bias = weight[: len(x)], bias[: len(x)]
+        exact = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if ONEDNN and min(weight.shape[1:]) >= NARROW and exact and x.device.type == "cpu":
+            members = zip(x.unbind(), weight.unbind(), bias.unbind(), strict=True)
+            return torch.stack([_OneDnnLinear.apply(a, w.t(), b[0]) for a, w, b in members])
+        return torch.baddbmm(bias, x, weight)
+
+
+def stacked_mlp(num: int, in_dim: int, hidden: Sequence[int], out_dim: int) -> nn.Sequential:
+    """Q independent ReLU networks on one input, in fewer and larger operations than an Ensemble: [B, in] -> [Q, B, out]."""
+    sizes = [in_dim, *hidden]
+    layers: list[nn.Module] = []
+    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [StackedLinear(num, a, b), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, StackedLinear(num, sizes[-1], out_dim))
+
+
 class Normalizer(nn.Module):
     """(obs - mean) / std with fixed statistics of the dataset, kept with the weights; the identity until they are set."""
 

@@ -9,27 +9,49 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmrl_ray.rllib.algorithm import BC, IQLTDMPC, TDMPC, Manager
+    from wmrl_ray.rllib.algorithm import AWAC, BC, IQL, IQLTDMPC, TD3BC, TDMPC, Manager
     from wmrl_ray.rllib.compat import debug_config, init
-    from wmrl_ray.rllib.config import BCConfig, IQLTDMPCConfig, ManagerConfig, TDMPCConfig
+    from wmrl_ray.rllib.config import (
+        AWACConfig,
+        BCConfig,
+        IQLConfig,
+        IQLTDMPCConfig,
+        ManagerConfig,
+        TD3BCConfig,
+        TDMPCConfig,
+    )
     from wmrl_ray.rllib.train import train_on_ray
 
 _HOMES = {
-    "algorithm": ("BC", "IQLTDMPC", "TDMPC", "Manager"),
+    "algorithm": ("AWAC", "BC", "IQL", "IQLTDMPC", "Manager", "TD3BC", "TDMPC"),
     "compat": ("debug_config", "init"),
-    "config": ("BCConfig", "IQLTDMPCConfig", "ManagerConfig", "TDMPCConfig"),
+    "config": (
+        "AWACConfig",
+        "BCConfig",
+        "IQLConfig",
+        "IQLTDMPCConfig",
+        "ManagerConfig",
+        "TD3BCConfig",
+        "TDMPCConfig",
+    ),
     "train": ("train_on_ray",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AWAC",
     "BC",
+    "IQL",
     "IQLTDMPC",
+    "TD3BC",
     "TDMPC",
+    "AWACConfig",
     "BCConfig",
+    "IQLConfig",
     "IQLTDMPCConfig",
     "Manager",
     "ManagerConfig",
+    "TD3BCConfig",
     "TDMPCConfig",
     "debug_config",
     "init",

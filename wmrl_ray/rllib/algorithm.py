@@ -231,6 +231,36 @@ class BC(AgentAlgorithm):
         return BCConfig()
 
 
+class IQL(AgentAlgorithm):
+    """Implicit Q-learning."""
+
+    @classmethod
+    def get_default_config(cls) -> Any:
+        from wmrl_ray.rllib.config import IQLConfig
+
+        return IQLConfig()
+
+
+class TD3BC(AgentAlgorithm):
+    """TD3+BC."""
+
+    @classmethod
+    def get_default_config(cls) -> Any:
+        from wmrl_ray.rllib.config import TD3BCConfig
+
+        return TD3BCConfig()
+
+
+class AWAC(AgentAlgorithm):
+    """Advantage-weighted actor-critic on a fixed dataset."""
+
+    @classmethod
+    def get_default_config(cls) -> Any:
+        from wmrl_ray.rllib.config import AWACConfig
+
+        return AWACConfig()
+
+
 class TDMPC(AgentAlgorithm):
     """TD-MPC on a fixed dataset."""
 

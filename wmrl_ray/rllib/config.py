@@ -208,6 +208,21 @@ class BCConfig(AgentAlgorithmConfig):
     default_algo_class = algorithms.BC
 
 
+class IQLConfig(AgentAlgorithmConfig):
+    agent_name = "iql"
+    default_algo_class = algorithms.IQL
+
+
+class TD3BCConfig(AgentAlgorithmConfig):
+    agent_name = "td3_bc"
+    default_algo_class = algorithms.TD3BC
+
+
+class AWACConfig(AgentAlgorithmConfig):
+    agent_name = "awac"
+    default_algo_class = algorithms.AWAC
+
+
 class TDMPCConfig(AgentAlgorithmConfig):
     agent_name = "tdmpc"
     default_algo_class = algorithms.TDMPC
@@ -224,5 +239,5 @@ class ManagerConfig(AgentAlgorithmConfig):
 
 
 CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
-    c.agent_name: c for c in (BCConfig, TDMPCConfig, IQLTDMPCConfig, ManagerConfig)
+    c.agent_name: c for c in (BCConfig, IQLConfig, TD3BCConfig, AWACConfig, TDMPCConfig, IQLTDMPCConfig, ManagerConfig)
 }

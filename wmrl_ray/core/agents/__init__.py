@@ -8,13 +8,24 @@ from typing import Any
 import torch
 
 from wmrl_ray.config import ConfigError, did_you_mean, from_dict
+from wmrl_ray.core.agents.awac import AWAC
 from wmrl_ray.core.agents.base import Agent, AgentConfig
 from wmrl_ray.core.agents.bc import BC
+from wmrl_ray.core.agents.iql import IQL
 from wmrl_ray.core.agents.iql_tdmpc import IQLTDMPC
 from wmrl_ray.core.agents.manager import Manager
+from wmrl_ray.core.agents.td3_bc import TD3BC
 from wmrl_ray.core.agents.tdmpc import TDMPC
 
-AGENTS: dict[str, type[Agent]] = {"bc": BC, "tdmpc": TDMPC, "iql_tdmpc": IQLTDMPC, "manager": Manager}
+AGENTS: dict[str, type[Agent]] = {
+    "bc": BC,
+    "iql": IQL,
+    "td3_bc": TD3BC,
+    "awac": AWAC,
+    "tdmpc": TDMPC,
+    "iql_tdmpc": IQLTDMPC,
+    "manager": Manager,
+}
 
 
 def agent_config(name: str, values: Mapping[str, Any] | AgentConfig) -> AgentConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -110,15 +109,28 @@ class Agent:
 
     def optimize(self, name: str, loss: Tensor, max_norm: float | None) -> Tensor:
         """Backward, average over learners, clip, step. Returns the gradient norm before clipping."""
+        parameters = self.backward(name, loss)
+        if max_norm is None:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        else:
+            norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        self.optimizers[name].step()
+        return norm
+
+    def descend(self, name: str, loss: Tensor) -> None:
+        """`optimize` for small networks that nothing clips: without the gradient's norm, which takes time."""
+        self.backward(name, loss)
+        self.optimizers[name].step()
+
+    def backward(self, name: str, loss: Tensor) -> list[nn.Parameter]:
+        """Gives the parameters of optimiser `name` the loss's gradient, averaged over learners, and returns them."""
         optimizer = self.optimizers[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=parameters)  # Why: a loss reaches this optimiser's parameters and no others
         if self.sync_grads is not None:
             self.sync_grads(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
-        optimizer.step()
-        return norm
+        return parameters
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The activations' precision."""
