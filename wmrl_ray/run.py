@@ -155,15 +155,15 @@ class RunDir:
 
         partial = self.path / f".trajectories.{os.getpid()}.npz"
         episodes = evaluation.episodes
-        more = {} if intended is None else {"intended": np.concatenate(intended).astype(np.float32)}
-        np.savez_compressed(
-            partial,
-            **more,
-            obs=np.concatenate([e.obs for e in episodes]).astype(np.float32),
-            offsets=np.cumsum([0, *(len(e.obs) for e in episodes)]),
-            returns=np.array([e.episode_return for e in episodes]),
-            lengths=np.array([len(e) for e in episodes]),
-        )
+        arrays: dict[str, Any] = {
+            "obs": np.concatenate([e.obs for e in episodes]).astype(np.float32),
+            "offsets": np.cumsum([0, *(len(e.obs) for e in episodes)]),
+            "returns": np.array([e.episode_return for e in episodes]),
+            "lengths": np.array([len(e) for e in episodes]),
+        }
+        if intended is not None:
+            arrays["intended"] = np.concatenate(intended).astype(np.float32)
+        np.savez_compressed(partial, **arrays)
         os.replace(partial, self.path / "trajectories.npz")
 
     def finish(self, result: Mapping[str, Any]) -> None:

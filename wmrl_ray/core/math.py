@@ -62,7 +62,7 @@ def advantage_weight(advantage: Tensor, beta: float, largest: float) -> Tensor:
 
 def one_hot_sample(log_probs: Tensor, noise: Tensor) -> Tensor:
     """[..., C] one-hot draws from categorical distributions, for standard normal noise [..., C] (Gumbel's trick)."""
-    uniform = torch.special.ndtr(noise).clamp(1e-7, 1 - 1e-7)
+    uniform = (0.5 * torch.erfc(-noise / math.sqrt(2))).clamp(1e-7, 1 - 1e-7)
     choice = (log_probs - (-uniform.log()).log()).argmax(-1)
     return F.one_hot(choice, log_probs.shape[-1]).to(log_probs.dtype)
 

@@ -67,9 +67,9 @@ class _Concatenated(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
         super().__init__(env)
         inner = env.observation_space
         assert isinstance(inner, Box)
-        edges = ((inner.low, low), (inner.high, high))
-        bounds = (np.concatenate([edge, np.full(dim, value, np.float32)]) for edge, value in edges)
-        self.observation_space = Box(*bounds, dtype=np.float32)
+        lowest = np.concatenate([inner.low, np.full(dim, low, np.float32)])
+        highest = np.concatenate([inner.high, np.full(dim, high, np.float32)])
+        self.observation_space = Box(lowest, highest, dtype=np.float32)
 
     def vector(self, obs: np.ndarray, is_first: bool) -> np.ndarray:
         """[D] for the observation [O]."""
