@@ -9,20 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmrl_ray.rllib.algorithm import BC, IQLTDMPC, TDMPC
+    from wmrl_ray.rllib.algorithm import BC, CQL, DT, IQLTDMPC, TDMPC
     from wmrl_ray.rllib.compat import debug_config, init
-    from wmrl_ray.rllib.config import BCConfig, IQLTDMPCConfig, TDMPCConfig
+    from wmrl_ray.rllib.config import BCConfig, CQLConfig, DTConfig, IQLTDMPCConfig, TDMPCConfig
     from wmrl_ray.rllib.train import train_on_ray
 
 _HOMES = {
-    "algorithm": ("BC", "IQLTDMPC", "TDMPC"),
+    "algorithm": ("BC", "CQL", "DT", "IQLTDMPC", "TDMPC"),
     "compat": ("debug_config", "init"),
-    "config": ("BCConfig", "IQLTDMPCConfig", "TDMPCConfig"),
+    "config": ("BCConfig", "CQLConfig", "DTConfig", "IQLTDMPCConfig", "TDMPCConfig"),
     "train": ("train_on_ray",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["BC", "IQLTDMPC", "TDMPC", "BCConfig", "IQLTDMPCConfig", "TDMPCConfig", "debug_config", "init", "train_on_ray"]
+__all__ = ["BC", "CQL", "DT", "IQLTDMPC", "TDMPC", "BCConfig", "CQLConfig", "DTConfig", "IQLTDMPCConfig", "TDMPCConfig"]
+__all__ += ["debug_config", "init", "train_on_ray"]
 
 
 def __getattr__(name: str) -> Any:

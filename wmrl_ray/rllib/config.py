@@ -197,6 +197,16 @@ class BCConfig(AgentAlgorithmConfig):
     default_algo_class = algorithms.BC
 
 
+class CQLConfig(AgentAlgorithmConfig):
+    agent_name = "cql"
+    default_algo_class = algorithms.CQL
+
+
+class DTConfig(AgentAlgorithmConfig):
+    agent_name = "dt"
+    default_algo_class = algorithms.DT
+
+
 class TDMPCConfig(AgentAlgorithmConfig):
     agent_name = "tdmpc"
     default_algo_class = algorithms.TDMPC
@@ -207,4 +217,6 @@ class IQLTDMPCConfig(AgentAlgorithmConfig):
     default_algo_class = algorithms.IQLTDMPC
 
 
-CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {c.agent_name: c for c in (BCConfig, TDMPCConfig, IQLTDMPCConfig)}
+CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
+    c.agent_name: c for c in (BCConfig, CQLConfig, DTConfig, TDMPCConfig, IQLTDMPCConfig)
+}

@@ -11,10 +11,11 @@ from wmrl_ray.config import ConfigError, did_you_mean, from_dict
 from wmrl_ray.core.agents.base import Agent, AgentConfig
 from wmrl_ray.core.agents.bc import BC
 from wmrl_ray.core.agents.cql import CQL
+from wmrl_ray.core.agents.dt import DT
 from wmrl_ray.core.agents.iql_tdmpc import IQLTDMPC
 from wmrl_ray.core.agents.tdmpc import TDMPC
 
-AGENTS: dict[str, type[Agent]] = {"bc": BC, "tdmpc": TDMPC, "iql_tdmpc": IQLTDMPC, "cql": CQL}
+AGENTS: dict[str, type[Agent]] = {"bc": BC, "tdmpc": TDMPC, "iql_tdmpc": IQLTDMPC, "cql": CQL, "dt": DT}
 
 
 def agent_config(name: str, values: Mapping[str, Any] | AgentConfig) -> AgentConfig:
