@@ -80,6 +80,11 @@ def drop(x: Tensor, masks: Masks) -> Tensor:
     return x if masks is None else x * next(masks)
 
 
+def drop_into(x: Tensor, y: Tensor, masks: Masks) -> Tensor:
+    """x + drop(y), in one pass."""
+    return x + y if masks is None else torch.addcmul(x, y, next(masks))
+
+
 class Block(nn.Module):
     """Causal self-attention and a feed-forward network, each behind a LayerNorm and around a residual: [B, L, D] -> [B, L, D]."""
 
@@ -93,8 +98,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, masks: Masks = None, read: slice = ALL) -> Tensor:
         """read: the places whose output is wanted; nothing is computed for the others but what these attend to."""
         normed, x = self.norm1(x), x[:, read]
-        x = x + drop(self.out(self.attention(normed, masks, read)), masks)
-        return x + drop(self.mlp(self.norm2(x)), masks)
+        x = drop_into(x, self.out(self.attention(normed, masks, read)), masks)
+        return drop_into(x, self.mlp(self.norm2(x)), masks)
 
     def attention(self, x: Tensor, masks: Masks, read: slice) -> Tensor:
         q, k, v = (
