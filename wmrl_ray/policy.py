@@ -45,9 +45,7 @@ class Policy:
         if seed is not None:
             self.agent.act_generator.manual_seed(seed)
 
-    def act(
-        self, obs: np.ndarray, is_first: np.ndarray | None = None, reward: float | np.ndarray | None = None
-    ) -> np.ndarray:
+    def act(self, obs: np.ndarray, is_first: np.ndarray | None = None, reward: float | np.ndarray | None = None) -> np.ndarray:
         """obs [O] or [W, O] -> action [A] or [W, A], as the evaluation acts.
 
         Args:

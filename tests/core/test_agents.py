@@ -216,7 +216,9 @@ LEARNING = {
 }
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("bc", 0.60), ("tdmpc", 0.80), ("iql_tdmpc", 0.75), ("cql", 0.75), ("dt", 0.70)])
+@pytest.mark.parametrize(
+    ("name", "at_least"), [("bc", 0.60), ("tdmpc", 0.80), ("iql_tdmpc", 0.75), ("cql", 0.75), ("dt", 0.70)]
+)
 def test_it_learns_to_move_a_point_to_the_origin(name: str, at_least: float):
     rng = np.random.default_rng(0)
     obs, action, reward = point_episodes(200, 20, rng)

@@ -130,7 +130,9 @@ def test_each_loss_reaches_its_own_modules():
     assert reached(actor_loss) == {"actor", "critic"}  # through the critics, which are not in the actor's optimiser
     assert reached(agent.temperature_loss(log_prob)) == {"log_temperature"}
     assert reached(agent.multiplier_loss(difference)) == {"log_multiplier"}
-    assert {p for group in agent.optimizers["actor"].param_groups for p in group["params"]} == set(agent.model.actor.parameters())
+    assert {p for group in agent.optimizers["actor"].param_groups for p in group["params"]} == set(
+        agent.model.actor.parameters()
+    )
 
 
 def test_every_loss_of_an_update_sees_the_parameters_before_any_step():
