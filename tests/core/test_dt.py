@@ -185,6 +185,8 @@ def test_an_episode_longer_than_the_table_of_times_goes_on():
 def test_the_reward_that_was_earned_is_taken_off_the_return_that_is_asked_for():
     agent, obs = make(), torch.randn(2, B, O)
     _, state, _ = agent.act(obs[0], None, torch.ones(B, dtype=torch.bool))
+    assert state is not None
     _, after, _ = agent.act(obs[1], state, torch.zeros(B, dtype=torch.bool), reward=torch.tensor([5.0, 0.0]))
+    assert after is not None
     assert torch.allclose(after[:, 0, -2], torch.tensor([2.0, 2.0]))
     assert torch.allclose(after[:, 1, -2], torch.tensor([1.5, 2.0]))

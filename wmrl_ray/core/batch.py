@@ -50,8 +50,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         if self.obs.device == torch.device(device):
             return self
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Batch(**{name: x if x is None else x.to(device, non_blocking=True) for name, x in fields.items()})
+        fields = {name: x for name in self.__dataclass_fields__ if (x := getattr(self, name)) is not None}
+        return Batch(**{name: x.to(device, non_blocking=True) for name, x in fields.items()})
 
     @property
     def alive(self) -> Tensor:

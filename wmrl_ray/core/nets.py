@@ -104,7 +104,7 @@ class _OneDnnLinearReLU(torch.autograd.Function):
         x, weight, y = ctx.saved_tensors
         grad = torch.ops.aten.threshold_backward(grads[0], y, 0)
         to_x, to_weight, to_bias = ctx.needs_input_grad
-        product = _onednn if ONEDNN else torch.nn.functional.linear
+        product = _onednn if ONEDNN else F.linear
         narrow = x.shape[1] < y.shape[1]  # the narrower side as rows: twice as fast
         return (
             product(grad, weight.t(), None) if to_x else None,
@@ -194,11 +194,11 @@ class Normalizer(nn.Module):
         return (obs - self.mean) / self.std
 
 
-def orthogonal_init(module: nn.Module) -> None:
+def orthogonal_init(module: nn.Module, gain: float = 1.0) -> None:
     """Orthogonal weights and zero biases for every linear layer inside."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.orthogonal_(layer.weight)
+            nn.init.orthogonal_(layer.weight, gain)
             nn.init.zeros_(layer.bias)
 
 

@@ -76,12 +76,12 @@ class FlatEpisodes:
         """Of the same windows: the first step's place in its episode [B] i64, and at each step the sum of rewards from it to
         the episode's end [B, H] f32, 0 past it. Summed in float64, once per change of the episodes.
         """
-        if self._returns is None:
-            self._returns = np.zeros(self.starts[-1], np.float32)
+        if (returns := self._returns) is None:
+            returns = self._returns = np.zeros(self.starts[-1], np.float32)
             for first, end in zip(self.starts[:-1], self.starts[1:], strict=True):
-                self._returns[first:end] = self.reward[first:end][::-1].cumsum(dtype=np.float64)[::-1]
+                returns[first:end] = self.reward[first:end][::-1].cumsum(dtype=np.float64)[::-1]
         rows, episode = self._rows(windows, horizon)
-        return rows[:, 0] - self.starts[episode], self._returns.take(rows)
+        return rows[:, 0] - self.starts[episode], returns.take(rows)
 
     def _rows(self, windows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `count` rows of each window [B, count], none past its episode's last; and the episode [B]."""

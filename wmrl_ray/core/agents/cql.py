@@ -33,7 +33,7 @@ from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics, soft_update
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.math import masked_mean, squashed_sample_log_prob
-from wmrl_ray.core.nets import Linear, LinearReLU, Normalizer, mlp
+from wmrl_ray.core.nets import Linear, LinearReLU, Normalizer, mlp, orthogonal_init
 
 ROWS = 2048  # of a critic's input at a time on a CPU: their activations stay in the cache between two layers
 LARGEST_MULTIPLIER = 1e6
@@ -99,9 +99,8 @@ class Critic(nn.Module):
         sizes = [obs_dim + action_dim, *[config.hidden_dim] * config.critic_layers]
         hidden = [LinearReLU(a, b) for a, b in pairwise(sizes)]
         self.layers = nn.Sequential(*hidden, Linear(sizes[-1], 1))
-        for layer in self.layers:
-            nn.init.orthogonal_(layer.weight, gain=math.sqrt(2) if isinstance(layer, LinearReLU) else 1e-2)
-            nn.init.zeros_(layer.bias)
+        orthogonal_init(self.layers, math.sqrt(2))
+        orthogonal_init(self.layers[-1], 1e-2)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         pairs = torch.cat([obs[..., None, :].expand(*action.shape[:-1], -1), action], -1).flatten(0, -2)
@@ -243,7 +242,7 @@ class CQL(Agent):
         with self.autocast():  # all losses first: each sees the parameters of the others before their step
             actor_loss, log_prob, info = self.actor_loss(batch, noise[..., 0, :])
             critic_loss, difference, critic_info = self.critic_loss(batch, noise[..., 1:, :], uniform)
-        self.optimize("temperature", self.temperature_loss(log_prob), None)
+        self.optimize("temperature", self.temperature_loss(log_prob), max_norm=None)
         info["grad_norm/actor"] = self.optimize("actor", actor_loss, c.grad_clip)
         if c.lagrange:
             info["critic/multiplier"] = self.multiplier().detach()

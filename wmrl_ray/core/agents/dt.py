@@ -86,7 +86,7 @@ def drop_into(x: Tensor, y: Tensor, masks: Masks) -> Tensor:
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward network, each behind a LayerNorm and around a residual: [B, L, D] -> [B, L, D]."""
+    """Causal self-attention, then a feed-forward network, each behind a LayerNorm and around a residual: [B, L, D] -> same."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -221,8 +221,8 @@ class DT(Agent):
     ) -> tuple[Tensor, Tensor | None, Metrics]:
         """As `Agent.act`; `plan_state` [W, K, O + A + 2] is the history: observation, action, return-to-go, time of each step.
 
-        An episode's first step is in row 0. Once K rows are full, the oldest leaves at each step. Rows not yet reached come later
-        in the sequence than the step that acts, so attention does not see them.
+        An episode's first step is in row 0. Once K rows are full, the oldest leaves at each step. Rows not yet reached come
+        later in the sequence than the step that acts, so attention does not see them.
         """
         c, W, O, A = self.config, len(obs), self.obs_dim, self.action_dim  # noqa: E741
         row = torch.arange(W, device=obs.device)
