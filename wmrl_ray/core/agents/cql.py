@@ -13,8 +13,8 @@ today differ by task:
 Deviates:
 - Both critics have `critic_layers` hidden layers. Both public forks of CORL forget to pass the number to the second critic, so
   that the antmaze files of today train one critic of 5 layers beside one of 3.
-- Switches that every CORL file of maze2d, antmaze and gym leaves at one value are not here: no entropy in the backup, importance
-  sampling, a learned entropy temperature, no behaviour cloning at first.
+- Switches that every CORL file of maze2d, antmaze and gym leaves at one value are not here: no entropy in the backup,
+  importance sampling, a learned entropy temperature, no behaviour cloning at first.
 - The policy's network runs once per state; samples for the target and for the regulariser differ in their noise only. Same
   distribution, a tenth of the work.
 """
@@ -199,7 +199,7 @@ class CQL(Agent):
         return td + conservative, difference, {name: value.detach() for name, value in info.items()}
 
     def td_target(self, batch: Batch, next_obs: Tensor, next_action: Tensor) -> Tensor:
-        """r + gamma min_q Q_target(s', a'), best of the actions [B, H, K, A] given; [B, H]. No bootstrap after a terminal step."""
+        """r + gamma min_q Q_target(s', a'), best of the K actions given; [B, H]. No bootstrap after a terminal step."""
         c = self.config
         next_q = self.target(next_obs, next_action).amin(0).amax(-1)
         return c.reward_scale * batch.reward + c.reward_shift + c.gamma * ~batch.terminated * next_q

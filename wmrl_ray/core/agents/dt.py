@@ -1,8 +1,8 @@
 """Decision Transformer: actions as a sequence model's answer to the return that is wanted.
 
 Chen, Lu, Rajeswaran, Lee, Grover, Laskin, Abbeel, Srinivas, Mordatch: Decision Transformer: Reinforcement Learning via Sequence
-Modeling (2021). A causal transformer reads (return-to-go, observation, action) of the last K steps and predicts each action from
-the tokens up to its observation.
+Modeling (2021). A causal transformer reads (return-to-go, observation, action) of the last K steps and predicts each action
+from the tokens up to its observation.
 
 Hyper-parameters are CORL's, as in the DT column of Tables I and II of the IQL-TD-MPC paper. By task (100k updates each):
 batch 64 and lr 1e-4 on antmaze, 4096 and 8e-4 on maze2d and gym; `reward_scale` 1 on mazes, 0.001 on gym; `target_return` 12000
