@@ -7,8 +7,8 @@ Hyper-parameters are CORL's, as in the CQL column of Tables I and II of the IQL-
 defaults below (no Lagrange multiplier, alpha 10, no clip, policy lr 3e-5), on antmaze with `reward_shift` -1. CORL's files of
 today differ by task:
 - maze2d: `lagrange`, `action_gap` 5.
-- antmaze: rewards 10 r - 5, `lagrange` with `action_gap` 0.8, `conservative_coef` 5, `clip_difference` -200, `max_target_backup`,
-  `critic_layers` 5, `actor_lr` 1e-4, observations not normalised.
+- antmaze: rewards 10 r - 5, `lagrange` with `action_gap` 0.8, `conservative_coef` 5, `clip_difference` -200,
+  `max_target_backup`, `critic_layers` 5, `actor_lr` 1e-4, observations not normalised.
 
 Deviates:
 - Both critics have `critic_layers` hidden layers. Both public forks of CORL forget to pass the number to the second critic, so
