@@ -21,7 +21,13 @@ class FakeAgent:
         self.calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def act(
-        self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor, *, explore: bool = False
+        self,
+        obs: Tensor,
+        plan_state: Tensor | None,
+        is_first: Tensor,
+        *,
+        explore: bool = False,
+        reward: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         assert not explore
         self.calls.append((obs.clone(), is_first.clone(), plan_state))

@@ -45,12 +45,13 @@ class Policy:
         if seed is not None:
             self.agent.act_generator.manual_seed(seed)
 
-    def act(self, obs: np.ndarray, is_first: np.ndarray | None = None) -> np.ndarray:
+    def act(self, obs: np.ndarray, is_first: np.ndarray | None = None, reward: float | np.ndarray | None = None) -> np.ndarray:
         """obs [O] or [W, O] -> action [A] or [W, A], as the evaluation acts.
 
         Args:
             is_first: [W] bool, environments that have just been reset, where they end at different times. Default: none since
                 the last `reset`.
+            reward: [W] or a number, what the previous action earned; only a Decision Transformer reads it. Default: 0.
         """
         obs = np.asarray(obs, dtype=np.float32)
         if obs.shape[-1] != self.agent.obs_dim or obs.ndim not in (1, 2):
@@ -63,7 +64,10 @@ class Policy:
             )
         rows = torch.from_numpy(np.atleast_2d(obs)).to(self.agent.device)
         first = torch.full((len(rows),), self._first) if is_first is None else torch.as_tensor(is_first).view(len(rows))
-        action, self._plan_state, _ = self.agent.act(rows, self._plan_state, first.to(self.agent.device))
+        earned = torch.as_tensor(0.0 if reward is None else reward, dtype=torch.float32).expand(len(rows))
+        action, self._plan_state, _ = self.agent.act(
+            rows, self._plan_state, first.to(self.agent.device), reward=earned.to(self.agent.device)
+        )
         self._first = False
         return action.cpu().numpy().reshape(*obs.shape[:-1], -1)
 

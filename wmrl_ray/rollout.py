@@ -162,7 +162,8 @@ def _run(agent: Agent, slots: list[_Slot], num_episodes: int, seed: int, record:
     while len(finished) < num_episodes:
         obs = torch.as_tensor(np.stack([slot.obs[-1] for slot in slots]), device=agent.device)  # [W, O]
         first = torch.as_tensor(is_first, device=agent.device)
-        action, plan_state, info = agent.act(obs, plan_state, first)
+        reward = torch.tensor([slot.reward[-1] if slot.reward else 0.0 for slot in slots], device=agent.device)
+        action, plan_state, info = agent.act(obs, plan_state, first, reward=reward)
         for name, value in info.items():
             sums[name] = sums.get(name, 0.0) + value
         num_steps += 1

@@ -82,7 +82,7 @@ def update_many(agent: Agent, replay: Replay, num_updates: int, batch_size: int)
     metrics: Mapping[str, Tensor] = {}
     horizon = agent.config.window
     for _ in range(num_updates):
-        batch: Batch = replay.sample(batch_size, horizon)
+        batch: Batch = replay.sample(batch_size, horizon, return_to_go=agent.config.needs_return_to_go)
         metrics = agent.update(batch)
     values = dict(zip(metrics, torch.stack([m.float() for m in metrics.values()]).tolist(), strict=True))
     if not all(math.isfinite(v) for v in values.values()):

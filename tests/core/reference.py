@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from wmrl_ray.core.batch import Batch
-from wmrl_ray.core.nets import StackedLinear
+from wmrl_ray.core.nets import LinearReLU, StackedLinear
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
@@ -19,6 +19,7 @@ def apply(network: nn.Sequential, x: np.ndarray) -> np.ndarray:
     for layer in network:
         if isinstance(layer, nn.Linear):
             x = x @ array(layer.weight).T + array(layer.bias)
+            x = np.maximum(x, 0) if isinstance(layer, LinearReLU) else x
         elif isinstance(layer, StackedLinear):  # [B, in] or [Q, B, in] -> [Q, B, out]
             x = x @ array(layer.weight) + array(layer.bias)
         elif isinstance(layer, nn.LayerNorm):
@@ -66,6 +67,8 @@ def random_batch(B: int = 2, H: int = 3, O: int = 5, A: int = 6, seed: int = 0) 
         reward=torch.randn(B, H, generator=g),
         terminated=terminated,
         valid=valid,
+        time=torch.arange(B) * 3,
+        return_to_go=torch.randn(B, H, generator=g),
     )
 
 

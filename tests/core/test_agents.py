@@ -19,6 +19,8 @@ CONFIGS = {
     "iql": {"hidden_dim": 32, "lr_steps": 10},
     "td3_bc": {"hidden_dim": 32},
     "awac": {"hidden_dim": 32, "temperature": 1.0},
+    "cql": {"hidden_dim": 32, "actor_layers": 2, "critic_layers": 2, "num_actions": 3},
+    "dt": {"embedding_dim": 16, "num_layers": 2, "sequence": 4, "episode_len": 20},
     "tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2}},
     "iql_tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 0, "num_policy": 32, "num_elites": 8, "iterations": 1}},
     "manager": {
@@ -78,6 +80,7 @@ def test_what_lies_after_an_episodes_end_changes_nothing(name):
         obs=batch.obs if name == "manager" else torch.where(after, 3.0, batch.obs),
         action=torch.where(valid[..., None], batch.action, 0.5),
         reward=torch.where(valid, batch.reward, -7.0),
+        return_to_go=torch.where(valid, batch.return_to_go, 3.0),
     )
     a, b = make(name), make(name)
     for agent in (a, b):
@@ -199,6 +202,10 @@ def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
         ("iql", {"lr_steps": 0}, "lr_steps = 0"),
         ("td3_bc", {"policy_every": 0}, "policy_every = 0"),
         ("awac", {"temperature": 0.0}, "temperature = 0.0"),
+        ("cql", {"critic_layers": 0}, "critic_layers = 0"),
+        ("cql", {"log_std_min": 3.0}, "log_std_min = 3.0"),
+        ("dt", {"num_heads": 3}, "num_heads = 3"),
+        ("dt", {"dropout": 1.0}, "dropout = 1.0"),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(name, values, named):
@@ -246,18 +253,22 @@ def point_episodes(num: int, length: int, rng: np.random.Generator):
 
 def mean_reward(agent, rng: np.random.Generator) -> float:
     obs, state, total = rng.uniform(-1, 1, (16, 2)).astype(np.float32), None, 0.0
+    reward = np.zeros(16, np.float32)
     for t in range(20):
-        action, state, _ = agent.act(torch.from_numpy(obs), state, torch.full((16,), t == 0))
+        action, state, _ = agent.act(torch.from_numpy(obs), state, torch.full((16,), t == 0), reward=torch.from_numpy(reward))
         obs = np.clip(obs + 0.2 * action.numpy(), -1, 1).astype(np.float32)
-        total += float((1.0 - np.abs(obs).mean(-1)).mean())
+        reward = 1.0 - np.abs(obs).mean(-1)
+        total += float(reward.mean())
     return total / 20
 
 
-LEARN = {  # what differs for a task of 20 steps and 400 updates
+LEARNING = {  # what differs for a task of 20 steps and 400 updates
     "bc": {},
     "iql": {"gamma": 0.9, "beta": 10.0, "lr": 1e-3, "lr_steps": None},
     "td3_bc": {"gamma": 0.9, "lr": 1e-3},
     "awac": {"gamma": 0.9, "temperature": 0.1, "lr": 1e-3},
+    "cql": {"gamma": 0.5, "tau": 0.1, "conservative_coef": 1.0, "reward_scale": 10.0, "lr": 1e-2, "actor_lr": 3e-3},
+    "dt": {"reward_scale": 0.1, "target_return": 18.0, "lr": 3e-3, "warmup": 1, "dropout": 0.0, "embedding_dim": 32},
     "tdmpc": {"gamma": 0.9},
     "iql_tdmpc": {"gamma": 0.9, "beta": 10.0, "lr": 1e-3},
 }
@@ -265,12 +276,22 @@ LEARN = {  # what differs for a task of 20 steps and 400 updates
 
 @pytest.mark.parametrize(
     ("name", "at_least"),
-    [("bc", 0.60), ("iql", 0.70), ("td3_bc", 0.70), ("awac", 0.70), ("tdmpc", 0.80), ("iql_tdmpc", 0.75)],
+    [
+        ("bc", 0.60),
+        ("iql", 0.70),
+        ("td3_bc", 0.70),
+        ("awac", 0.70),
+        ("cql", 0.80),
+        ("dt", 0.70),
+        ("tdmpc", 0.80),
+        ("iql_tdmpc", 0.75),
+    ],
 )
 def test_it_learns_to_move_a_point_to_the_origin(name: str, at_least: float):
     rng = np.random.default_rng(0)
     obs, action, reward = point_episodes(200, 20, rng)
-    agent = make_agent(name, {**CONFIGS[name], **LEARN[name]}, 2, 2)
+    return_to_go = np.ascontiguousarray(reward[:, ::-1].cumsum(1)[:, ::-1])
+    agent = make_agent(name, {**CONFIGS[name], **LEARNING[name]}, 2, 2)
     H = agent.config.window
     for _ in range(400):
         rows, starts = rng.integers(200, size=64), rng.integers(20 - H + 1, size=64)
@@ -282,6 +303,8 @@ def test_it_learns_to_move_a_point_to_the_origin(name: str, at_least: float):
                 torch.from_numpy(reward[rows[:, None], window[:, :-1]]),
                 torch.zeros(64, H, dtype=torch.bool),
                 torch.ones(64, H, dtype=torch.bool),
+                torch.from_numpy(starts),
+                torch.from_numpy(return_to_go[rows[:, None], window[:, :-1]]),
             )
         )
     learned = mean_reward(agent, np.random.default_rng(1))

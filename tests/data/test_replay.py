@@ -280,3 +280,41 @@ def through_json(state: dict) -> dict:
         return value.copy() if isinstance(value, np.ndarray) else json.loads(json.dumps(value))
 
     return walk(state)  # type: ignore[return-value]
+
+
+# -- returns-to-go -----------------------------------------------------------------------------------------------------------
+
+
+def test_returns_to_go_and_times_are_those_of_the_episode(replay: Replay) -> None:
+    batch = replay.sample(500, 3, return_to_go=True)
+    assert batch.time is not None and batch.return_to_go is not None
+    assert torch.equal(batch.time, batch.obs[:, 0, 1].long()) and batch.time.dtype == torch.int64
+    length = LENGTHS[batch.obs[:, 0, 0].long()]
+    step = batch.time[:, None] + torch.arange(3)
+    expected = (length * (length - 1) // 2)[:, None] - step * (step - 1) // 2  # sum of step .. length - 1
+    torch.testing.assert_close(batch.return_to_go, torch.where(batch.valid, expected / 1000, 0.0), atol=1e-7, rtol=1e-6)
+
+
+def test_asking_for_returns_to_go_draws_the_same_windows() -> None:
+    a, b = mixed_replay(3).sample(50, 3), mixed_replay(3).sample(50, 3, return_to_go=True)
+    assert torch.equal(a.obs, b.obs) and a.time is None and a.return_to_go is None
+
+
+def test_returns_to_go_follow_episodes_that_come_and_go() -> None:
+    replay = online_replay([4, 9], capacity=14)
+    replay.sample(10, 1, return_to_go=True)
+    replay.add(counting_episode(2, 5))  # the first one leaves
+    batch = replay.sample(300, 1, return_to_go=True)
+    assert batch.time is not None and batch.return_to_go is not None
+    at_start = batch.time == 0
+    found = dict(zip(batch.obs[at_start, 0, 0].tolist(), batch.return_to_go[at_start, 0].tolist(), strict=True))
+    assert found == pytest.approx({1.0: 0.036, 2.0: 0.010})
+
+
+def test_a_huge_reward_in_one_episode_costs_no_digit_in_another() -> None:
+    replay = Replay(obs_dim=O, action_dim=A)
+    for reward in (1e30, 0.1):
+        replay.add(Episode(np.zeros((4, O), np.float32), np.zeros((3, A), np.float32), np.full(3, reward, np.float32), False))
+    batch = replay.sample(200, 1, return_to_go=True)
+    assert batch.return_to_go is not None
+    assert batch.return_to_go[batch.return_to_go < 1].unique().tolist() == pytest.approx([0.1, 0.2, 0.3], rel=1e-7)

@@ -239,11 +239,13 @@ def test_is_first_marks_exactly_the_observations_after_a_reset_and_modes_are_exp
     calls: list[tuple[np.ndarray, np.ndarray, bool, int | None]] = []
     act = module.agent.act
 
-    def spy(obs: Any, plan_state: Any, is_first: Any, *, explore: bool) -> Any:
+    def spy(obs: Any, plan_state: Any, is_first: Any, *, explore: bool, reward: Any) -> Any:
         rows = None if plan_state is None else len(plan_state)
         calls.append((obs.numpy().copy(), is_first.numpy().copy(), module.training, rows))
+        earned = np.where(is_first, 0.0, -np.linalg.norm(obs[:, :2], axis=1) / 10)  # what the plane pays
+        np.testing.assert_allclose(reward.numpy(), earned, atol=1e-6)
         assert explore is False
-        return act(obs, plan_state, is_first, explore=explore)
+        return act(obs, plan_state, is_first, explore=explore, reward=reward)
 
     module.agent.act = spy
     algorithm.evaluate()

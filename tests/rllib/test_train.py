@@ -56,12 +56,12 @@ def logged(run_dir: Path, prefix: str = "") -> dict[int, dict[str, float]]:
     return values
 
 
-@pytest.mark.parametrize("algorithm", ["iql_tdmpc", "tdmpc", "bc", "iql"])
+@pytest.mark.parametrize("algorithm", ["iql_tdmpc", "tdmpc", "bc", "iql", "cql", "dt"])
 def test_with_everything_local_it_logs_exactly_the_losses_of_the_loop_without_ray(
     config: RunConfig, tmp_path: Path, algorithm: str
 ) -> None:
-    agent = config.agent if "tdmpc" in algorithm else {}
-    config = dataclasses.replace(config, algorithm=algorithm, agent=agent, num_updates=12)
+    agents = {"bc": {}, "iql": {}, "cql": {"hidden_dim": 8}, "dt": {"embedding_dim": 8, "sequence": 5}}
+    config = dataclasses.replace(config, algorithm=algorithm, agent=agents.get(algorithm, config.agent), num_updates=12)
     train(config, tmp_path / "plain")
     train_on_ray(config, tmp_path / "ray")
     plain, on_ray = logged(tmp_path / "plain"), logged(tmp_path / "ray")

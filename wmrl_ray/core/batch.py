@@ -23,6 +23,8 @@ class Batch:
     terminated: [B, H] bool, the true end of the MDP: no bootstrap. (A truncated step bootstraps and is not marked here.)
     valid: [B, H] bool, the step is of the episode; true at t = 0. After the end the last observation repeats, the rest is 0,
         and no loss may see it.
+    time: [B] i64, the place of the window's first step in its episode; None unless asked for.
+    return_to_go: [B, H] f32, the sum of rewards from this step to the episode's end, undiscounted; None unless asked for.
     """
 
     obs: Tensor
@@ -30,6 +32,8 @@ class Batch:
     reward: Tensor
     terminated: Tensor
     valid: Tensor
+    time: Tensor | None = None
+    return_to_go: Tensor | None = None
 
     def __post_init__(self) -> None:
         B, H = self.action.shape[:2]
@@ -38,12 +42,16 @@ class Batch:
         expect(self.reward, "B H", B=B, H=H)
         expect(self.terminated, "B H", B=B, H=H)
         expect(self.valid, "B H", B=B, H=H)
+        if self.time is not None:
+            expect(self.time, "B", B=B)
+        if self.return_to_go is not None:
+            expect(self.return_to_go, "B H", B=B, H=H)
 
     def to(self, device: torch.device | str) -> Batch:
         if self.obs.device == torch.device(device):
             return self
-        move = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__}
-        return Batch(**move)
+        fields = {name: x for name in self.__dataclass_fields__ if (x := getattr(self, name)) is not None}
+        return Batch(**{name: x.to(device, non_blocking=True) for name, x in fields.items()})
 
     @property
     def alive(self) -> Tensor:

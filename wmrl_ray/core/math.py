@@ -37,6 +37,14 @@ def squashed_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
     return torch.tanh(mean + log_std.exp() * noise)
 
 
+def squashed_sample_log_prob(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """A sample [..., A] of the squashed Gaussian and its log density [...], without inverting the tanh: exact at +-1."""
+    before = mean + log_std.exp() * noise
+    normal = -0.5 * noise.square() - log_std - 0.5 * LOG_2PI
+    log_jacobian = 2 * (math.log(2) - before - F.softplus(-2 * before))
+    return torch.tanh(before), (normal - log_jacobian).sum(-1)
+
+
 def squashed_log_prob(mean: Tensor, log_std: Tensor, action: Tensor, margin: float) -> Tensor:
     """[...] log density of tanh(N(mean, std)) at `action` [..., A] in [-1, 1].
 

@@ -90,6 +90,39 @@ class Linear(nn.Linear):
         return F.linear(input, self.weight, self.bias)
 
 
+class _OneDnnLinearReLU(torch.autograd.Function):
+    """relu(x W^T + b) for x [N, in]: the sum, the bias and the ReLU in one pass over the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu", [], "")
+        ctx.save_for_backward(x, weight, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, y = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grads[0], y, 0)
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        product = _onednn if ONEDNN else F.linear
+        narrow = x.shape[1] < y.shape[1]  # the narrower side as rows: twice as fast
+        return (
+            product(grad, weight.t(), None) if to_x else None,
+            (product(x.t(), grad.t(), None).t() if narrow else product(grad.t(), x.t(), None)) if to_weight else None,
+            grad.sum(0) if to_bias else None,
+        )
+
+
+class LinearReLU(Linear):
+    """`Linear` and a ReLU: [N, in] -> [N, out]. On a CPU in one kernel: two passes over the memory less."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
+        plain = input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+        if plain and self.bias is not None and input.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            return _OneDnnLinearReLU.apply(input, self.weight, self.bias)  # type: ignore[return-value]
+        return super().forward(input).relu()
+
+
 class _FastELU(torch.autograd.Function):
     """max(x, min(exp(x) - 1, 0)), computed in float32."""
 
@@ -195,11 +228,11 @@ class Normalizer(nn.Module):
         return (obs - self.mean) / self.std
 
 
-def orthogonal_init(module: nn.Module) -> None:
+def orthogonal_init(module: nn.Module, gain: float = 1.0) -> None:
     """Orthogonal weights and zero biases for every linear layer inside."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.orthogonal_(layer.weight)
+            nn.init.orthogonal_(layer.weight, gain)
             nn.init.zeros_(layer.bias)
 
 

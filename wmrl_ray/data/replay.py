@@ -92,8 +92,11 @@ class Replay:
         """
         self._online.add(episode.validate("episode added to the replay"))
 
-    def sample(self, batch_size: int, horizon: int) -> Batch:
+    def sample(self, batch_size: int, horizon: int, *, return_to_go: bool = False) -> Batch:
         """B = `batch_size` windows of H = `horizon` steps, as CPU tensors that the caller owns.
+
+        Args:
+            return_to_go: fill `Batch.time` and `Batch.return_to_go` too. The same windows are drawn either way.
 
         Raises:
             DataError: no episode is as long as the window, or the replay is empty.
@@ -102,11 +105,16 @@ class Replay:
         parts = self._parts()
         counts = [part.num_steps for part in parts]
         draws = self._generator.integers(sum(counts), size=batch_size)
+
+        def gather(part: FlatEpisodes, windows: np.ndarray) -> tuple[np.ndarray, ...]:
+            found = part.gather(windows, horizon)
+            return (*found, *part.gather_return_to_go(windows, horizon)) if return_to_go else found
+
         if len(parts) == 1 or counts[1] == 0:
-            return _batch(parts[0].gather(draws, horizon))
+            return _batch(gather(parts[0], draws))
         is_online = draws >= counts[0]
-        first = parts[0].gather(draws[~is_online], horizon)
-        second = parts[1].gather(draws[is_online] - counts[0], horizon)
+        first = gather(parts[0], draws[~is_online])
+        second = gather(parts[1], draws[is_online] - counts[0])
         return _batch([_merge(is_online, a, b) for a, b in zip(first, second, strict=True)])
 
     def get_state(self) -> dict[str, Any]:
@@ -149,8 +157,7 @@ class Replay:
 
 
 def _batch(arrays: Sequence[np.ndarray]) -> Batch:
-    obs, action, reward, terminated, valid = (torch.from_numpy(array) for array in arrays)
-    return Batch(obs=obs, action=action, reward=reward, terminated=terminated, valid=valid)
+    return Batch(*(torch.from_numpy(array) for array in arrays))
 
 
 def _merge(mask: np.ndarray, where_false: np.ndarray, where_true: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ class FlatEpisodes:
         self.obs, self.action, self.reward, self.terminated = obs, action, reward, terminated
         self._starts = starts
         self._step_ends: np.ndarray | None = None
+        self._returns: np.ndarray | None = None
 
     @classmethod
     def of_dataset(cls, dataset: Dataset) -> FlatEpisodes:
@@ -59,13 +60,8 @@ class FlatEpisodes:
 
         Returns: obs [B, H+1, O], action [B, H, A], reward, terminated, valid [B, H]; fresh contiguous arrays.
         """
-        starts = self.starts
-        if (step_ends := self._step_ends) is None:  # the number of steps up to and with each episode
-            step_ends = self._step_ends = starts[1:] - starts[0] - np.arange(1, len(starts))
-        episode = np.searchsorted(step_ends, windows, side="right")  # [B]
-        last = (starts[episode + 1] - 1)[:, None]
-        rows = (starts[0] + windows + episode)[:, None] + np.arange(horizon + 1)  # [B, H+1]
-        np.minimum(rows, last, out=rows)
+        rows, episode = self._rows(windows, horizon + 1)  # [B, H+1], [B]
+        last = (self.starts[episode + 1] - 1)[:, None]
         steps = np.ascontiguousarray(rows[:, :-1])  # [B, H]
         # np.take copies whole rows and is twice as fast as indexing with brackets here.
         return (
@@ -75,6 +71,27 @@ class FlatEpisodes:
             self.terminated.take(steps),
             steps < last,
         )
+
+    def gather_return_to_go(self, windows: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the same windows: the first step's place in its episode [B] i64, and at each step the sum of rewards from it to
+        the episode's end [B, H] f32, 0 past it. Summed in float64, once per change of the episodes.
+        """
+        if (returns := self._returns) is None:
+            returns = self._returns = np.zeros(self.starts[-1], np.float32)
+            for first, end in zip(self.starts[:-1], self.starts[1:], strict=True):
+                returns[first:end] = self.reward[first:end][::-1].cumsum(dtype=np.float64)[::-1]
+        rows, episode = self._rows(windows, horizon)
+        return rows[:, 0] - self.starts[episode], returns.take(rows)
+
+    def _rows(self, windows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` rows of each window [B, count], none past its episode's last; and the episode [B]."""
+        starts = self.starts
+        if (step_ends := self._step_ends) is None:  # the number of steps up to and with each episode
+            step_ends = self._step_ends = starts[1:] - starts[0] - np.arange(1, len(starts))
+        episode = np.searchsorted(step_ends, windows, side="right")  # [B]
+        rows = (starts[0] + windows + episode)[:, None] + np.arange(count)
+        np.minimum(rows, (starts[episode + 1] - 1)[:, None], out=rows)
+        return rows, episode
 
 
 class EpisodeStore(FlatEpisodes):
@@ -164,6 +181,7 @@ class EpisodeStore(FlatEpisodes):
     def _changed(self) -> None:
         self._cached_starts = None
         self._step_ends = None
+        self._returns = None
 
 
 def _empty_rows(rows: int, obs_dim: int, action_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -9,11 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmrl_ray.rllib.algorithm import AWAC, BC, IQL, IQLTDMPC, TD3BC, TDMPC, Manager
+    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, TD3BC, TDMPC, Manager
     from wmrl_ray.rllib.compat import debug_config, init
     from wmrl_ray.rllib.config import (
         AWACConfig,
         BCConfig,
+        CQLConfig,
+        DTConfig,
         IQLConfig,
         IQLTDMPCConfig,
         ManagerConfig,
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
     from wmrl_ray.rllib.train import train_on_ray
 
 _HOMES = {
-    "algorithm": ("AWAC", "BC", "IQL", "IQLTDMPC", "Manager", "TD3BC", "TDMPC"),
+    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "Manager", "TD3BC", "TDMPC"),
     "compat": ("debug_config", "init"),
     "config": (
         "AWACConfig",
         "BCConfig",
+        "CQLConfig",
+        "DTConfig",
         "IQLConfig",
         "IQLTDMPCConfig",
         "ManagerConfig",
@@ -41,12 +45,16 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "AWAC",
     "BC",
+    "CQL",
+    "DT",
     "IQL",
     "IQLTDMPC",
     "TD3BC",
     "TDMPC",
     "AWACConfig",
     "BCConfig",
+    "CQLConfig",
+    "DTConfig",
     "IQLConfig",
     "IQLTDMPCConfig",
     "Manager",

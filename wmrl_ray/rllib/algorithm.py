@@ -261,6 +261,26 @@ class AWAC(AgentAlgorithm):
         return AWACConfig()
 
 
+class CQL(AgentAlgorithm):
+    """Conservative Q-learning."""
+
+    @classmethod
+    def get_default_config(cls) -> Any:
+        from wmrl_ray.rllib.config import CQLConfig
+
+        return CQLConfig()
+
+
+class DT(AgentAlgorithm):
+    """Decision Transformer."""
+
+    @classmethod
+    def get_default_config(cls) -> Any:
+        from wmrl_ray.rllib.config import DTConfig
+
+        return DTConfig()
+
+
 class TDMPC(AgentAlgorithm):
     """TD-MPC on a fixed dataset."""
 

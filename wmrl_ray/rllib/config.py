@@ -223,6 +223,16 @@ class AWACConfig(AgentAlgorithmConfig):
     default_algo_class = algorithms.AWAC
 
 
+class CQLConfig(AgentAlgorithmConfig):
+    agent_name = "cql"
+    default_algo_class = algorithms.CQL
+
+
+class DTConfig(AgentAlgorithmConfig):
+    agent_name = "dt"
+    default_algo_class = algorithms.DT
+
+
 class TDMPCConfig(AgentAlgorithmConfig):
     agent_name = "tdmpc"
     default_algo_class = algorithms.TDMPC
@@ -239,5 +249,16 @@ class ManagerConfig(AgentAlgorithmConfig):
 
 
 CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
-    c.agent_name: c for c in (BCConfig, IQLConfig, TD3BCConfig, AWACConfig, TDMPCConfig, IQLTDMPCConfig, ManagerConfig)
+    c.agent_name: c
+    for c in (
+        BCConfig,
+        IQLConfig,
+        TD3BCConfig,
+        AWACConfig,
+        CQLConfig,
+        DTConfig,
+        TDMPCConfig,
+        IQLTDMPCConfig,
+        ManagerConfig,
+    )
 }

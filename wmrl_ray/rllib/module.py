@@ -15,16 +15,21 @@ from torch import Tensor
 
 from wmrl_ray.core.agents import Agent, make_agent
 
-IS_FIRST = "is_first"
+IS_FIRST, LAST_REWARD = "is_first", "last_reward"
 
 
 class AddIsFirst(ConnectorV2):
-    """Adds `is_first` [W]: the environment has just been reset, so a planner must not warm-start from the last episode."""
+    """Adds `is_first` [W]: the environment has just been reset, so a planner must not warm-start from the last episode; and
+    `last_reward` [W], what the previous action earned (0 at first).
+    """
 
     def __call__(self, *, rl_module: Any, batch: dict[str, Any], episodes: Any, **kwargs: Any) -> dict[str, Any]:
         for episode in self.single_agent_episode_iterator(episodes):
             is_first = episode.t_started == 0 and len(episode) == 0
+            # a piece of an episode that goes on keeps the last step of the piece before
+            reward = 0.0 if is_first else float(episode.get_rewards(-1))
             self.add_batch_item(batch, IS_FIRST, item_to_add=float(is_first), single_agent_episode=episode)
+            self.add_batch_item(batch, LAST_REWARD, item_to_add=reward, single_agent_episode=episode)
         return batch
 
 
@@ -87,9 +92,10 @@ class AgentModule(TorchRLModule, InferenceOnlyAPI):
             self.eval()
         obs = batch[Columns.OBS].float().flatten(1)
         is_first = torch.as_tensor(batch[IS_FIRST], device=obs.device).bool().flatten()
+        reward = torch.as_tensor(batch[LAST_REWARD], device=obs.device).float().flatten()
         if self._plan_state is not None and len(self._plan_state) != len(obs):
             self._plan_state = None
-        action, self._plan_state, metrics = self.agent.act(obs, self._plan_state, is_first, explore=explore)
+        action, self._plan_state, metrics = self.agent.act(obs, self._plan_state, is_first, explore=explore, reward=reward)
         if not action.isfinite().all():
             raise FloatingPointError(f"the agent's action is not finite: {action.tolist()}; its parameters have diverged")
         for name, value in metrics.items():

@@ -11,6 +11,8 @@ from wmrl_ray.config import ConfigError, did_you_mean, from_dict
 from wmrl_ray.core.agents.awac import AWAC
 from wmrl_ray.core.agents.base import Agent, AgentConfig
 from wmrl_ray.core.agents.bc import BC
+from wmrl_ray.core.agents.cql import CQL
+from wmrl_ray.core.agents.dt import DT
 from wmrl_ray.core.agents.iql import IQL
 from wmrl_ray.core.agents.iql_tdmpc import IQLTDMPC
 from wmrl_ray.core.agents.manager import Manager
@@ -22,6 +24,8 @@ AGENTS: dict[str, type[Agent]] = {
     "iql": IQL,
     "td3_bc": TD3BC,
     "awac": AWAC,
+    "cql": CQL,
+    "dt": DT,
     "tdmpc": TDMPC,
     "iql_tdmpc": IQLTDMPC,
     "manager": Manager,

@@ -144,7 +144,13 @@ class AWAC(Agent):
 
     @torch.no_grad()
     def act(
-        self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor, *, explore: bool = False
+        self,
+        obs: Tensor,
+        plan_state: Tensor | None,
+        is_first: Tensor,
+        *,
+        explore: bool = False,
+        reward: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Metrics]:
         """The policy's mean, inside the bounds."""
         with self.autocast():

@@ -24,6 +24,8 @@ class AgentConfig:
     precision: Literal["float32", "bfloat16"] = "float32"  # of activations; weights and optimisers stay float32
     compile: Literal["off", "default", "cuda_graphs"] = "off"  # torch.compile; cuda_graphs is its reduce-overhead mode
 
+    needs_return_to_go: ClassVar[bool] = False  # `update` reads `Batch.time` and `Batch.return_to_go`
+
     @property
     def window(self) -> int:
         """H, the number of actions in the windows that `update` takes."""
@@ -85,13 +87,20 @@ class Agent:
         raise NotImplementedError
 
     def act(
-        self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor, *, explore: bool = False
+        self,
+        obs: Tensor,
+        plan_state: Tensor | None,
+        is_first: Tensor,
+        *,
+        explore: bool = False,
+        reward: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Metrics]:
         """Actions for W environments.
 
         Args:
             obs: [W, O]. is_first: [W] bool, the environment has just been reset.
-            plan_state: what the previous call returned (None at first); a planner's warm start.
+            plan_state: what the previous call returned (None at first); a planner's warm start, or a sequence model's history.
+            reward: [W], what the previous action earned; not read where is_first. None: 0.
 
         Returns:
             action: [W, A] in [-1, 1]; the new plan_state; scalars such as `plan/nan_frac`.

@@ -60,7 +60,13 @@ class BC(Agent):
 
     @torch.no_grad()
     def act(
-        self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor, *, explore: bool = False
+        self,
+        obs: Tensor,
+        plan_state: Tensor | None,
+        is_first: Tensor,
+        *,
+        explore: bool = False,
+        reward: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Metrics]:
         with self.autocast():
             return self.model(obs).float(), None, {}

@@ -156,7 +156,13 @@ class IQL(Agent):
 
     @torch.no_grad()
     def act(
-        self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor, *, explore: bool = False
+        self,
+        obs: Tensor,
+        plan_state: Tensor | None,
+        is_first: Tensor,
+        *,
+        explore: bool = False,
+        reward: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Metrics]:
         """The policy's mean."""
         with self.autocast():

@@ -54,7 +54,13 @@ class LatentAgent(Agent):
 
     @torch.no_grad()
     def act(
-        self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor, *, explore: bool = False
+        self,
+        obs: Tensor,
+        plan_state: Tensor | None,
+        is_first: Tensor,
+        *,
+        explore: bool = False,
+        reward: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Metrics]:
         with self.autocast():
             z = self.model.encode(obs).float()

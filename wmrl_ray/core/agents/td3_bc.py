@@ -129,7 +129,13 @@ class TD3BC(Agent):
 
     @torch.no_grad()
     def act(
-        self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor, *, explore: bool = False
+        self,
+        obs: Tensor,
+        plan_state: Tensor | None,
+        is_first: Tensor,
+        *,
+        explore: bool = False,
+        reward: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Metrics]:
         with self.autocast():
             return self.model.actor(self.model.normalizer(obs)).float(), None, {}
