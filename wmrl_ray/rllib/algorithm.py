@@ -58,6 +58,12 @@ class AgentAlgorithm(Algorithm):
     last_evaluation: Evaluation | None = None
     last_evaluation_metrics: dict[str, float] = {}  # noqa: RUF012 - replaced, never changed
 
+    @classmethod
+    def get_default_config(cls) -> Any:
+        from wmrl_ray.rllib.config import CONFIGS
+
+        return next(config() for config in CONFIGS.values() if issubclass(cls, config.default_algo_class))
+
     def setup(self, config: Any) -> None:
         self._running: RunningEvaluation | None = None
         self.dataset: Dataset = open_dataset(self.config.dataset_uri)
@@ -224,88 +230,34 @@ def _verify(path: Path) -> None:
 class BC(AgentAlgorithm):
     """Behaviour cloning."""
 
-    @classmethod
-    def get_default_config(cls) -> Any:
-        from wmrl_ray.rllib.config import BCConfig
-
-        return BCConfig()
-
 
 class IQL(AgentAlgorithm):
     """Implicit Q-learning."""
-
-    @classmethod
-    def get_default_config(cls) -> Any:
-        from wmrl_ray.rllib.config import IQLConfig
-
-        return IQLConfig()
 
 
 class TD3BC(AgentAlgorithm):
     """TD3+BC."""
 
-    @classmethod
-    def get_default_config(cls) -> Any:
-        from wmrl_ray.rllib.config import TD3BCConfig
-
-        return TD3BCConfig()
-
 
 class AWAC(AgentAlgorithm):
     """Advantage-weighted actor-critic on a fixed dataset."""
-
-    @classmethod
-    def get_default_config(cls) -> Any:
-        from wmrl_ray.rllib.config import AWACConfig
-
-        return AWACConfig()
 
 
 class CQL(AgentAlgorithm):
     """Conservative Q-learning."""
 
-    @classmethod
-    def get_default_config(cls) -> Any:
-        from wmrl_ray.rllib.config import CQLConfig
-
-        return CQLConfig()
-
 
 class DT(AgentAlgorithm):
     """Decision Transformer."""
-
-    @classmethod
-    def get_default_config(cls) -> Any:
-        from wmrl_ray.rllib.config import DTConfig
-
-        return DTConfig()
 
 
 class TDMPC(AgentAlgorithm):
     """TD-MPC on a fixed dataset."""
 
-    @classmethod
-    def get_default_config(cls) -> Any:
-        from wmrl_ray.rllib.config import TDMPCConfig
-
-        return TDMPCConfig()
-
 
 class IQLTDMPC(AgentAlgorithm):
     """IQL-TD-MPC."""
 
-    @classmethod
-    def get_default_config(cls) -> Any:
-        from wmrl_ray.rllib.config import IQLTDMPCConfig
-
-        return IQLTDMPCConfig()
-
 
 class Manager(AgentAlgorithm):
     """The Manager of IQL-TD-MPC: trained here, evaluated through its Workers."""
-
-    @classmethod
-    def get_default_config(cls) -> Any:
-        from wmrl_ray.rllib.config import ManagerConfig
-
-        return ManagerConfig()
