@@ -12,15 +12,16 @@ import torch
 
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
+from wmrl_ray.cli.evaluate import evaluate as cli_evaluate
 from wmrl_ray.config import ConfigError, from_dict, to_dict
 from wmrl_ray.core.agents import agent_config, make_agent
 from wmrl_ray.core.agents.manager import Manager
-from wmrl_ray.data.datasets import Dataset, open_dataset
+from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.data.makers import make_dataset
 from wmrl_ray.data.source import minari_root
 from wmrl_ray.envs import make_env
-from wmrl_ray.envs.intents import load_manager
+from wmrl_ray.envs.intents import intent_env_id, load_manager
 from wmrl_ray.intents import augment, intended_states
 from wmrl_ray.report.render import write_report
 from wmrl_ray.rollout import env_dims, evaluate
@@ -76,6 +77,7 @@ def test_the_manifest_names_the_manager(dataset: Dataset, manager_path: Path) ->
     dataset_id = augment(dataset.card.uri, manager_path, "test/named-v0")
     about = json.loads(minari.load_dataset(dataset_id).storage.metadata["wmrl_intents"])
     assert about["manager"] == str(manager_path) and about["skip"] == 3 and about["dataset"] == dataset.card.name
+    assert len(about["sha256"]) == 64
     assert str(manager_path) in open_dataset(dataset_id).card.description
 
 
@@ -126,7 +128,7 @@ def test_random_vectors_replace_intents_for_the_ablation(dataset: Dataset) -> No
 
 def test_the_environment_plans_with_the_same_manager(dataset: Dataset, manager_path: Path) -> None:
     made = open_dataset(augment(dataset.card.uri, manager_path, "test/env-v0"))
-    assert made.card.env_id == f"intents:{manager_path}:{ENV}"
+    assert made.card.env_id is not None and made.card.env_id.startswith("intents:") and made.card.env_id.endswith(f":{ENV}")
     env, manager = make_env(made.card.env_id), load_manager(manager_path)
     obs, _ = env.reset(seed=3)
     assert env.observation_space.contains(obs) and obs.shape == (10,)
@@ -166,6 +168,25 @@ def test_what_is_no_fitting_manager_is_one_clear_error(
     with pytest.raises(error, match=message):
         augment(dataset.card.uri, source if isinstance(source, int) else tmp_path / source, "test/never-v0")
     assert not (minari_root() / "test/never-v0").exists()
+
+
+def test_a_manager_that_is_trained_further_changes_no_dataset_of_before(dataset: Dataset, manager_path: Path) -> None:
+    made = open_dataset(augment(dataset.card.uri, manager_path, "test/kept-v0"))
+    assert made.card.env_id is not None
+    before = make_env(made.card.env_id).reset(seed=0)[0]
+    save_manager(manager_path, seed=1)
+    np.testing.assert_array_equal(make_env(made.card.env_id).reset(seed=0)[0], before)
+    again = open_dataset(augment(dataset.card.uri, manager_path, "test/kept-again-v0"))
+    assert again.card.env_id != made.card.env_id
+    with pytest.raises(DataError, match="was recorded in"):
+        check_compatible(made, 10, 2, again.card.env_id)
+    check_compatible(made, 10, 2, made.card.env_id)
+
+
+def test_a_path_that_an_id_cannot_hold_is_refused_before_the_pass(dataset: Dataset, tmp_path: Path) -> None:
+    save_manager(tmp_path / "manager")
+    with pytest.raises(ConfigError, match="has a colon"):
+        intent_env_id(tmp_path / "10:00", ENV)
 
 
 @pytest.mark.parametrize("env_id", ["intents:only", "random-intents:x:wmrl/PointMaze-UMaze-v0"])
@@ -210,3 +231,14 @@ def test_a_workers_report_shows_where_its_manager_pointed(dataset: Dataset, mana
     train(from_dict(RunConfig, {"algorithm": "bc", "dataset": dataset_id, **settings}), tmp_path / "worker")
     html, _ = write_report([tmp_path / "worker"], tmp_path / "report.html")
     assert "the Manager's intents pointed to" in html.read_text()
+
+
+def test_a_manager_is_trained_and_resumed_and_never_evaluated_itself(dataset: Dataset, tmp_path: Path) -> None:
+    every = dict.fromkeys(("num_updates", "eval_every", "checkpoint_every", "log_every"), 4)
+    settings = {"updates_per_call": 2, "batch_size": 8, **every, "agent": SMALL}
+    config = from_dict(RunConfig, {"algorithm": "manager", "dataset": dataset.card.uri, **settings})
+    result = train(config, tmp_path / "run")
+    assert result["finished"] and not any(name.startswith("eval/") for name in result)
+    assert (write_report([tmp_path / "run"], tmp_path / "report.html")[0]).exists()
+    with pytest.raises(ConfigError, match="judged by its Workers"):
+        cli_evaluate(tmp_path / "run")

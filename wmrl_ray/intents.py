@@ -2,7 +2,8 @@
 
     with_intents("wmrl/pointmaze/large-v0", "runs/manager")   # -> a Minari dataset, its environment plans with the same Manager
 
-The result is a dataset like any other. Its metadata names the Manager by path and content.
+The result is a dataset like any other. It keeps a copy of its Manager, named by content: training the Manager further, or
+another one in its place, changes neither the dataset nor the environment that its Workers are evaluated in.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ from wmrl_ray.config import check
 from wmrl_ray.data.card import Origin, make_card
 from wmrl_ray.data.datasets import Dataset, open_dataset
 from wmrl_ray.data.episode import DataError, Episode
-from wmrl_ray.data.files import check_free, explained_os_errors, write_json
+from wmrl_ray.data.files import atomic_folder, check_free, explained_os_errors, write_json
 from wmrl_ray.data.minari_writer import write_local_minari
 from wmrl_ray.data.source import check_minari_id, minari_root
 from wmrl_ray.envs.intents import intent_env_id, load_manager, split_intent_env_id
@@ -65,22 +67,28 @@ def augment(
     else:
         checkpoint = find_checkpoint(Path(source)).resolve()
         manager = load_manager(checkpoint)
+        sha256 = _content(checkpoint)
+        keep = minari_root().resolve() / ".managers" / sha256[:24]
         if manager.obs_dim != card.obs_dim:
             raise DataError(
                 f"the Manager {source} reads observations of size {manager.obs_dim}, dataset {card.name!r} has {card.obs_dim}; "
                 "use the Manager of this dataset"
             )
         name = _run_name(checkpoint)
-        about = {"manager": str(checkpoint), "sha256": _content(checkpoint), "skip": manager.config.skip}
-        source, default = str(checkpoint), f"intents-{name}"
+        about = {"manager": str(checkpoint), "sha256": sha256, "skip": manager.config.skip}
+        source, default = str(keep), f"intents-{name}"
     dataset_id = dataset_id or _default_id(card.name, default)
     check_minari_id(dataset_id)
     check_free(minari_root() / dataset_id, overwrite)
 
+    env_id = intent_env_id(source, card.env_id) if card.env_id else None
     if manager is None:
         rng = np.random.default_rng(seed)
         vectors = rng.uniform(size=(len(dataset.obs), int(source))).astype(np.float32)
     else:
+        if not keep.is_dir():
+            with atomic_folder(keep) as folder:
+                shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
         vectors = _Pass(dataset, manager, about, minari_root() / dataset_id).run(progress)
     says = (
         f"the intents of the Manager {about['manager']} (k = {about['skip']})"
@@ -88,7 +96,7 @@ def augment(
         else f"random vectors of U(0, 1)^{source}"
     )
     origin = Origin(
-        env_id=intent_env_id(source, card.env_id) if card.env_id else None,
+        env_id=env_id,
         ref_min_score=card.ref_min_score,
         ref_max_score=card.ref_max_score,
         description=f"{card.description} Behind the {card.obs_dim} numbers of each observation: {says}.",

@@ -64,8 +64,13 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def evaluation_env(config: RunConfig, dataset: Dataset) -> str:
-    """The id of the environment to evaluate in, checked against the dataset. Raises ConfigError or DataError."""
+def evaluation_env(config: RunConfig, dataset: Dataset) -> str | None:
+    """The id of the environment to evaluate in, checked against the dataset. Raises ConfigError or DataError.
+
+    None for an agent whose actions are not an environment's.
+    """
+    if not AGENTS[config.algorithm].acts:
+        return None
     env_id = config.env or dataset.card.env_id
     if env_id is None:
         raise ConfigError(f"dataset {config.dataset!r} names no environment; set env = <gymnasium id> to evaluate in")
@@ -210,6 +215,7 @@ def train(
             run.log(progress.update, metrics)
             event("update", metrics)
         if progress.evaluation_due:
+            assert env_id is not None
             paused = time.monotonic()
             evaluation = evaluate(
                 agent,

@@ -121,10 +121,10 @@ def test_the_loss_is_the_squared_error_of_the_valid_steps_in_numpy(average_over_
 
 def test_the_learning_rate_warms_up_and_survives_a_resume():
     agent, batch = make(warmup=4, lr=1e-3), random_batch(B, K, O, A)
-    rates = [agent.update(batch)["lr"].item() for _ in range(2)]
+    rates = [agent.update(batch)["actor/lr"].item() for _ in range(2)]
     other = make(warmup=4, lr=1e-3)
     other.set_state(agent.get_state())
-    rates += [other.update(batch)["lr"].item() for _ in range(4)]
+    rates += [other.update(batch)["actor/lr"].item() for _ in range(4)]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
 
 

@@ -54,6 +54,8 @@ def test_a_terminal_step_ends_the_managers_step_and_masks_what_follows():
     assert steps.terminated.tolist() == [[False, True, False]]
     assert steps.valid.tolist() == [[True, True, False]]
     assert steps.obs[0, 2, 0] == 6  # the terminal observation
+    shifted = coarse(window(terminal=5, length=6), torch.zeros(1, H, A), K, reward_shift=-1.0)
+    assert shifted.reward.tolist() == [[2**4 - 1 - 4, 2**4 + 2**5 - 2, 0]]  # of its own environment steps only
 
 
 @pytest.mark.parametrize(("length", "valid"), [(3, [False] * 3), (4, [True, False, False]), (7, [True, False, False])])
@@ -111,7 +113,7 @@ def test_the_model_loss_is_the_papers_in_numpy(critic_loss):
             pi = numpy_sample(numpy_log_probs(agent, apply(m.actor, z_next)), array(noise)[:, t])
             value = q_min(agent.target.critic, z_next, pi)
         inside = array(batch.valid)[:, t * K : (t + 1) * K]
-        r = (inside * array(batch.reward)[:, t * K : (t + 1) * K]).sum(1) - 0.5 * K
+        r = (inside * (array(batch.reward)[:, t * K : (t + 1) * K] - 0.5)).sum(1)
         bootstrap = np.array([t != 1, True])
         td_target = r + c.gamma * bootstrap * value
         za = np.concatenate([z, action[:, t]], -1)
@@ -162,7 +164,7 @@ def test_each_loss_reaches_its_own_modules():
     value_loss, advantage, _ = agent.value_loss(zs[:, :-1], steps.action, steps.valid)
     assert reached(value_loss) == {"value_head"}
     assert reached(agent.actor_loss(zs[:, :-1], steps.action, advantage, steps.valid)[0]) == {"actor"}
-    assert reached(agent.decoder_loss(steps.obs)[0]) == {"decoder"}
+    assert reached(agent.decoder_loss(steps.obs, steps.alive)[0]) == {"decoder"}
     assert all(p.grad is None for p in agent.target.parameters())
 
 
@@ -193,7 +195,7 @@ def test_the_decoder_answers_in_the_units_of_observations():
     agent.set_obs_stats(torch.full((O,), 100.0), torch.full((O,), 10.0))
     obs = 100 + 10 * torch.randn(64, O)
     for _ in range(400):
-        agent.optimize("decoder", agent.decoder_loss(obs)[0], None)
+        agent.optimize("decoder", agent.decoder_loss(obs, torch.ones(64, dtype=torch.bool))[0], None)
     decoded = agent.decode_intent(obs, torch.zeros(64, Z))
     assert (decoded - obs).abs().mean() < 0.3 * 10
 
@@ -212,3 +214,19 @@ def test_the_window_is_k_times_the_horizon_and_a_wrong_setting_is_refused():
         make(skip=0)
     with pytest.raises(ConfigError, match="num_classes = 1"):
         make(num_classes=1)
+    with pytest.raises(ConfigError, match=r"plan\.num_samples = 9"):
+        make(plan={**SMALL["plan"], "num_samples": 9})
+
+
+def test_a_batch_without_one_whole_step_has_finite_metrics():
+    batch = random_batch(B, H * K, O, 7)
+    batch.terminated.zero_()
+    batch.valid[:, 2:] = False
+    assert all(value.isfinite() for value in make().update(batch).values())
+
+
+def test_intents_are_differences_in_float32_whatever_the_precision():
+    agent, other = make(), make(precision="bfloat16")
+    other.model.load_state_dict(agent.model.state_dict())
+    obs, later = torch.randn(6, O), torch.randn(6, O)
+    assert torch.equal(agent.intent(obs, later), other.intent(obs, later))

@@ -45,6 +45,9 @@ def evaluate(
 
     torch.set_num_threads(1)
     policy = Policy.load(checkpoint)
+    check(
+        policy.agent.acts, f"{checkpoint} holds a Manager, which is judged by its Workers: wmrl intents DATASET --manager RUN"
+    )
     env_id = env or policy.meta["env"]
     check(
         env_id is not None,

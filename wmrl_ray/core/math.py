@@ -23,8 +23,8 @@ def time_weights(rho: float, horizon: int, device: torch.device | None = None) -
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean of x [...] where mask [...] is true. (x is finite everywhere.)"""
-    return (x * mask).sum() / mask.sum()
+    """The mean of x [...] where mask [...] is true; 0 if it is nowhere. (x is finite everywhere.)"""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
 def rescale_log_std(raw: Tensor, low: float, high: float) -> Tensor:

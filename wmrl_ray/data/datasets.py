@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +109,9 @@ def check_compatible(dataset: Dataset, env_obs_dim: int, env_action_dim: int, en
 
 
 def _plain_id(env_id: str) -> str:
-    """Without the module that registers it: `wmrl_ray.envs:wmrl/X-v0` is `wmrl/X-v0`."""
-    return env_id.rpartition(":")[2]
+    """Without the module that registers it: `wmrl_ray.envs:wmrl/X-v0` is `wmrl/X-v0`. What intents come from stays."""
+    intents = re.match(r"(random-)?intents:[^:]*:", env_id)
+    return (intents[0] if intents else "") + env_id.rpartition(":")[2]
 
 
 def dataset_from_episodes(

@@ -24,6 +24,7 @@ MANAGED, RANDOM = "intents", "random-intents"
 
 def intent_env_id(source: str | Path | int, env_id: str) -> str:
     """The id of `env_id` with the intents of a Manager (a path), or with random vectors of that size (a number)."""
+    check(":" not in str(source), f"the Manager's path {source} has a colon, which separates the parts of an id; rename it")
     return f"{RANDOM if isinstance(source, int) else MANAGED}:{source}:{env_id}"
 
 

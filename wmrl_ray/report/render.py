@@ -128,13 +128,14 @@ def _intents_figure(groups: Sequence[Group]) -> str | None:
 
     panels, layout = [], None
     for group in groups:
-        for run in group.runs[:1]:
+        for run in group.runs:
             try:
                 intended, paths = run.intended(), run.trajectories()
             except ConfigError:
                 continue  # `_paths_figure` has warned
             if intended and run.env_id and (layout := maze_layout(run.env_id)) is not None:
                 panels.append((group.label, paths[0], intended[0]))
+                break
     return figures.intent_figure(panels, layout, groups[0].dataset) if panels and layout is not None else None
 
 

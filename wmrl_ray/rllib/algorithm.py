@@ -22,6 +22,7 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError
+from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.data.datasets import Dataset, open_dataset
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.evaluation import RunningEvaluation
@@ -154,6 +155,8 @@ class AgentAlgorithm(Algorithm):
         return running.num_updates
 
     def _require_env(self) -> None:
+        if not AGENTS[self.config.agent_name].acts:
+            raise ConfigError(f"a {type(self).__name__} does not act in an environment; evaluate its Workers (wmrl intents)")
         if self.eval_env_runner_group is None:
             uri = self.config.dataset_uri
             raise ConfigError(f"dataset {uri!r} names no environment; set .environment('<gymnasium id>') to evaluate")

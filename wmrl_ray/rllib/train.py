@@ -70,7 +70,7 @@ def train_on_ray(
 class _Run:
     """The state of one session of a run: the algorithm, the folder, and what is due next."""
 
-    def __init__(self, config: RunConfig, run: RunDir, env_id: str, on_event: OnEvent | None, debug: bool) -> None:
+    def __init__(self, config: RunConfig, run: RunDir, env_id: str | None, on_event: OnEvent | None, debug: bool) -> None:
         self.config, self.env_id = config, env_id
         self.tell = on_event or (lambda event: None)
         settings = CONFIGS[config.algorithm].from_run(config)
@@ -139,6 +139,7 @@ class _Run:
         self.last_eval = self.algorithm.last_evaluation_metrics
         assert self.algorithm.last_evaluation is not None
         evaluation = self.algorithm.last_evaluation
+        assert self.env_id is not None
         self.run.save_trajectories(evaluation, intended_states(evaluation.episodes, self.env_id))
         self._record("eval", update, self.last_eval)
 

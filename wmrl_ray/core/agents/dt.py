@@ -207,7 +207,7 @@ class DT(Agent):
             group["lr"] = lr
         norm = self.optimize("actor", loss, c.grad_clip)
         self.num_updates += 1
-        return {"loss/actor": loss.detach(), "grad_norm/actor": norm, "lr": loss.new_tensor(lr)}
+        return {"loss/actor": loss.detach(), "grad_norm/actor": norm, "actor/lr": loss.new_tensor(lr)}
 
     @torch.no_grad()
     def act(

@@ -57,6 +57,10 @@ class Config(LatentAgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(
+            self.plan.num_samples == 0,
+            f"plan.num_samples = {self.plan.num_samples}; a Manager plans with its policy's samples only (one-hot), so it is 0",
+        )
         check(self.skip >= 1, f"skip = {self.skip}; it must be at least 1")
         check(self.num_groups >= 1, f"num_groups = {self.num_groups}; it must be at least 1")
         check(self.num_classes >= 2, f"num_classes = {self.num_classes}; it must be at least 2")
@@ -90,10 +94,10 @@ class ManagerModel(LatentModel):
         return self.decoder(z).float() * self.obs_scale.std + self.obs_scale.mean
 
 
-def coarse(batch: Batch, action: Tensor, k: int) -> Batch:
+def coarse(batch: Batch, action: Tensor, k: int, reward_shift: float = 0.0) -> Batch:
     """Windows of kH environment steps as windows of H Manager steps with the abstract actions [B, H, A].
 
-    Rewards are summed over each step's k. `valid` may be false from t = 0 on.
+    Rewards, each shifted, are summed over a step's k, or up to a terminal one. `valid` may be false from t = 0 on.
     """
     B, H = action.shape[:2]
     valid, terminated = batch.valid.view(B, H, k), batch.terminated.view(B, H, k) & batch.valid.view(B, H, k)
@@ -101,7 +105,7 @@ def coarse(batch: Batch, action: Tensor, k: int) -> Batch:
     return Batch(
         obs=batch.obs[:, ::k],  # after a terminal step the window repeats the terminal observation
         action=action,
-        reward=(batch.reward.view(B, H, k) * valid).sum(-1),
+        reward=((batch.reward + reward_shift).view(B, H, k) * valid).sum(-1),
         terminated=ends,
         valid=valid[..., -1] | ends,
     )
@@ -167,7 +171,7 @@ class Manager(LatentAgent):
         c = self.config
         z_true = self.model.encode(batch.obs[:, :: c.skip])  # [B, H+1, Z]
         action = self.inverse(z_true[:, :-1], z_true[:, 1:], action_noise)
-        steps = coarse(batch, action, c.skip)
+        steps = coarse(batch, action, c.skip, c.reward_shift)
         zs = self.model.rollout(z_true[:, 0], action)  # [B, H+1, Z]
         with torch.no_grad():
             z_target = self.target.encode(steps.obs[:, 1:])  # [B, H, Z]
@@ -181,7 +185,7 @@ class Manager(LatentAgent):
             return (weights * error).sum(1).clamp(max=c.loss_clip).mean()
 
         consistency = window_loss((zs[:, 1:] - z_target).float().square().mean(-1))  # L_f
-        reward_loss = window_loss((reward.float() - steps.reward - self.reward_shift).square())  # L_R
+        reward_loss = window_loss((reward.float() - steps.reward).square())  # L_R
         critic = window_loss((q.float() - td_target).square().sum(0))  # L_Q, or Eq. 2
         loss = c.consistency_coef * consistency + c.reward_coef * reward_loss + c.critic_coef * critic
         info = {
@@ -196,18 +200,13 @@ class Manager(LatentAgent):
         # Why 1/H: the public TD-MPC code scales the gradient so before it clips
         return loss / steps.horizon, learned_from, zs.detach(), {name: value.detach() for name, value in info.items()}
 
-    @property
-    def reward_shift(self) -> float:
-        """Of a Manager step: the shift of each of its k environment steps."""
-        return self.config.skip * self.config.reward_shift
-
     def td_target(self, steps: Batch, z_next: Tensor, noise: Tensor) -> Tensor:
         """r + gamma Q_target(z', pi(z')) (L_Q), or r + gamma V(z') (Eq. 2); [B, H]. No bootstrap after a terminal step."""
         if self.config.critic_loss == "iql":
             next_value = self.model.value(z_next).float()
         else:
             next_value = self.target.q(z_next, self.policy(z_next, noise)).float().amin(0)
-        return steps.reward + self.reward_shift + self.config.gamma * ~steps.terminated * next_value
+        return steps.reward + self.config.gamma * ~steps.terminated * next_value
 
     def value_loss(self, zs: Tensor, action: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Metrics]:
         """L_V (Eq. 1): V follows an upper expectile of the target critics' minimum, over the data's abstract actions.
@@ -244,11 +243,12 @@ class Manager(LatentAgent):
         }
         return loss, {name: value.detach() for name, value in info.items()}
 
-    def decoder_loss(self, obs: Tensor) -> tuple[Tensor, Metrics]:
-        """Mean squared error of the decoded latents of obs [..., O], in units of the dataset's spread."""
+    def decoder_loss(self, obs: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
+        """Mean squared error of the decoded latents of obs [B, H+1, O] where valid [B, H+1], in units of the data's spread."""
         with torch.no_grad():
             z = self.model.encode(obs)
-        loss = (self.model.decoder(z).float() - self.model.obs_scale(obs)).square().mean()
+        error = (self.model.decoder(z).float() - self.model.obs_scale(obs)).square().mean(-1)
+        loss = masked_mean(error, valid)
         return loss, {"loss/decoder": loss.detach()}
 
     def _over_rollout(self, error: Tensor, valid: Tensor) -> Tensor:
@@ -265,7 +265,8 @@ class Manager(LatentAgent):
             zs = zs[:, :-1]  # the latents at which there is an abstract action
             value_loss, advantage, value_info = self.value_loss(zs, steps.action, steps.valid)
             actor_loss, actor_info = self.actor_loss(zs, steps.action, advantage, steps.valid)
-            decoder_loss, decoder_info = self.decoder_loss(steps.obs)
+            is_real = torch.cat([batch.valid[:, :1], steps.valid], 1)  # [B, H+1]
+            decoder_loss, decoder_info = self.decoder_loss(steps.obs, is_real)
         info["grad_norm/model"] = self.optimize("model", loss, self.config.grad_clip)
         info["grad_norm/value"] = self.optimize("value", value_loss, self.config.grad_clip)
         info["grad_norm/actor"] = self.optimize("actor", actor_loss, self.config.grad_clip)
@@ -276,7 +277,7 @@ class Manager(LatentAgent):
             soft_update(self.target.critic, self.model.critic, self.config.tau)
         return info | value_info | actor_info | decoder_info
 
-    # -- intents --------------------------------------------------------------------------------------------------------------
+    # -- intents: differences of nearby latents, so in float32 whatever the precision of the rest ------------------------------
 
     @property
     def intent_dim(self) -> int:
@@ -285,17 +286,15 @@ class Manager(LatentAgent):
     @torch.no_grad()
     def intent(self, obs: Tensor, obs_later: Tensor) -> Tensor:
         """g_t = f(z_t, b(z_t, z_{t+k})) - z_t (Eq. 5) [..., Z] of the data: obs and the observation k steps later [..., O]."""
-        with self.autocast():
-            z, z_later = self.model.encode(obs), self.model.encode(obs_later)
-            return (self.model.next(z, self.inverse(z, z_later)) - z).float()
+        z, z_later = self.model.encode(obs), self.model.encode(obs_later)
+        return self.model.next(z, self.inverse(z, z_later)) - z
 
     @torch.no_grad()
     def act_intent(self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor) -> tuple[Tensor, Tensor | None]:
         """g_t [W, Z] for the planned abstract action at obs [W, O], and the new plan_state (as `act`)."""
         action, plan_state, _ = self.act(obs, plan_state, is_first)
-        with self.autocast():
-            z = self.model.encode(obs)
-            return (self.model.next(z, action) - z).float(), plan_state
+        z = self.model.encode(obs)
+        return self.model.next(z, action) - z, plan_state
 
     @torch.no_grad()
     def decode_intent(self, obs: Tensor, intent: Tensor) -> Tensor:
