@@ -56,12 +56,12 @@ def pointmaze_dataset(dataset_folders: None) -> str:
 
 @pytest.fixture(scope="module")
 def local_ray(dataset_folders: None) -> Iterator[None]:
-    """A Ray of this module's own: 4 logical CPUs, no dashboard, its files in a folder of a short name (sockets need that)."""
+    """A Ray of this module's own: 8 logical CPUs, no dashboard, its files in a folder of a short name (sockets need that)."""
     ray = pytest.importorskip("ray")
     folder = tempfile.mkdtemp(prefix="wmrl-ray-")
     ray.init(
         address="local",
-        num_cpus=4,
+        num_cpus=8,  # logical: fixtures of a module keep learners and runners while its tests start more
         num_gpus=0,
         include_dashboard=False,
         object_store_memory=256 * 2**20,

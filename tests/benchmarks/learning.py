@@ -78,7 +78,7 @@ def picture(groups: Groups, dataset: str, path: Path) -> None:
         curves.axhline(level, color="black", linewidth=0.8, linestyle=":")
         curves.annotate(text, (0, level), fontsize=7, va="bottom")
     curves.set(xlabel="updates", ylabel="score", title=dataset)
-    curves.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.88))
+    curves.legend(frameon=False, fontsize=7.5, loc="lower left", bbox_to_anchor=(0.01, 0.21))
     curves.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
