@@ -15,6 +15,8 @@ Deviates:
 - Observations are divided by std + 1e-3, as for the other agents here; CORL adds 1e-6 for this one.
 - An episode may be longer than the table of time embeddings (`episode_len` + `window` entries): later steps share the last one.
   CORL stops evaluating there.
+- The projections to queries, keys and values start from the same normal distribution as all else; CORL's, inside torch's
+  attention module, keep its Xavier initialisation.
 - Dropout masks are drawn from the agent's own stream before the forward pass, so that runs resume exactly.
 """
 
