@@ -228,9 +228,12 @@ def test_a_workers_report_shows_where_its_manager_pointed(dataset: Dataset, mana
         "checkpoint_every": 2,
         "log_every": 1,
     }
-    train(from_dict(RunConfig, {"algorithm": "bc", "dataset": dataset_id, **settings}), tmp_path / "worker")
-    html, _ = write_report([tmp_path / "worker"], tmp_path / "report.html")
-    assert "the Manager's intents pointed to" in html.read_text()
+    for name, uri in (("worker", dataset_id), ("plain", dataset.card.uri)):
+        train(from_dict(RunConfig, {"algorithm": "bc", "dataset": uri, **settings}), tmp_path / name)
+    html = write_report([tmp_path / "worker"], tmp_path / "report.html")[0].read_text()
+    assert "the Manager's intents pointed to" in html and "bc, without intents" not in html
+    both = write_report([tmp_path / "worker", tmp_path / "plain"], tmp_path / "both.html")[0].read_text()
+    assert both.index("bc, without intents") < both.index("bc, with intents")
 
 
 def test_a_manager_is_trained_and_resumed_and_never_evaluated_itself(dataset: Dataset, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def draw(groups: Sequence[Group], numbers: dict[str, Any]) -> dict[str, dict[str
             drawn[dataset["name"]] = {
                 "score": figures.score_figure(members, colors, dataset["card"]),
                 "paths": _paths_figure(members, colors, numbers["warnings"]),
-                "intents": _intents_figure(members),
+                "intents": _intents_figure(members, groups),
                 "losses": losses,
             }
     return drawn
@@ -122,21 +122,46 @@ def _paths_figure(groups: Sequence[Group], colors: dict[str, str], warnings: lis
     return figures.trajectory_figure(panels, colors, layout, groups[0].dataset) if panels else None
 
 
-def _intents_figure(groups: Sequence[Group]) -> str | None:
-    """Where the Managers of these Workers pointed, in the first episode of each; None where there is no Manager."""
+def _intents_figure(members: Sequence[Group], groups: Sequence[Group]) -> str | None:
+    """Where the Managers of these Workers pointed, in the first episode of each (Fig. 2 of the IQL-TD-MPC paper).
+
+    Before each Worker, if it is among `groups`, the same algorithm in the same maze without intents. None without a Manager.
+    """
     from wmrl_ray.envs import maze_layout
 
-    panels, layout = [], None
-    for group in groups:
-        for run in group.runs:
-            try:
-                intended, paths = run.intended(), run.trajectories()
-            except ConfigError:
-                continue  # `_paths_figure` has warned
-            if intended and run.env_id and (layout := maze_layout(run.env_id)) is not None:
-                panels.append((group.label, paths[0], intended[0]))
+    panels: list[tuple[str, np.ndarray, np.ndarray | None]] = []
+    layout = None
+    for group in members:
+        with_intents = _first_episode(group)
+        if with_intents is None or with_intents[2] is None:
+            continue
+        run, path, intended = with_intents
+        layout = maze_layout(str(run.env_id))
+        if layout is None:
+            continue
+        for other in groups:
+            without = _first_episode(other)
+            if without is not None and without[2] is None and _same_but_for_intents(without[0], run):
+                panels.append((f"{other.label}, without intents", without[1], None))
                 break
-    return figures.intent_figure(panels, layout, groups[0].dataset) if panels and layout is not None else None
+        panels.append((f"{group.label}, with intents", path, intended))
+    return figures.intent_figure(panels, layout, members[0].dataset) if panels and layout is not None else None
+
+
+def _first_episode(group: Group) -> tuple[Run, np.ndarray, np.ndarray | None] | None:
+    """(run, observations, intended states or None) of the first seed that saved some; a damaged file was warned of."""
+    for run in group.runs:
+        try:
+            if paths := run.trajectories():
+                intended = run.intended()
+                return run, paths[0], intended[0] if intended else None
+        except ConfigError:
+            continue
+    return None
+
+
+def _same_but_for_intents(without: Run, run: Run) -> bool:
+    return without.algorithm == run.algorithm and str(run.env_id).endswith(f":{without.env_id}")
 
 
 def _first_trajectories(group: Group, warnings: list[str]) -> list[np.ndarray]:
