@@ -74,7 +74,7 @@ def test_a_dataset_gets_the_managers_intents_behind_its_observations(dataset: Da
 
 
 def test_the_manifest_names_the_manager(dataset: Dataset, manager_path: Path) -> None:
-    dataset_id = augment(dataset.card.uri, manager_path, "test/named-v0")
+    dataset_id = augment(dataset.card.uri, manager_path, "test/intents-named-v0")
     about = json.loads(minari.load_dataset(dataset_id).storage.metadata["wmrl_intents"])
     assert about["manager"] == str(manager_path) and about["skip"] == 3 and about["dataset"] == dataset.card.name
     assert len(about["sha256"]) == 64
@@ -89,14 +89,14 @@ def test_a_broken_off_pass_goes_on_where_it_was(dataset: Dataset, manager_path: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        augment(dataset.card.uri, manager_path, "test/resumed-v0", progress=stop)
-    assert not (minari_root() / "test/resumed-v0").exists()
+        augment(dataset.card.uri, manager_path, "test/intents-resumed-v0", progress=stop)
+    assert not (minari_root() / "test/intents-resumed-v0").exists()
     seen: list[int] = []
     resumed = open_dataset(
-        augment(dataset.card.uri, manager_path, "test/resumed-v0", progress=lambda done, _: seen.append(done))
+        augment(dataset.card.uri, manager_path, "test/intents-resumed-v0", progress=lambda done, _: seen.append(done))
     )
     assert seen == [3000, len(dataset.obs)]
-    whole = open_dataset(augment(dataset.card.uri, manager_path, "test/whole-v0"))
+    whole = open_dataset(augment(dataset.card.uri, manager_path, "test/intents-whole-v0"))
     np.testing.assert_allclose(resumed.obs, whole.obs, atol=1e-6)
     assert not list(minari_root().glob("test/.*intents*"))
 
@@ -110,10 +110,10 @@ def test_a_pass_of_another_manager_starts_afresh(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        augment(dataset.card.uri, manager_path, "test/afresh-v0", progress=stop)
+        augment(dataset.card.uri, manager_path, "test/intents-afresh-v0", progress=stop)
     seen: list[int] = []
     other = save_manager(tmp_path / "other", seed=1)
-    augment(dataset.card.uri, other, "test/afresh-v0", progress=lambda done, _: seen.append(done))
+    augment(dataset.card.uri, other, "test/intents-afresh-v0", progress=lambda done, _: seen.append(done))
     assert seen[0] == 1000
 
 
@@ -127,7 +127,7 @@ def test_random_vectors_replace_intents_for_the_ablation(dataset: Dataset) -> No
 
 
 def test_the_environment_plans_with_the_same_manager(dataset: Dataset, manager_path: Path) -> None:
-    made = open_dataset(augment(dataset.card.uri, manager_path, "test/env-v0"))
+    made = open_dataset(augment(dataset.card.uri, manager_path, "test/intents-env-v0"))
     assert made.card.env_id is not None and made.card.env_id.startswith("intents:") and made.card.env_id.endswith(f":{ENV}")
     env, manager = make_env(made.card.env_id), load_manager(manager_path)
     obs, _ = env.reset(seed=3)
@@ -143,7 +143,7 @@ def test_the_environment_plans_with_the_same_manager(dataset: Dataset, manager_p
 
 
 def test_a_worker_that_knows_nothing_of_intents_is_evaluated_and_repeats(dataset: Dataset, manager_path: Path) -> None:
-    made = open_dataset(augment(dataset.card.uri, manager_path, "test/worker-v0"))
+    made = open_dataset(augment(dataset.card.uri, manager_path, "test/intents-worker-v0"))
     worker = make_agent("bc", {}, made.card.obs_dim, 2)
     assert made.card.env_id is not None
     first, second = (evaluate(worker, made.card.env_id, 2, num_envs=2, seed=5) for _ in range(2))
@@ -166,17 +166,17 @@ def test_what_is_no_fitting_manager_is_one_clear_error(
     save_manager(tmp_path / "bc", name="bc")
     save_manager(tmp_path / "wide", obs_dim=5)
     with pytest.raises(error, match=message):
-        augment(dataset.card.uri, source if isinstance(source, int) else tmp_path / source, "test/never-v0")
-    assert not (minari_root() / "test/never-v0").exists()
+        augment(dataset.card.uri, source if isinstance(source, int) else tmp_path / source, "test/intents-never-v0")
+    assert not (minari_root() / "test/intents-never-v0").exists()
 
 
 def test_a_manager_that_is_trained_further_changes_no_dataset_of_before(dataset: Dataset, manager_path: Path) -> None:
-    made = open_dataset(augment(dataset.card.uri, manager_path, "test/kept-v0"))
+    made = open_dataset(augment(dataset.card.uri, manager_path, "test/intents-kept-v0"))
     assert made.card.env_id is not None
     before = make_env(made.card.env_id).reset(seed=0)[0]
     save_manager(manager_path, seed=1)
     np.testing.assert_array_equal(make_env(made.card.env_id).reset(seed=0)[0], before)
-    again = open_dataset(augment(dataset.card.uri, manager_path, "test/kept-again-v0"))
+    again = open_dataset(augment(dataset.card.uri, manager_path, "test/intents-kept-again-v0"))
     assert again.card.env_id != made.card.env_id
     with pytest.raises(DataError, match="was recorded in"):
         check_compatible(made, 10, 2, again.card.env_id)
@@ -196,10 +196,10 @@ def test_a_wrong_id_is_refused(env_id: str) -> None:
 
 
 def test_a_dataset_that_exists_is_not_replaced_unasked(dataset: Dataset, manager_path: Path) -> None:
-    augment(dataset.card.uri, manager_path, "test/taken-v0")
+    augment(dataset.card.uri, manager_path, "test/intents-taken-v0")
     with pytest.raises(DataError, match="exists already"):
-        augment(dataset.card.uri, manager_path, "test/taken-v0")
-    augment(dataset.card.uri, manager_path, "test/taken-v0", overwrite=True)
+        augment(dataset.card.uri, manager_path, "test/intents-taken-v0")
+    augment(dataset.card.uri, manager_path, "test/intents-taken-v0", overwrite=True)
 
 
 def test_a_manager_is_loaded_as_one(manager_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_manager_is_loaded_as_one(manager_path: Path) -> None:
 
 
 def test_what_the_intents_point_to_is_decoded_for_pictures(dataset: Dataset, manager_path: Path, tmp_path: Path) -> None:
-    made = open_dataset(augment(dataset.card.uri, manager_path, "test/decoded-v0"))
+    made = open_dataset(augment(dataset.card.uri, manager_path, "test/intents-decoded-v0"))
     assert made.card.env_id is not None
     result = evaluate(make_agent("bc", {}, 10, 2), made.card.env_id, 2, num_envs=2)
     intended = intended_states(result.episodes, made.card.env_id)
@@ -219,7 +219,7 @@ def test_what_the_intents_point_to_is_decoded_for_pictures(dataset: Dataset, man
 
 
 def test_a_workers_report_shows_where_its_manager_pointed(dataset: Dataset, manager_path: Path, tmp_path: Path) -> None:
-    dataset_id = augment(dataset.card.uri, manager_path, "test/report-v0")
+    dataset_id = augment(dataset.card.uri, manager_path, "test/intents-report-v0")
     settings = {
         "num_updates": 2,
         "updates_per_call": 1,

@@ -180,6 +180,7 @@ def train(
     """
     torch.set_num_threads(1)  # Why: one core per process; runs share the machine
     tell = on_event or (lambda event: None)
+    agent_config(config.algorithm, config.agent)  # for its errors, before anything is read or made
     dataset = open_dataset(config.dataset)
     env_id = evaluation_env(config, dataset)
     agent, replay = build_agent(config, dataset), build_replay(config, dataset)
