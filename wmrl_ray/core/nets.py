@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,16 @@ class _OneDnnLinear(torch.autograd.Function):
         to_x, to_weight, to_bias = ctx.needs_input_grad
         return (
             _product(grad_rows, weight.t(), None).view_as(x) if to_x else None,
-            _weight_gradient(rows, grad_rows) if to_weight else None,
+            _weight_gradient(rows, grad_rows, _product) if to_weight else None,
             grad_rows.sum(0) if to_bias and ctx.has_bias else None,
         )
 
 
-def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+def _weight_gradient(x: Tensor, grad: Tensor, product: Callable[..., Tensor]) -> Tensor:
     """grad^T x [out, in] for x [N, in], grad [N, out]."""
     if x.shape[1] < grad.shape[1]:  # the narrower side as rows: twice as fast
-        return _product(x.t(), grad.t(), None).t().contiguous()
-    return _product(grad.t(), x.t(), None)
+        return product(x.t(), grad.t(), None).t().contiguous()
+    return product(grad.t(), x.t(), None)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -105,10 +105,9 @@ class _OneDnnLinearReLU(torch.autograd.Function):
         grad = torch.ops.aten.threshold_backward(grads[0], y, 0)
         to_x, to_weight, to_bias = ctx.needs_input_grad
         product = _onednn if ONEDNN else F.linear
-        narrow = x.shape[1] < y.shape[1]  # the narrower side as rows: twice as fast
         return (
             product(grad, weight.t(), None) if to_x else None,
-            (product(x.t(), grad.t(), None).t() if narrow else product(grad.t(), x.t(), None)) if to_weight else None,
+            _weight_gradient(x, grad, product) if to_weight else None,
             grad.sum(0) if to_bias else None,
         )
 
