@@ -4,6 +4,7 @@ from typing import Literal
 import pytest
 
 from wmrl_ray.config import ConfigError, check, from_dict, set_key, to_dict
+from wmrl_ray.core.agents import agent_config
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,17 @@ class Outer:
     extra: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Pair:
+    first: int = 0
+    second: int = 0
+
+
+@dataclass(frozen=True)
+class Nested:
+    pair: Pair = field(default_factory=lambda: Pair(1, 2))
+
+
 def test_values_become_the_dataclass_and_back():
     values = {
         "name": "x",
@@ -40,6 +52,15 @@ def test_values_become_the_dataclass_and_back():
     config = from_dict(Outer, values)
     assert config == Outer("x", 1.0, "b", 3, True, (1, 2), Inner(4), {"k": 2.0})
     assert from_dict(Outer, to_dict(config)) == config
+
+
+def test_a_mapping_is_laid_over_its_fields_own_default():
+    """Of `plan: {horizon: 3}` the rest is the agent's plan, not the plan class's defaults."""
+    assert from_dict(Nested, {"pair": {"first": 5}}).pair == Pair(5, 2)
+    assert from_dict(Nested, {}, base=Nested(Pair(7, 8))).pair == Pair(7, 8)
+    assert from_dict(Nested, {"pair": {"first": 5}}, base=Nested(Pair(7, 8))).pair == Pair(5, 8)
+    plan = agent_config("iql_tdmpc", {"plan": {"horizon": 3}}).plan
+    assert (plan.horizon, plan.num_samples, plan.num_policy, plan.iterations) == (3, 0, 512, 1)
 
 
 def test_yamls_string_for_a_float_is_a_float():

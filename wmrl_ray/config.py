@@ -17,8 +17,11 @@ class ConfigError(ValueError):
     """A configuration value that cannot be used. The message names the value, what is allowed and the fix."""
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
-    """Builds the dataclass `cls` from `values`.
+def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "", base: T | None = None) -> T:
+    """Builds the dataclass `cls` from `values`; what they leave out comes from `base`, or from the defaults.
+
+    A field that is a dataclass with a default takes that default as its base: of `plan: {horizon: 3}`, the rest stays the
+    agent's own plan.
 
     Raises:
         ConfigError: unknown key (with the nearest known one), missing key, or a value of the wrong type.
@@ -28,7 +31,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
     for key in values:
         if key not in fields:
             raise ConfigError(f"unknown key {join(path, key)!r}{did_you_mean(str(key), fields)}; known: {', '.join(fields)}")
-    kwargs = {key: _convert(hints[key], value, join(path, key)) for key, value in values.items()}
+    kwargs = {key: _convert(hints[key], value, join(path, key), _default(fields[key], base)) for key, value in values.items()}
+    if base is not None:
+        kwargs = {name: getattr(base, name) for name in fields} | kwargs
     required = [name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [name for name in required if name not in kwargs]:
         raise ConfigError(f"missing key {join(path, missing[0])!r} ({_name(hints[missing[0]])})")
@@ -91,8 +96,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """`value` as `hint`, or a ConfigError that names both."""
+def _default(field: dataclasses.Field, base: Any) -> Any:
+    """What a mapping for this field is laid over, or None."""
+    if base is not None:
+        return getattr(base, field.name)
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _convert(hint: Any, value: Any, path: str, base: Any = None) -> Any:
+    """`value` as `hint`, or a ConfigError that names both. base: of a dataclass."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -100,7 +112,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, hint):  # type: ignore[arg-type]
             return value
         if isinstance(value, Mapping):
-            return from_dict(typing.cast(type, hint), value, path)
+            return from_dict(typing.cast(type, hint), value, path, base if isinstance(base, hint) else None)  # type: ignore[arg-type]
     elif origin in (typing.Union, types.UnionType):
         for arm in args:
             try:

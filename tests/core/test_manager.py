@@ -41,26 +41,30 @@ def window(terminal: int | None = None, length: int = H * K) -> Batch:
     )
 
 
+def whole_steps(batch: Batch, shift: float = 0.0) -> Batch:
+    return coarse(batch, torch.zeros(1, H, A), K, batch.reward + shift)
+
+
 def test_a_managers_step_sums_k_rewards_and_ends_k_observations_later():
-    steps = coarse(window(), torch.zeros(1, H, A), K)
+    steps = whole_steps(window())
     assert steps.obs[0, :, 0].tolist() == [0, 4, 8, 12]
     assert steps.reward.tolist() == [[2**4 - 1, 2**8 - 2**4, 2**12 - 2**8]]
     assert steps.valid.all() and not steps.terminated.any()
 
 
 def test_a_terminal_step_ends_the_managers_step_and_masks_what_follows():
-    steps = coarse(window(terminal=5, length=6), torch.zeros(1, H, A), K)
+    steps = whole_steps(window(terminal=5, length=6))
     assert steps.reward.tolist() == [[2**4 - 1, 2**4 + 2**5, 0]]
     assert steps.terminated.tolist() == [[False, True, False]]
     assert steps.valid.tolist() == [[True, True, False]]
     assert steps.obs[0, 2, 0] == 6  # the terminal observation
-    shifted = coarse(window(terminal=5, length=6), torch.zeros(1, H, A), K, reward_shift=-1.0)
+    shifted = whole_steps(window(terminal=5, length=6), shift=-1.0)
     assert shifted.reward.tolist() == [[2**4 - 1 - 4, 2**4 + 2**5 - 2, 0]]  # of its own environment steps only
 
 
 @pytest.mark.parametrize(("length", "valid"), [(3, [False] * 3), (4, [True, False, False]), (7, [True, False, False])])
 def test_a_step_that_the_episodes_cut_leaves_incomplete_counts_for_nothing(length, valid):
-    steps = coarse(window(length=length), torch.zeros(1, H, A), K)
+    steps = whole_steps(window(length=length))
     assert steps.valid.tolist() == [valid] and not steps.terminated.any()
 
 

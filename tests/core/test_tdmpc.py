@@ -18,7 +18,7 @@ SMALL = {
 
 @pytest.fixture
 def agent():
-    agent = make_agent("tdmpc", {**SMALL, "reward_shift": -1.0}, O, A)
+    agent = make_agent("tdmpc", {**SMALL, "reward_scale": 2.0, "reward_shift": -1.0}, O, A)
     shake(agent.model)
     shake(agent.target, seed=1)
     return agent
@@ -36,7 +36,7 @@ def numpy_model_loss(agent, batch, noise):
         z_next = apply(m.encoder, obs[:, k + 1])
         pi = np.tanh(apply(m.actor, z_next)) + np.clip(c.policy_std * noise[:, k], -c.policy_noise_clip, c.policy_noise_clip)
         pi = np.clip(pi, -1 + 1e-6, 1 - 1e-6)
-        r = reward[:, k] + c.reward_shift
+        r = 2.0 * reward[:, k] - 1.0
         target = r + c.gamma * (1 - terminated[:, k]) * q_min(t.critic, z_next, pi)
         targets.append(target)
         za = np.concatenate([z, action[:, k]], -1)
@@ -68,7 +68,7 @@ def test_the_td_target_is_the_papers_in_numpy_and_a_terminal_step_does_not_boots
     batch, noise = random_batch(B, H, O, A), torch.randn(B, H, A)
     target = agent.td_target(batch, noise)
     assert np.allclose(array(target), numpy_model_loss(agent, batch, noise)[2], atol=1e-5)
-    assert target[0, -1].item() == pytest.approx(batch.reward[0, -1].item() - 1.0)
+    assert target[0, -1].item() == pytest.approx(2.0 * batch.reward[0, -1].item() - 1.0)
 
 
 def test_no_policy_action_is_asked_for_after_a_terminal_step_or_outside_the_episode():

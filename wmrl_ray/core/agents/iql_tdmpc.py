@@ -119,7 +119,7 @@ class IQLTDMPC(LatentAgent):
             return (weights * error).sum(1).clamp(max=c.loss_clip).mean()
 
         consistency = window_loss((zs[:, 1:] - z_target).float().square().mean(-1))  # L_f
-        reward_loss = window_loss((reward.float() - batch.reward - c.reward_shift).square())  # L_R
+        reward_loss = window_loss((reward.float() - self.scaled(batch.reward)).square())  # L_R
         critic = window_loss((q.float() - td_target).square().sum(0))  # L_Q, or Eq. 2
         loss = c.consistency_coef * consistency + c.reward_coef * reward_loss + c.critic_coef * critic
         info = {
@@ -140,7 +140,7 @@ class IQLTDMPC(LatentAgent):
             next_value = self.model.value(z_next).float()
         else:
             next_value = self.target.q(z_next, self.policy(z_next, noise)).float().amin(0)
-        return batch.reward + self.config.reward_shift + self.config.gamma * ~batch.terminated * next_value
+        return self.scaled(batch.reward) + self.config.gamma * ~batch.terminated * next_value
 
     def value_loss(self, zs: Tensor, action: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Metrics]:
         """L_V (Eq. 1): V follows an upper expectile of the target critics' minimum, over the data's actions.

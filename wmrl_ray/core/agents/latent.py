@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
+from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.models.latent import LatentModel, LatentModelConfig, TargetNetworks
 from wmrl_ray.core.planner import PlanConfig, plan
 
@@ -26,7 +27,8 @@ class LatentAgentConfig(AgentConfig):
     consistency_coef: float = 2.0  # c_f
     reward_coef: float = 0.5  # c_R
     critic_coef: float = 0.1  # c_Q
-    reward_shift: float = 0.0  # added to every reward; CORL's antmaze uses -1
+    reward_scale: float = 1.0  # rewards become scale * r + shift; small values keep a critic's gradient from growing the latents
+    reward_shift: float = 0.0  # CORL's antmaze uses -1
 
     def __post_init__(self) -> None:
         check(0 < self.gamma <= 1, f"gamma = {self.gamma}; it must be in (0, 1]")
@@ -47,6 +49,10 @@ class LatentAgent(Agent):
     model: LatentModel
     target: TargetNetworks
     compiled_functions = ("returns", "policy_rollout")
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """The rewards that are learned from, for those of the data; any shape."""
+        return self.config.reward_scale * reward + self.config.reward_shift
 
     def policy(self, z: Tensor, noise: Tensor) -> Tensor:
         """A sample of pi(. | z) [..., A] for standard normal noise [..., A]."""

@@ -94,10 +94,10 @@ class ManagerModel(LatentModel):
         return self.decoder(z).float() * self.obs_scale.std + self.obs_scale.mean
 
 
-def coarse(batch: Batch, action: Tensor, k: int, reward_shift: float = 0.0) -> Batch:
+def coarse(batch: Batch, action: Tensor, k: int, reward: Tensor) -> Batch:
     """Windows of kH environment steps as windows of H Manager steps with the abstract actions [B, H, A].
 
-    Rewards, each shifted, are summed over a step's k, or up to a terminal one. `valid` may be false from t = 0 on.
+    The rewards [B, kH] are summed over a step's k, or up to a terminal one. `valid` may be false from t = 0 on.
     """
     B, H = action.shape[:2]
     valid, terminated = batch.valid.view(B, H, k), batch.terminated.view(B, H, k) & batch.valid.view(B, H, k)
@@ -105,7 +105,7 @@ def coarse(batch: Batch, action: Tensor, k: int, reward_shift: float = 0.0) -> B
     return Batch(
         obs=batch.obs[:, ::k],  # after a terminal step the window repeats the terminal observation
         action=action,
-        reward=((batch.reward + reward_shift).view(B, H, k) * valid).sum(-1),
+        reward=(reward.view(B, H, k) * valid).sum(-1),
         terminated=ends,
         valid=valid[..., -1] | ends,
     )
@@ -171,7 +171,7 @@ class Manager(LatentAgent):
         c = self.config
         z_true = self.model.encode(batch.obs[:, :: c.skip])  # [B, H+1, Z]
         action = self.inverse(z_true[:, :-1], z_true[:, 1:], action_noise)
-        steps = coarse(batch, action, c.skip, c.reward_shift)
+        steps = coarse(batch, action, c.skip, self.scaled(batch.reward))
         zs = self.model.rollout(z_true[:, 0], action)  # [B, H+1, Z]
         with torch.no_grad():
             z_target = self.target.encode(steps.obs[:, 1:])  # [B, H, Z]

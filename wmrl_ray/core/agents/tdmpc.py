@@ -74,7 +74,7 @@ class TDMPC(LatentAgent):
             return (weights * error).sum(1).clamp(max=c.loss_clip).mean()
 
         consistency = window_loss((zs[:, 1:] - z_target).float().square().mean(-1))  # L_f
-        reward_loss = window_loss((reward.float() - batch.reward - c.reward_shift).square())  # L_R
+        reward_loss = window_loss((reward.float() - self.scaled(batch.reward)).square())  # L_R
         critic = window_loss((q.float() - td_target).square().sum(0))  # L_Q
         loss = c.consistency_coef * consistency + c.reward_coef * reward_loss + c.critic_coef * critic
         info = {
@@ -92,7 +92,7 @@ class TDMPC(LatentAgent):
         """r + gamma min_Q Q_target(z', pi(z')) [B, H], with z' from the online encoder; no bootstrap after a terminal step."""
         z_next = self.model.encode(batch.obs[:, 1:])
         q_next = self.target.q(z_next, self.policy(z_next, noise)).float().amin(0)
-        return batch.reward + self.config.reward_shift + self.config.gamma * ~batch.terminated * q_next
+        return self.scaled(batch.reward) + self.config.gamma * ~batch.terminated * q_next
 
     def actor_loss(self, zs: Tensor, alive: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
         """L_pi = -min_Q Q(z, pi(z)) along the rollout zs [B, H+1, Z], its last latent included; noise [B, H+1, A].
