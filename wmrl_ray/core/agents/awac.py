@@ -69,7 +69,7 @@ class AWAC(Agent):
     config: Config
     model: Model
     target: nn.Sequential
-    compiled_functions = ("critic_loss", "actor_loss")
+    compiled_functions = ("step",)
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         model = Model(self.config, self.obs_dim, self.action_dim)
@@ -127,11 +127,10 @@ class AWAC(Agent):
         info = {"advantage/mean": advantage.mean(), "advantage/weight_mean": weight.mean()}
         return loss, {"loss/actor": loss.detach(), **info}
 
-    def update(self, batch: Batch) -> Metrics:
-        batch = batch.to(self.device)
+    def step(self, batch: Batch, noise: Tensor) -> Metrics:
+        """noise: [2, B, A] standard normal."""
         obs, next_obs = self.model.normalizer(batch.obs[:, :2]).unbind(1)
         action, reward, terminated = batch.action[:, 0], batch.reward[:, 0], batch.terminated[:, 0]
-        noise = torch.randn((2, *action.shape), generator=self.update_generator, device=self.device)
         with self.autocast():
             critic_loss, info = self.critic_loss(obs, action, reward, terminated, next_obs, noise[0])
         self.descend("critic", critic_loss)
@@ -139,8 +138,14 @@ class AWAC(Agent):
             actor_loss, actor_info = self.actor_loss(obs, action, noise[1])
         self.descend("actor", actor_loss)
         soft_update(self.target, self.model.critic, self.config.tau)
-        self.num_updates += 1
         return info | actor_info
+
+    def update(self, batch: Batch) -> Metrics:
+        batch = batch.to(self.device)
+        noise = torch.randn((2, *batch.action[:, 0].shape), generator=self.update_generator, device=self.device)
+        info = self.step(batch, noise)
+        self.num_updates += 1
+        return info
 
     @torch.no_grad()
     def act(

@@ -68,6 +68,10 @@ class Agent:
         self.optimizers = self.build_optimizers()
         if config.compile != "off":
             mode = "reduce-overhead" if config.compile == "cuda_graphs" else None
+            torch._dynamo.config.trace_autograd_ops = True  # for compiled functions that contain a whole step
+            for optimizer in self.optimizers.values():
+                if isinstance(optimizer, torch.optim.Adam):
+                    adam_state(optimizer)
             for name in self.compiled_functions:
                 setattr(self, name, torch.compile(getattr(self, name), mode=mode))
 
@@ -117,7 +121,12 @@ class Agent:
                 module.std.copy_(std + 1e-3)  # CORL's; Why: a dimension that never changes would divide by zero
 
     def optimize(self, name: str, loss: Tensor, max_norm: float | None) -> Tensor:
-        """Backward, average over learners, clip, step. Returns the gradient norm before clipping."""
+        """Backward, average over learners, clip, step. Returns the gradient norm before clipping.
+
+        In a compiled function the gradient and Adam's step become part of its graph.
+        """
+        if torch.compiler.is_compiling():
+            return self._compiled_step(name, loss, max_norm)
         parameters = self.backward(name, loss)
         if max_norm is None:
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -128,8 +137,20 @@ class Agent:
 
     def descend(self, name: str, loss: Tensor) -> None:
         """`optimize` for small networks that nothing clips: without the gradient's norm, which takes time."""
-        self.backward(name, loss)
-        self.optimizers[name].step()
+        if torch.compiler.is_compiling():
+            self._compiled_step(name, loss, None)
+        else:
+            self.backward(name, loss)
+            self.optimizers[name].step()
+
+    def _compiled_step(self, name: str, loss: Tensor, max_norm: float | None) -> Tensor:
+        optimizer = self.optimizers[name]
+        grads = torch.autograd.grad(loss, [p for group in optimizer.param_groups for p in group["params"]])
+        norm = nn.utils.get_total_norm(grads)
+        if max_norm is not None:
+            grads = [grad * (max_norm / (norm + 1e-6)).clamp(max=1.0) for grad in grads]
+        adam_step(optimizer, grads)
+        return norm
 
     def backward(self, name: str, loss: Tensor) -> list[nn.Parameter]:
         """Gives the parameters of optimiser `name` the loss's gradient, averaged over learners, and returns them."""
@@ -174,6 +195,30 @@ class Agent:
             saved = torch.as_tensor(saved).cpu()
             if saved.numel() == generator.get_state().numel():
                 generator.set_state(saved)
+
+
+def adam_state(optimizer: torch.optim.Optimizer) -> None:
+    """Gives every parameter the state that Adam's first step would."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if not optimizer.state[p]:
+                zeros = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                optimizer.state[p] = {"step": torch.zeros((), device=p.device), **zeros}
+
+
+@torch.no_grad()
+def adam_step(optimizer: torch.optim.Optimizer, grads: Sequence[Tensor]) -> None:
+    """torch.optim.Adam's step (no decay, no amsgrad) in operations that torch.compile fuses; `adam_state` first."""
+    remaining = iter(grads)
+    for group in optimizer.param_groups:
+        beta1, beta2 = group["betas"]
+        for p in group["params"]:
+            state, grad = optimizer.state[p], next(remaining)
+            step = state["step"].add_(1)
+            state["exp_avg"].lerp_(grad, 1 - beta1)
+            state["exp_avg_sq"].lerp_(grad.square(), 1 - beta2)
+            scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
+            p.sub_(group["lr"] / (1 - beta1**step) * state["exp_avg"] / scale)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ class BC(Agent):
 
     Config = Config
     config: Config
-    compiled_functions = ("actor_loss",)
+    compiled_functions = ("step",)
 
     def build(self) -> tuple[nn.Module, None]:
         normalizer = Normalizer(self.obs_dim) if self.config.normalize_obs else nn.Identity()
@@ -50,13 +50,16 @@ class BC(Agent):
         error = (self.model(batch.obs[:, :-1]).float() - batch.action).square().mean(-1)
         return masked_mean(error, batch.valid)
 
-    def update(self, batch: Batch) -> Metrics:
-        batch = batch.to(self.device)
+    def step(self, batch: Batch) -> Metrics:
         with self.autocast():
             loss = self.actor_loss(batch)
         norm = self.optimize("actor", loss, self.config.grad_clip)
-        self.num_updates += 1
         return {"loss/actor": loss.detach(), "grad_norm/actor": norm}
+
+    def update(self, batch: Batch) -> Metrics:
+        info = self.step(batch.to(self.device))
+        self.num_updates += 1
+        return info
 
     @torch.no_grad()
     def act(

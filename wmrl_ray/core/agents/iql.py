@@ -76,7 +76,7 @@ class IQL(Agent):
     config: Config
     model: Model
     target: nn.Sequential
-    compiled_functions = ("value_loss", "critic_loss", "actor_loss")
+    compiled_functions = ("step",)
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         model = Model(self.config, self.obs_dim, self.action_dim)
@@ -133,9 +133,7 @@ class IQL(Agent):
         loss = (weight * error).mean()
         return loss, {"loss/actor": loss.detach(), "advantage/weight_mean": weight.mean()}
 
-    def update(self, batch: Batch) -> Metrics:
-        batch = batch.to(self.device)
-        self._set_actor_lr()
+    def step(self, batch: Batch) -> Metrics:
         obs, next_obs = self.model.normalizer(batch.obs[:, :2]).unbind(1)
         action, reward, terminated = batch.action[:, 0], batch.reward[:, 0], batch.terminated[:, 0]
         with self.autocast():
@@ -144,15 +142,22 @@ class IQL(Agent):
             actor_loss, actor_info = self.actor_loss(obs, action, advantage)
         self.descend("all", value_loss + critic_loss + actor_loss)  # each parameter is in one of the three
         soft_update(self.target, self.model.critic, self.config.tau)
-        self.num_updates += 1
         return info | critic_info | actor_info
+
+    def update(self, batch: Batch) -> Metrics:
+        self._set_actor_lr()
+        info = self.step(batch.to(self.device))
+        self.num_updates += 1
+        return info
 
     def _set_actor_lr(self) -> None:
         """The cosine schedule, from num_updates alone: nothing more to save."""
         c = self.config
         if c.lr_steps is not None:
             done = min(self.num_updates / c.lr_steps, 1.0)
-            self.optimizers["all"].param_groups[1]["lr"] = c.lr * 0.5 * (1 + math.cos(math.pi * done))
+            lr = c.lr * 0.5 * (1 + math.cos(math.pi * done))
+            # Why a tensor: to torch.compile a new number is a new function
+            self.optimizers["all"].param_groups[1]["lr"] = lr if c.compile == "off" else torch.tensor(lr)
 
     @torch.no_grad()
     def act(

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
-from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.models.latent import LatentModel, LatentModelConfig, TargetNetworks
 from wmrl_ray.core.planner import PlanConfig, plan
 
@@ -27,7 +26,9 @@ class LatentAgentConfig(AgentConfig):
     consistency_coef: float = 2.0  # c_f
     reward_coef: float = 0.5  # c_R
     critic_coef: float = 0.1  # c_Q
-    reward_scale: float = 1.0  # rewards become scale * r + shift; small values keep a critic's gradient from growing the latents
+    reward_scale: float = (
+        1.0  # rewards become scale * r + shift; large values make the latents grow
+    )
     reward_shift: float = 0.0  # CORL's antmaze uses -1
 
     def __post_init__(self) -> None:

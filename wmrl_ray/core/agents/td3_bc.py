@@ -66,7 +66,7 @@ class TD3BC(Agent):
     config: Config
     model: Model
     target: ActorCritic
-    compiled_functions = ("critic_loss", "actor_loss")
+    compiled_functions = ("critic_step", "actor_step")
 
     def build(self) -> tuple[nn.Module, nn.Module]:
         model = Model(self.config, self.obs_dim, self.action_dim)
@@ -108,23 +108,31 @@ class TD3BC(Agent):
         loss = cloning - weight * q.mean()
         return loss, {"loss/actor": loss.detach(), "loss/cloning": cloning.detach()}
 
+    def critic_step(self, batch: Batch, noise: Tensor) -> Metrics:
+        obs, next_obs = self.model.normalizer(batch.obs[:, :2]).unbind(1)
+        with self.autocast():
+            loss, info = self.critic_loss(obs, batch.action[:, 0], batch.reward[:, 0], batch.terminated[:, 0], next_obs, noise)
+        self.descend("critic", loss)
+        return info
+
+    def actor_step(self, batch: Batch) -> Metrics:
+        """The policy, then all targets."""
+        with self.autocast():
+            loss, info = self.actor_loss(self.model.normalizer(batch.obs[:, 0]), batch.action[:, 0])
+        self.descend("actor", loss)
+        soft_update(self.target.critic, self.model.critic, self.config.tau)
+        soft_update(self.target.actor, self.model.actor, self.config.tau)
+        return info
+
     def update(self, batch: Batch) -> Metrics:
         """The policy's losses are among the metrics of the updates that move it."""
         batch = batch.to(self.device)
-        obs, next_obs = self.model.normalizer(batch.obs[:, :2]).unbind(1)
-        action, reward, terminated = batch.action[:, 0], batch.reward[:, 0], batch.terminated[:, 0]
-        noise = torch.randn(action.shape, generator=self.update_generator, device=self.device)
-        with self.autocast():
-            loss, info = self.critic_loss(obs, action, reward, terminated, next_obs, noise)
-        self.descend("critic", loss)
+        noise = torch.randn(batch.action[:, 0].shape, generator=self.update_generator, device=self.device)
+        info = self.critic_step(batch, noise)
         self.num_updates += 1
         if self.num_updates % self.config.policy_every == 0:
-            with frozen(self.model.critic), self.autocast():
-                actor_loss, actor_info = self.actor_loss(obs, action)
-            self.descend("actor", actor_loss)
-            info |= actor_info
-            soft_update(self.target.critic, self.model.critic, self.config.tau)
-            soft_update(self.target.actor, self.model.actor, self.config.tau)
+            with frozen(self.model.critic):
+                info |= self.actor_step(batch)
         return info
 
     @torch.no_grad()
