@@ -13,7 +13,7 @@ import pytest
 
 from wmrl_ray.config import ConfigError
 from wmrl_ray.report import write_report
-from wmrl_ray.report.render import duration
+from wmrl_ray.report.words import duration
 
 PUBLISHED = {
     "name": "D4RL/pointmaze/umaze-v2",

@@ -1,11 +1,16 @@
-"""`wmrl report`: run folders -> one HTML page."""
+"""`wmrl report`: run folders -> one HTML page, and on the terminal the tables of the studies among them."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from wmrl_ray.config import check
+
+STYLES = {"better": {"fg": "green"}, "worse": {"fg": "red"}, "bold": {"bold": True}, "paper": {"dim": True}}
 
 
 def report(
@@ -13,9 +18,29 @@ def report(
     out: Annotated[Path, typer.Option("-o", "--out", help="The page; its numbers go into the .json beside it.")] = Path(
         "report.html"
     ),
+    markdown: Annotated[Path | None, typer.Option(help="Also write the paper's table with ours as Markdown.")] = None,
 ) -> None:
-    """Write one HTML page that opens offline: tables over seeds, curves, trajectories, configuration."""
-    from wmrl_ray.report import write_report
+    """Write one HTML page that opens offline: tables over seeds, curves, trajectories, configuration.
 
-    html, numbers = write_report(runs, out)
-    print(f"{html}   (numbers: {numbers})")
+    Where a folder holds the study.json of a sweep, the page and the terminal show the paper's table with ours in it.
+    """
+    from wmrl_ray.report.render import check_report_path, read_report, write_text
+    from wmrl_ray.report.tables import as_markdown, as_text
+
+    check_report_path(out)
+    if markdown is not None:
+        check(markdown.parent.is_dir(), f"no such folder for --markdown: {markdown.parent}; create it first")
+    made = read_report(runs)
+    studies = made.numbers["studies"]
+    check(
+        markdown is None or bool(studies),
+        f"--markdown {markdown}: there is no study.json in {', '.join(map(str, runs))}; give the folder of a `wmrl sweep`",
+    )
+    numbers = made.write(out)
+    width = shutil.get_terminal_size((100, 24)).columns
+    for study in studies:
+        typer.echo(as_text(study, width, lambda style, text: typer.style(text, **STYLES.get(style, {}))) + "\n")
+    if markdown is not None:
+        write_text(markdown, "\n".join(map(as_markdown, studies)))
+        print(f"{markdown}")
+    print(f"{out}   (numbers: {numbers})")
