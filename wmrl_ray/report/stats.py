@@ -42,7 +42,7 @@ def welch(baseline: Sequence[float], ours: Sequence[float]) -> Comparison:
         return Comparison(None, "no spread")
     from scipy.stats import ttest_ind  # lazily: only reports on a study need it
 
-    _, p = ttest_ind(ours, baseline, equal_var=False)
+    _, p = np.asarray(ttest_ind(ours, baseline, equal_var=False), dtype=np.float64)
     return Comparison(float(p), None)
 
 
