@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from wmrl_ray.report.words import count, number
+from wmrl_ray.report.words import count, number, signed
 
 Paint = Callable[[str, str], str]  # (style, text) -> text with colours
 
@@ -62,11 +63,6 @@ def papers(cell: Mapping[str, Any]) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def signed(x: float) -> str:
-    """`+33.3`, with a real minus sign."""
-    return f"{x:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
 def style(cell: Mapping[str, Any]) -> str:
     """`better` or `worse` where that is significant, `bold` for the best of a row, or `plain`."""
     return cell["verdict"] if cell["verdict"] in MARKS else "bold" if cell["bold"] else "plain"
@@ -76,9 +72,8 @@ def about(study: Mapping[str, Any]) -> list[str]:
     """The sentences above a table: what the paper's is, and how long ours and the paper's were trained."""
     done = "none has been evaluated yet" if study["updates"] is None else f"evaluated after {_range(study['updates'])} updates"
     return [
-        study["caption"],
-        f"Ours: {study['num_runs']} of {study['num_planned']} planned runs, {done}; the last evaluation of each. "
-        f"The paper: {study['num_seeds']} seeds, {count(study['num_updates'])} updates.",
+        f"The paper's: {study['caption']}",
+        f"Ours: {study['num_runs']} of {study['num_planned']} planned runs, {done}; the last evaluation of each.",
     ]
 
 
@@ -91,21 +86,23 @@ def as_text(study: Mapping[str, Any], width: int = 100, paint: Paint = lambda st
     blocks = [[_lines(cell) for cell in row["cells"]] for row in study["rows"]]  # [row][column] -> lines
     first = max(len(row["name"]) for row in study["rows"])
     widths = [max(map(len, [head, *(line for block in blocks for line in block[k])])) for k, head in enumerate(heads)]
-    lines = [f"{study['title']} of {study['paper_title']} ({study['source']}), ours and the paper's"]
-    lines += [f"STAND-IN DATA. {STAND_INS}"] * study["stand_ins"] + about(study)
+    prose = [f"{study['title']} of {study['paper_title']} ({study['source']}), ours and the paper's"]
+    prose += [f"STAND-IN DATA. {STAND_INS}"] * study["stand_ins"] + about(study)
+    lines = [textwrap.fill(text, max(width, 40)) for text in prose]
     for columns in _fitting(widths, width - first):
         lines += ["", " " * first + "".join(f"  {heads[k]:<{widths[k]}}" for k in columns).rstrip()]
         for row, block in zip(study["rows"], blocks, strict=True):
             for i in range(3):
-                texts = [f"{block[k][i]:<{widths[k]}}" for k in columns]
-                if i == 1 and not any(text.strip() for text in texts):
+                texts = [block[k][i] for k in columns]
+                if i == 1 and not any(texts):
                     continue
-                styled = [
-                    paint("paper" if i == 2 else style(row["cells"][k]), text) for k, text in zip(columns, texts, strict=True)
-                ]
-                lines.append((f"{(row['name'] if i == 0 else ''):<{first}}" + "".join(f"  {text}" for text in styled)).rstrip())
-    lines += ["", LEGEND[study["form"]], *(f"[{i}] {note}" for i, note in enumerate(study["notes"], 1))]
-    return "\n".join(lines)
+                line = f"{row['name'] if i == 0 else '':<{first}}"
+                for k, text in zip(columns, texts, strict=True):
+                    painted = paint("paper" if i == 2 else style(row["cells"][k]), text) if text else ""
+                    line += f"  {painted}{' ' * (widths[k] - len(text))}"
+                lines.append(line.rstrip())
+    notes = [LEGEND[study["form"]], *(f"[{i}] {note}" for i, note in enumerate(study["notes"], 1))]
+    return "\n".join([*lines, "", *(textwrap.fill(text, max(width, 40)) for text in notes)])
 
 
 def as_markdown(study: Mapping[str, Any]) -> str:

@@ -11,7 +11,12 @@ def number(x: float | None, digits: int = 1) -> str:
     """`12.3`, with an en dash for what is not known and a real minus sign."""
     if x is None or not math.isfinite(x):
         return "–"
-    return f"{x:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(x, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus before a zero
+
+
+def signed(x: float) -> str:
+    """`+33.3`, with a real minus sign."""
+    return f"{round(x, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def count(x: float | None) -> str:
