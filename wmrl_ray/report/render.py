@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
 import os
@@ -29,6 +30,10 @@ class Report:
     groups: list[Group]
     numbers: dict[str, Any]
     drawn: dict[str, dict[str, Any]]
+
+    def embed_film(self, dataset: str, video: Path) -> None:
+        """Puts an MP4 file's bytes onto the page, where the figures of `dataset` are: the page still opens alone."""
+        self.drawn[dataset]["film"] = base64.b64encode(video.read_bytes()).decode()
 
     def write(self, out: Path) -> Path:
         """Writes the page to `out` and its numbers beside it; returns the path of the numbers."""
@@ -77,8 +82,8 @@ def check_report_path(out: Path) -> None:
 
 
 def draw(groups: Sequence[Group], numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The SVG figures of each dataset: {dataset: {"score", "paths", "intents": svg or None, "losses": [(label, svg)]}}; adds
-    warnings.
+    """The SVG figures of each dataset: {dataset: {"score", "paths", "intents": svg or None, "film": None until one is
+    embedded, "losses": [(label, svg)]}}; adds warnings.
     """
     colors = figures.color_of([group.label for group in groups])
     drawn: dict[str, dict[str, Any]] = {}
@@ -90,6 +95,7 @@ def draw(groups: Sequence[Group], numbers: dict[str, Any]) -> dict[str, dict[str
                 "score": figures.score_figure(members, colors, dataset["card"]),
                 "paths": _paths_figure(members, colors, numbers["warnings"]),
                 "intents": _intents_figure(members, groups),
+                "film": None,
                 "losses": losses,
             }
     return drawn
