@@ -6,10 +6,12 @@ import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from wmrl_ray.config import ConfigError, check
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SUFFIXES = (".mp4", ".mkv")  # what holds H.264
 
@@ -33,6 +35,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
         ConfigError: ffmpeg did not write a file that plays back every frame; what was at `path` is still there.
     """
     import imageio_ffmpeg
+    import numpy as np  # lazily: `wmrl --help` starts without it
 
     frames = iter(frames)
     first = next(frames)

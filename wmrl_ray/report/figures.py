@@ -23,7 +23,7 @@ COLORS = ("#2f7ed8", "#e4572e", "#17a673", "#a05bd6", "#d69a00", "#d6478f", "#4a
 INK, FAINT = "#010203", "#040506"  # stand for the page's colours until `_svg` replaces them
 NUM_TRAJECTORIES = 12  # in one picture: more hide each other
 NUM_INTENTS = 60  # of one episode
-INTENT_SECONDS = 0.3  # length of a velocity line
+INTENT_SECONDS = 0.3  # length of a velocity line, for each metre of a maze's cells (an ant's are 4 m wide, and it is slower)
 
 
 def color_of(labels: Sequence[str]) -> dict[str, str]:
@@ -107,7 +107,7 @@ def intent_figure(panels: Sequence[tuple[str, np.ndarray, np.ndarray | None]], l
         if intended is not None:
             shown = intended[:: max(1, len(intended) // NUM_INTENTS)]
             position, velocity = shown[:, :2], shown[:, layout.velocity : layout.velocity + 2]
-            ends = position + INTENT_SECONDS * velocity
+            ends = position + INTENT_SECONDS * layout.cell_size * velocity
             time = np.linspace(0, 1, len(shown))
             axes.scatter(*position.T, c=time, cmap="viridis", s=9, zorder=4)
             for (x, y), (x_end, y_end) in zip(position, ends, strict=True):

@@ -76,7 +76,7 @@ class _Scene:
     """One maze with its agent, its path so far, and the intent of the moment: a green dot with a line along the velocity."""
 
     def __init__(self, axes: Axes, panel: Panel, layout: MazeLayout):
-        self.axes, self.panel, self.velocity = axes, panel, layout.velocity
+        self.axes, self.panel, self.layout = axes, panel, layout
         draw_maze(axes, layout, WALL)
         axes.set_title(panel.label, fontsize=10, color="black")
         axes.plot(*layout.goal, marker="*", markersize=13, color=GOAL, markeredgecolor="black", markeredgewidth=0.5)
@@ -94,8 +94,8 @@ class _Scene:
         self.step.set_text(f"step {now}")
         moving: list[Line2D] = [self.path]
         if intended is not None:
-            position = intended[now, :2]
-            end = position + INTENT_SECONDS * intended[now, self.velocity : self.velocity + 2]
+            position, first = intended[now, :2], self.layout.velocity
+            end = position + INTENT_SECONDS * self.layout.cell_size * intended[now, first : first + 2]
             self.intent.set_data(position[:1], position[1:])
             self.speed.set_data([position[0], end[0]], [position[1], end[1]])
             moving += [self.speed, self.intent]
