@@ -264,6 +264,38 @@ def test_a_study_is_found_in_a_given_folder_or_below_it_once(tmp_path, write_run
     assert json.loads(numbers.read_text())["studies"] == []
 
 
+def test_a_folder_that_two_tables_share_shows_both(tmp_path, write_run):
+    write_run("bc-0", "bc", 0, (10.0,), trajectories=False)
+    second = write_study(tmp_path / "runs", [planned(row="antmaze-large-play-v2", variant="random", run="x")], "table3")
+    second.rename(second.with_name("study-table3.json"))
+    file = write_study(tmp_path / "runs", [planned()])
+    (tmp_path / "runs" / "study-table2.json").write_text(file.read_text())
+    _, numbers = write_report([tmp_path / "runs"], tmp_path / "report.html")
+    assert [study["title"] for study in json.loads(numbers.read_text())["studies"]] == ["Table II", "Table III"]
+
+
+def test_every_point_of_a_grid_is_a_table_against_the_same_baseline(tmp_path, write_run):
+    for name, score in (("base", 10.0), ("paper", 50.0), ("other", 30.0)):
+        write_run(name, "bc", 0, (score,), trajectories=False)
+    cells = [planned(run="base"), planned(variant="intents", run="paper"), planned(variant="intents-skip4", run="other")]
+    write_study(tmp_path / "runs", cells)
+    html, numbers = write_report([tmp_path / "runs"], tmp_path / "report.html")
+    studies = json.loads(numbers.read_text())["studies"]
+    assert [(study["point"], cell_of(study)["delta"]) for study in studies] == [(None, 40.0), ("skip4", 20.0)]
+    assert [study["num_planned"] for study in studies] == [2, 2]
+    assert html.read_text().count("(arXiv:2306.00867), with skip4</h2>") == 1
+
+
+def test_a_study_that_the_paper_has_no_table_of_is_reported_without_one(tmp_path, write_run):
+    run = write_run("bc-0", "bc", 0, (10.0,), trajectories=False)
+    file = write_study(run.parent, [planned(variant="intents-skip4", run="bc-0")], "k_and_h")
+    html, path = write_report([run.parent], tmp_path / "report.html")
+    numbers = json.loads(path.read_text())
+    assert numbers["studies"] == []
+    (warning,) = [warning for warning in numbers["warnings"] if str(file) in warning]
+    assert "table 'k_and_h' is none of the paper's" in warning and "runs/bc-0" in html.read_text()
+
+
 def test_a_cell_may_name_a_run_beside_its_study(tmp_path, write_run):
     write_run("elsewhere/bc-0", "bc", 0, (10.0,), trajectories=False)
     write_run("study/bc-1", "bc", 1, (30.0,), trajectories=False)
@@ -276,10 +308,11 @@ def test_a_cell_may_name_a_run_beside_its_study(tmp_path, write_run):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"schema": "wmrl.study/v9"}, "schema 'wmrl.study/v9'; this version reads 'wmrl.study/v1'"),
     ({"paper": "iql_tdmpc"}, r"did you mean 'iql_td_mpc'.*known: iql_td_mpc"),
-    ({"table": "table4"}, "table 'table4'.*the paper has table1, table2, table3"),
+    ({"table": "table4"}, "table 'table4' is none of the paper's .table1, table2, table3."),
     ({"stand_ins": None}, "stand_ins"),
     ({"cells": [planned(row="maze2d-umaze-v2")]}, "row 'maze2d-umaze-v2' .did you mean 'maze2d-umaze-v1'"),
     ({"cells": [planned(column="tt")]}, "column 'tt'"),
+    ({"cells": [planned(variant="intent")]}, "variant 'intent' .did you mean 'intents'"),
     ({"cells": [planned(variant="random")]}, "variant 'random'.*the paper has baseline, intents"),
     ({"cells": [planned(), planned(run="bc-1")]}, "maze2d-umaze-v1 bc baseline 0 is there twice"),
     ({"cells": [{"row": ROW}]}, "a cell has no column, variant, seed, run"),

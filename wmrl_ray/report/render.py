@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from wmrl_ray import __version__
 from wmrl_ray.config import ConfigError
-from wmrl_ray.report import figures, tables, words
+from wmrl_ray.report import figures, tables
 from wmrl_ray.report.episodes import intent_panels
 from wmrl_ray.report.runs import Run, read_runs
 from wmrl_ray.report.study import summarize_studies
 from wmrl_ray.report.summary import Group, group_runs, summarize_report
+from wmrl_ray.report.words import count, duration, number, value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,8 +58,8 @@ def read_report(paths: Sequence[str | Path]) -> Report:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "wmrl_ray": __version__,
         **summarize_report(groups),
-        "studies": summarize_studies(paths, runs),
     }
+    numbers["studies"] = summarize_studies(paths, runs, numbers["warnings"])
     return Report(groups, numbers, draw(groups, numbers))
 
 
@@ -112,7 +113,7 @@ def render(numbers: dict[str, Any], drawn: dict[str, dict[str, Any]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(words, name) for name in ("number", "count", "duration", "value")}
+    environment.filters |= {"number": number, "count": count, "duration": duration, "value": value}
     environment.globals["tables"] = tables
     return environment.get_template("report.html").render(figures=drawn, **numbers)
 

@@ -6,7 +6,7 @@ import importlib.resources
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,22 @@ Cell = dict[str, Any]  # of study.json: one run that is planned
 
 @dataclass(frozen=True)
 class Study:
-    """A sweep that fills one table of a paper. table: of papers/<paper>.json."""
+    """A sweep that fills one table of a paper, at one point of its grid: "" is what the paper does, "-skip4" another."""
 
-    path: Path  # study.json
+    path: Path  # study.json, or study-TABLE.json
     paper: dict[str, Any]
     key: str  # of the table
     stand_ins: bool
     cells: list[Cell]
+    point: str = ""
 
     @property
     def table(self) -> dict[str, Any]:
         return self.paper["tables"][self.key]
+
+
+class NotInPaperError(ConfigError):
+    """A study of something that its paper prints no table of: there is nothing to put ours beside."""
 
 
 @dataclass
@@ -64,11 +69,15 @@ def load_paper(name: str) -> dict[str, Any]:
 
 
 def find_studies(paths: Sequence[str | Path]) -> list[Path]:
-    """Every study.json in the folders `paths` and below them, each once."""
+    """The study of every sweep in the folders `paths` and below them, each once.
+
+    A sweep writes study.json, and the same into study-TABLE.json: a folder that several tables share has one of each.
+    """
     found: dict[Path, Path] = {}
     for given in map(Path, paths):
         for file in sorted(given.rglob("study.json")):
-            found.setdefault(file.resolve(), file)
+            for table in sorted(file.parent.glob("study-*.json")) or [file]:
+                found.setdefault(table.resolve(), table)
     return list(found.values())
 
 
@@ -76,6 +85,7 @@ def read_study(path: Path) -> Study:
     """Reads a study.json.
 
     Raises:
+        NotInPaperError: the paper has no such table.
         ConfigError: it is damaged, of another schema, or names what the paper's table does not have.
     """
     try:
@@ -92,14 +102,20 @@ def read_study(path: Path) -> Study:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     key = str(values.get("table"))
-    _check_known(path, "table", key, paper["tables"])
+    if key not in paper["tables"]:
+        printed = ", ".join(paper["tables"])
+        raise NotInPaperError(
+            f"{path}: table {key!r} is none of the paper's ({printed}); its runs are in the report without one"
+        )
     study = Study(path, paper, key, stand_ins, cells)
     seen: set[tuple] = set()
     for cell in cells:
         missing = [k for k in CELL_KEYS if k not in cell] if isinstance(cell, dict) else list(CELL_KEYS)
         check(not missing, f"{path}: a cell has no {', '.join(missing)}: {cell}")
-        for name, known in (("row", study.table["rows"]), ("column", study.table["columns"]), ("variant", study.table["arms"])):
+        for name, known in (("row", study.table["rows"]), ("column", study.table["columns"])):
             _check_known(path, name, cell[name], known)
+        if _arm_and_point(cell["variant"], study.table["arms"]) is None:
+            _check_known(path, "variant", cell["variant"], study.table["arms"])
         where = (cell["row"], cell["column"], cell["variant"], cell["seed"])
         check(where not in seen, f"{path}: {' '.join(map(str, where))} is there twice; each seed counts once")
         seen.add(where)
@@ -111,9 +127,39 @@ def _check_known(path: Path, name: str, value: Any, known: Mapping[str, Any] | S
         raise ConfigError(f"{path}: {name} {value!r}{did_you_mean(str(value), known)}; the paper has {', '.join(known)}")
 
 
-def summarize_studies(paths: Sequence[str | Path], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The numbers of every study in or below `paths`; `runs` are those read already."""
-    return [summarize_study(read_study(path), runs) for path in find_studies(paths)]
+def _arm_and_point(variant: Any, arms: Sequence[str]) -> tuple[str, str] | None:
+    """`intents-skip4` -> ("intents", "-skip4"): a sweep over the Manager's settings names its points so. None: no such arm."""
+    for arm in arms:
+        if str(variant) == arm or str(variant).startswith(f"{arm}-"):
+            return arm, str(variant).removeprefix(arm)
+    return None
+
+
+def split_points(study: Study) -> list[Study]:
+    """One study for each point of its grid; what has no point of its own (the baseline) is in all of them."""
+    points: dict[str, list[Cell]] = defaultdict(list)
+    shared: list[Cell] = []
+    for cell in study.cells:
+        arm, point = _arm_and_point(cell["variant"], study.table["arms"]) or (cell["variant"], "")
+        last = arm == study.table["arms"][-1]
+        (points[point] if last else shared).append({**cell, "variant": arm})
+    return [replace(study, cells=shared + cells, point=point) for point, cells in sorted((points or {"": []}).items())]
+
+
+def summarize_studies(paths: Sequence[str | Path], runs: Sequence[Run], warnings: list[str]) -> list[dict[str, Any]]:
+    """The numbers of every study in or below `paths` that its paper has a table for; the others are added to `warnings`.
+
+    runs: those read already.
+    """
+    summaries = []
+    for path in find_studies(paths):
+        try:
+            study = read_study(path)
+        except NotInPaperError as error:
+            warnings.append(str(error))
+            continue
+        summaries += [summarize_study(point, runs) for point in split_points(study)]
+    return summaries
 
 
 def summarize_study(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
@@ -145,6 +191,7 @@ def summarize_study(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
         "paper_title": study.paper["title"],
         "source": study.paper["source"],
         "table": study.key,
+        "point": study.point.removeprefix("-") or None,
         "stand_ins": study.stand_ins,
         **{key: table[key] for key in ("title", "caption", "form", "arms", "columns", "num_updates", "num_seeds")},
         "updates": [min(updates), max(updates)] if updates else None,

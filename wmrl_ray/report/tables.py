@@ -68,6 +68,11 @@ def style(cell: Mapping[str, Any]) -> str:
     return cell["verdict"] if cell["verdict"] in MARKS else "bold" if cell["bold"] else "plain"
 
 
+def title(study: Mapping[str, Any]) -> str:
+    point = "" if study["point"] is None else f", with {study['point']}"
+    return f"{study['title']} of {study['paper_title']} ({study['source']}){point}"
+
+
 def about(study: Mapping[str, Any]) -> list[str]:
     """The sentences above a table: what the paper's is, and how long ours and the paper's were trained."""
     done = "none has been evaluated yet" if study["updates"] is None else f"evaluated after {_range(study['updates'])} updates"
@@ -86,7 +91,7 @@ def as_text(study: Mapping[str, Any], width: int = 100, paint: Paint = lambda st
     blocks = [[_lines(cell) for cell in row["cells"]] for row in study["rows"]]  # [row][column] -> lines
     first = max(len(row["name"]) for row in study["rows"])
     widths = [max(map(len, [head, *(line for block in blocks for line in block[k])])) for k, head in enumerate(heads)]
-    prose = [f"{study['title']} of {study['paper_title']} ({study['source']}), ours and the paper's"]
+    prose = [f"{title(study)}: ours and the paper's"]
     prose += [f"STAND-IN DATA. {STAND_INS}"] * study["stand_ins"] + about(study)
     lines = [textwrap.fill(text, max(width, 40)) for text in prose]
     for columns in _fitting(widths, width - first):
@@ -107,7 +112,7 @@ def as_text(study: Mapping[str, Any], width: int = 100, paint: Paint = lambda st
 
 def as_markdown(study: Mapping[str, Any]) -> str:
     """The table as GitHub's Markdown."""
-    lines = [f"### {study['title']} of {study['paper_title']} ({study['source']})", ""]
+    lines = [f"### {_escaped(title(study))}", ""]
     lines += [f"**Stand-in data.** {STAND_INS}", ""] * study["stand_ins"]
     lines += [line for text in about(study) for line in (_escaped(text), "")]
     lines += [f"| | {' | '.join(study['columns'].values())} |", "|---" * (len(study["columns"]) + 1) + "|"]
