@@ -51,6 +51,9 @@ LAYERS = {
     "wmrl_ray.policy": Layer(2, SYSTEM),
     "wmrl_ray.train": Layer(2, SYSTEM),
     "wmrl_ray.intents": Layer(2, SYSTEM),
+    "wmrl_ray.video": Layer(
+        2, frozenset({"numpy"}), frozenset({"imageio_ffmpeg"})
+    ),  # `report` films too: no torch, no simulator
     "wmrl_ray.rllib": Layer(3, SYSTEM | {"ray", "packaging"}, EXTRAS),
     "wmrl_ray.report": Layer(4, frozenset({"numpy", "jinja2"}), frozenset({"matplotlib", "scipy", "yaml"})),
     "wmrl_ray.bad_pairs": Layer(4, frozenset({"packaging"})),

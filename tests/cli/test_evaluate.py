@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmrl_ray.cli.evaluate import summarize, write_video
+from wmrl_ray.cli.evaluate import summarize
 from wmrl_ray.config import ConfigError
 from wmrl_ray.policy import Policy
 from wmrl_ray.rollout import Evaluation
+from wmrl_ray.video import write_video
 
 META = {
     "algorithm": "bc",

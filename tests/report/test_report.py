@@ -13,7 +13,7 @@ import pytest
 
 from wmrl_ray.config import ConfigError
 from wmrl_ray.report import write_report
-from wmrl_ray.report.render import duration
+from wmrl_ray.report.words import duration, number, signed
 
 PUBLISHED = {
     "name": "D4RL/pointmaze/umaze-v2",
@@ -101,6 +101,10 @@ def test_a_truncated_trajectories_file_is_a_warning(tmp_path, write_run, kept):
 def test_durations_read_like_a_clock():
     seconds = (None, 0.4, 9.97, 59, 65, 3900)
     assert [duration(s) for s in seconds] == ["–", "0.4 s", "10 s", "59 s", "1 min 05 s", "1 h 05 min"]
+
+
+def test_what_rounds_to_zero_has_no_minus():
+    assert [number(-0.04), number(-0.06), signed(-0.04), signed(-3.0)] == ["0.0", "−0.1", "+0.0", "−3.0"]
 
 
 def test_two_contents_under_one_dataset_name_are_kept_apart(tmp_path, write_run):

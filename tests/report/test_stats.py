@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wmrl_ray.report.stats import band, bootstrap_interval, iqm, summarize, summarize_strata
+from wmrl_ray.report.stats import band, bootstrap_interval, iqm, summarize, summarize_strata, welch
 
 
 def test_iqm_drops_a_quarter_at_each_end():
@@ -70,3 +70,27 @@ def test_a_band_keeps_only_updates_that_every_seed_reached():
     )
     assert x.tolist() == [100, 200]
     assert (mean.tolist(), low.tolist(), high.tolist()) == ([2.0, 4.0], [1.0, 2.0], [3.0, 6.0])
+
+
+def test_welchs_test_matches_a_worked_example():
+    # means 2 and 6, variances 1 and 4 of 3 seeds each: t = 4 / sqrt(5 / 3) = 3.0984, df = (5/3)^2 / ((1/9 + 16/9) / 2) = 2.9412
+    test = welch([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])
+    assert test.why is None
+    assert test.p == pytest.approx(0.05479, abs=1e-5)  # Student's test, which pools the variances, gives 0.0362
+    assert welch([4.0, 6.0, 8.0], [1.0, 2.0, 3.0]).p == pytest.approx(test.p)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [4.0, 6.0]), ([4.0, 6.0], [1.0]), ([1.0], [2.0])])
+def test_one_seed_in_an_arm_is_no_test(a, b):
+    assert (welch(a, b).p, welch(a, b).why) == (None, "one seed")
+
+
+@pytest.mark.parametrize("other", [0.0, 50.0])
+def test_two_arms_without_spread_are_no_test_and_no_warning(other, recwarn):
+    assert (welch([0.0] * 3, [other] * 3).p, welch([0.0] * 3, [other] * 3).why) == (None, "no spread")
+    assert not recwarn.list
+
+
+def test_one_arm_without_spread_is_tested_against_the_others():
+    p = welch([0.0, 0.0, 0.0], [50.0, 52.0, 54.0]).p
+    assert p is not None and p < 0.001

@@ -130,7 +130,7 @@ class LivePanel:
         return Panel(Group(*parts), title=self._title, title_align="left", border_style="dim")
 
     def _progress_text(self) -> str:
-        from wmrl_ray.report.render import duration
+        from wmrl_ray.report.words import duration
 
         if self._started is None:
             return "[dim]starting ...[/]"

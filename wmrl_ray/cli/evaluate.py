@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wmrl_ray.config import ConfigError, check
+from wmrl_ray.config import check
+from wmrl_ray.video import check_video_path, write_video
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from wmrl_ray.rollout import Evaluation
-
-VIDEO_SUFFIXES = (".mp4", ".mkv")  # what holds H.264
 
 
 def evaluate(
@@ -131,18 +128,6 @@ def describe(numbers: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def check_video_path(path: Path) -> None:
-    """Raises ConfigError before the evaluation for a video that could not be written after it."""
-    check(path.suffix in VIDEO_SUFFIXES, f"--video {path} must end in one of {', '.join(VIDEO_SUFFIXES)}")
-    check(path.parent.is_dir(), f"no such folder for the video: {path.parent}; create it first")
-    try:
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "--video needs imageio-ffmpeg; in the checkout: pip install -e '.[video]' -c constraints.txt"
-        ) from None
-
-
 def frames_per_second(env_id: str, env_config: dict[str, Any]) -> int:
     """The environment's own rate, or 30."""
     from wmrl_ray.envs import make_env
@@ -152,47 +137,3 @@ def frames_per_second(env_id: str, env_config: dict[str, Any]) -> int:
         return int(env.metadata.get("render_fps") or 30)
     finally:
         env.close()
-
-
-def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
-    """Writes [T, h, w, 3] uint8 frames with ffmpeg; complete or absent.
-
-    Raises:
-        ConfigError: ffmpeg did not write a file that plays back every frame; what was at `path` is still there.
-    """
-    import imageio_ffmpeg
-    import numpy as np
-
-    height, width = frames.shape[1:3]
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    # Why even sizes: H.264 with 4:2:0 colours takes no others
-    even = np.ascontiguousarray(frames[:, : height // 2 * 2, : width // 2 * 2])
-    writer = imageio_ffmpeg.write_frames(
-        str(partial), (even.shape[2], even.shape[1]), fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error"
-    )
-    try:
-        try:
-            writer.send(None)
-            for frame in even:
-                writer.send(frame)
-            writer.close()
-            readable = count_frames(partial)
-        except OSError as error:  # ffmpeg ended early, or is not there
-            raise ConfigError(f"no video {path}: {' '.join(str(error).split())[:300]}") from error
-        check(
-            readable == len(even),
-            f"no video {path}: ffmpeg wrote {readable} readable frames of {len(even)}; is the disk full, or "
-            f"{imageio_ffmpeg.get_ffmpeg_exe()} without libx264?",
-        )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def count_frames(video: Path) -> int:
-    """How many frames ffmpeg can decode. Raises OSError if there are none."""
-    import imageio_ffmpeg
-
-    reader = imageio_ffmpeg.read_frames(str(video))
-    next(reader)  # the header
-    return sum(1 for _ in reader)

@@ -130,7 +130,7 @@ def _conclude(run: RunDir, result: dict[str, Any], no_ray: bool, debug: bool, st
     if isinstance(display, JsonLines):
         display.write({"event": "result", **result, "run_dir": str(run.path)})
     if finished:
-        from wmrl_ray.report.render import duration
+        from wmrl_ray.report.words import duration
 
         speed = result["updates"] / result["seconds"] if result["seconds"] > 0 else 0.0
         summary = f"finished: {result['updates']:,} updates in {duration(result['seconds'])} ({speed:,.0f}/s)"

@@ -23,7 +23,7 @@ COLORS = ("#2f7ed8", "#e4572e", "#17a673", "#a05bd6", "#d69a00", "#d6478f", "#4a
 INK, FAINT = "#010203", "#040506"  # stand for the page's colours until `_svg` replaces them
 NUM_TRAJECTORIES = 12  # in one picture: more hide each other
 NUM_INTENTS = 60  # of one episode
-INTENT_SECONDS = 0.3  # length of a velocity line
+INTENT_SECONDS = 0.3  # length of a velocity line, for each metre of a maze's cells (an ant's are 4 m wide, and it is slower)
 
 
 def color_of(labels: Sequence[str]) -> dict[str, str]:
@@ -80,7 +80,7 @@ def trajectory_figure(
     num_rows = -(-len(panels) // per_row)
     figure, grid = _grid(num_rows, per_row, width * per_row, (width * rows / columns + 0.45) * num_rows)
     for axes, (label, paths) in zip(grid, panels, strict=False):
-        _draw_maze(axes, layout)
+        draw_maze(axes, layout)
         for path in paths[:NUM_TRAJECTORIES]:
             axes.plot(path[:, 0], path[:, 1], color=colors[label], linewidth=1.1, alpha=0.55)
         starts = np.stack([path[0, :2] for path in paths[:NUM_TRAJECTORIES]])
@@ -101,13 +101,13 @@ def intent_figure(panels: Sequence[tuple[str, np.ndarray, np.ndarray | None]], l
     rows, columns = np.asarray(layout.walls).shape
     figure, grid = _grid(1, len(panels), 3.4 * len(panels), 3.4 * rows / columns + 0.45)
     for axes, (label, path, intended) in zip(grid, panels, strict=True):
-        _draw_maze(axes, layout)
+        draw_maze(axes, layout)
         axes.plot(path[:, 0], path[:, 1], color=INK, linewidth=1.1, alpha=0.7)
         axes.scatter(*path[0, :2], s=20, color=INK, zorder=3)
         if intended is not None:
             shown = intended[:: max(1, len(intended) // NUM_INTENTS)]
             position, velocity = shown[:, :2], shown[:, layout.velocity : layout.velocity + 2]
-            ends = position + INTENT_SECONDS * velocity
+            ends = position + INTENT_SECONDS * layout.cell_size * velocity
             time = np.linspace(0, 1, len(shown))
             axes.scatter(*position.T, c=time, cmap="viridis", s=9, zorder=4)
             for (x, y), (x_end, y_end) in zip(position, ends, strict=True):
@@ -117,7 +117,8 @@ def intent_figure(panels: Sequence[tuple[str, np.ndarray, np.ndarray | None]], l
     return _svg(figure, f"intents-{salt}")
 
 
-def _draw_maze(axes: Axes, layout: MazeLayout) -> None:
+def draw_maze(axes: Axes, layout: MazeLayout, color: str = FAINT) -> None:
+    """The walls, on axes that are as large as the maze."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -125,7 +126,7 @@ def _draw_maze(axes: Axes, layout: MazeLayout) -> None:
     left, right, bottom, top = layout.bounds
     width, height = (right - left) / walls.shape[1], (top - bottom) / walls.shape[0]
     cells = [Rectangle((left + c * width, top - (r + 1) * height), width, height) for r, c in np.argwhere(walls)]
-    axes.add_collection(PatchCollection(cells, facecolor=FAINT, edgecolor=FAINT, linewidth=0.4))
+    axes.add_collection(PatchCollection(cells, facecolor=color, edgecolor=color, linewidth=0.4))
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
     axes.grid(False)
 

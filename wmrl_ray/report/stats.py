@@ -1,4 +1,4 @@
-"""Numbers over seeds: mean, sample deviation, interquartile mean and a stratified bootstrap interval. numpy only."""
+"""Numbers over seeds: mean, sample deviation, interquartile mean, a stratified bootstrap interval, Welch's test."""
 
 from __future__ import annotations
 
@@ -20,6 +20,30 @@ class Summary:
     iqm: float
     ci_low: float | None  # 95% percentile bootstrap interval of the IQM
     ci_high: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether two arms differ. p is None where no test can be made; `why` then says why, and is None otherwise."""
+
+    p: float | None
+    why: str | None
+
+
+def welch(baseline: Sequence[float], ours: Sequence[float]) -> Comparison:
+    """Welch's two-sided t-test over the seeds of two arms (variances need not be equal).
+
+    It estimates a variance from each arm. With one seed there is none, and with none in either arm the statistic is a
+    division by zero, whatever the means are: then there is no test.
+    """
+    if min(len(baseline), len(ours)) < 2:
+        return Comparison(None, "one seed")
+    if np.ptp(baseline) == 0 and np.ptp(ours) == 0:
+        return Comparison(None, "no spread")
+    from scipy.stats import ttest_ind  # lazily: only reports on a study need it
+
+    _, p = np.asarray(ttest_ind(ours, baseline, equal_var=False), dtype=np.float64)
+    return Comparison(float(p), None)
 
 
 def iqm(values: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     names = _dataset_names(runs)
     members: dict[tuple, list[Run]] = defaultdict(list)
     for run in runs:
-        members[(scale_of(run), names[_dataset_key(run)], run.algorithm, _experiment(run))].append(run)
+        members[(scale_of(run), names[_dataset_key(run)], run.algorithm, experiment_of(run))].append(run)
     siblings: dict[tuple, list[tuple]] = defaultdict(list)
     for *where, experiment in members:
         siblings[tuple(where)].append(experiment)
@@ -222,7 +222,7 @@ def _environment_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [entry for entry in seen.values() if entry["values"]]
 
 
-def _experiment(run: Run) -> tuple:
+def experiment_of(run: Run) -> tuple:
     """Every setting that defines the experiment besides the dataset, as sorted (key, repr) pairs."""
     skipped = NOT_AN_EXPERIMENT | {"dataset", "env"}
     return tuple(sorted((key, repr(value)) for key, value in flatten(run.config) if key.split(".")[0] not in skipped))

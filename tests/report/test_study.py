@@ -1,0 +1,376 @@
+"""A paper's table with ours in it: the paper's values, which runs count, significance, and what must never be mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.report.test_report import Page
+from wmrl_ray.config import ConfigError
+from wmrl_ray.report import write_report
+from wmrl_ray.report.study import find_studies, load_paper, read_study
+from wmrl_ray.report.tables import as_markdown, as_text
+
+ROW, OTHER_ROW = "maze2d-umaze-v1", "antmaze-ultra-play-v0"
+OURS = "wmrl/pointmaze/umaze-v0"
+D4RL = {"name": "maze2d-umaze-v1", "uri": "maze2d-umaze-v1.hdf5", "stand_in": None}
+
+
+def planned(column="bc", variant="baseline", seed=0, run="bc-0", row=ROW, blocked=None, dataset=OURS):
+    return locals()
+
+
+def write_study(folder: Path, cells, table="table2", **changes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"schema": "wmrl.study/v1", "paper": "iql_td_mpc", "table": table, "stand_ins": True, "cells": cells}
+    (folder / "study.json").write_text(json.dumps(values | changes))
+    return folder / "study.json"
+
+
+@pytest.fixture
+def pair(tmp_path, write_run):
+    """pair(baseline scores, scores with intents, ...) -> page, numbers of the study; one run for each score."""
+
+    def make(baseline, ours, *, column="bc", table="table2", other="intents", row=ROW, **changes):
+        cells = []
+        for variant, scores in (("baseline", baseline), (other, ours)):
+            for seed, score in enumerate(scores):
+                run = f"{column}-{variant}-{seed}"
+                write_run(run, column, seed, (0.0, score), trajectories=False)
+                cells.append(planned(column, variant, seed, run, row))
+        write_study(tmp_path / "runs", cells, table, **changes)
+        return report(tmp_path)
+
+    return make
+
+
+def report(tmp_path):
+    html, numbers = write_report([tmp_path / "runs"], tmp_path / "report.html")
+    (study,) = json.loads(numbers.read_text())["studies"]
+    return html.read_text(), study
+
+
+def cell_of(study, column="bc", row=ROW):
+    (found,) = [row_ for row_ in study["rows"] if row_["name"] == row]
+    return found["cells"][list(study["columns"]).index(column)]
+
+
+def notes_of(study, cell):
+    return [study["notes"][i - 1] for i in cell["notes"]]
+
+
+SUMS = {  # added up over the rows from the printed tables: a digit that is wrong shows here
+    "table1": {"iql": 725.1, "tt": 781.2, "tap": 747.2, "tdmpc": 420.1, "iql_tdmpc": 860.7},
+    "table2": {"awac": 606.8, "bc": 239.2, "dt": 305.2, "iql": 651, "td3_bc": 521.6, "cql": 429.6},
+    "table3": {"awac": 189.8, "bc": 133.2, "iql": 401, "td3_bc": 177.6},
+}
+SUMS_BEHIND = {  # of the standard deviations; of the values behind the arrow
+    "table1": {"iql": 103.61, "tt": 63.7, "tap": 35.3, "tdmpc": 116.21, "iql_tdmpc": 300.2},
+    "table2": {"awac": 803, "bc": 736, "dt": 673, "iql": 836, "td3_bc": 749, "cql": 405},
+    "table3": {"awac": 185.2, "bc": 137, "iql": 379, "td3_bc": 178.2},
+}
+
+
+@pytest.mark.parametrize(("table", "num_rows", "keys"), [
+    ("table1", 14, ("mean", "std")), ("table2", 14, ("baseline", "ours")), ("table3", 7, ("baseline", "ours"))
+])  # fmt: skip
+def test_the_papers_tables_are_complete_and_add_up(table, num_rows, keys):
+    values = load_paper("iql_td_mpc")["tables"][table]
+    assert len(values["rows"]) == num_rows
+    assert all(list(row) == list(values["columns"]) for row in values["rows"].values())
+    assert all(tuple(cell) == keys for row in values["rows"].values() for cell in row.values())
+    for key, sums in zip(keys, (SUMS, SUMS_BEHIND), strict=True):
+        added = {column: sum(row[column][key] for row in values["rows"].values()) for column in values["columns"]}
+        assert added == pytest.approx(sums[table])
+
+
+def test_single_values_are_as_printed():
+    tables = load_paper("iql_td_mpc")["tables"]
+    assert tables["table1"]["rows"]["antmaze-medium-play-v2"]["tdmpc"] == {"mean": 1.8, "std": 3.91}
+    assert tables["table1"]["rows"]["maze2d-large-v1"]["tap"] == {"mean": -2.1, "std": 0.1}
+    assert tables["table2"]["rows"]["maze2d-umaze-v1"]["cql"] == {"baseline": -14, "ours": 7}
+    assert tables["table2"]["rows"]["antmaze-medium-play-v2"]["td3_bc"] == {"baseline": 0.2, "ours": 60}
+    assert tables["table3"]["rows"]["antmaze-large-play-v2"]["iql"] == {"baseline": 54, "ours": 25}
+
+
+def test_the_ablation_has_the_main_experiments_baselines():
+    main, ablation = (load_paper("iql_td_mpc")["tables"][key]["rows"] for key in ("table2", "table3"))
+    for row, cells in ablation.items():
+        assert {c: v["baseline"] for c, v in cells.items()} == {c: main[row][c]["baseline"] for c in cells}
+
+
+def test_an_improvement_is_green_with_the_papers_value_in_the_same_cell(pair):
+    page, study = pair([1.0, 2.0, 3.0], [60.0, 64.0, 65.0])
+    cell = cell_of(study)
+    assert cell["arms"]["baseline"]["scores"] == [1.0, 2.0, 3.0]
+    assert (cell["arms"]["baseline"]["mean"], cell["arms"]["intents"]["mean"]) == (2.0, 63.0)
+    assert (cell["delta"], cell["verdict"], cell["paper"]) == (61.0, "better", {"baseline": 3, "ours": 64})
+    assert cell["p"] < 0.05
+    assert '<span class="better">2.0 → 63.0 (+61.0) ▲</span>' in page
+    assert '<span class="paper">3 → 64 (+61)</span>' in page
+
+
+def test_a_degradation_is_red(pair):
+    page, study = pair([60.0, 64.0, 65.0], [1.0, 2.0, 3.0])
+    assert cell_of(study)["verdict"] == "worse"
+    assert '<span class="worse">63.0 → 2.0 (−61.0) ▼</span>' in page
+
+
+def test_what_is_not_significant_has_no_colour(pair):
+    page, study = pair([1.0, 2.0, 3.0], [4.0, 6.0, 8.0])  # p = 0.055; Student's test would call it significant
+    assert (cell_of(study)["verdict"], round(cell_of(study)["p"], 3)) == ("same", 0.055)
+    assert '<span class="plain">2.0 → 6.0 (+4.0)</span>' in page and "3 seeds, p = 0.055" in page
+
+
+@pytest.mark.parametrize(("baseline", "ours", "said"), [
+    ([1.0], [60.0], "1 seed, one seed: no test"),
+    ([1.0, 2.0, 3.0], [60.0], "3 | 1 seeds, one seed: no test"),
+    ([0.0, 0.0], [0.0, 0.0], "2 seeds, no spread: no test"),
+    ([0.0, 0.0], [50.0, 50.0], "2 seeds, no spread: no test"),
+])  # fmt: skip
+def test_what_cannot_be_tested_says_so(pair, baseline, ours, said):
+    page, study = pair(baseline, ours)
+    cell = cell_of(study)
+    assert (cell["p"], cell["verdict"]) == (None, None)
+    assert said in page and 'class="better"' not in page
+
+
+def test_the_ablation_compares_random_vectors(pair):
+    row = "antmaze-large-play-v2"
+    page, study = pair([54.0, 55.0, 56.0], [24.0, 25.0, 26.0], column="iql", table="table3", other="random", row=row)
+    cell = cell_of(study, "iql", row)
+    assert (study["title"], cell["delta"], cell["verdict"]) == ("Table III", -30.0, "worse")
+    assert '<span class="paper">54 → 25 (−29)</span>' in page
+
+
+def test_table_1_shows_mean_and_deviation_and_what_is_near_the_best(tmp_path, write_run):
+    cells = []
+    for column, scores in {"iql": (70.0, 80.0), "tdmpc": (76.0, 76.0), "iql_tdmpc": (60.0,)}.items():
+        for seed, score in enumerate(scores):
+            write_run(f"{column}-{seed}", column, seed, (score,), trajectories=False)
+            cells.append(planned(column, "flat", seed, f"{column}-{seed}"))
+    write_study(tmp_path / "runs", cells, "table1")
+    page, study = report(tmp_path)
+    assert [cell_of(study, column)["bold"] for column in ("iql", "tdmpc", "iql_tdmpc")] == [False, True, False]
+    assert '<span class="bold">76.0 ± 0.0</span>' in page and "75.0 ± 7.1" in page and ">60.0</span>" in page
+    assert '<span class="paper">37.7 ± 2.0</span>' in page  # no difference to the paper: another scale
+    assert cell_of(study, "iql")["delta_to_paper"] is None
+
+
+def test_on_d4rls_own_data_ours_is_compared_with_the_paper(tmp_path, write_run):
+    write_run("iql-0", "iql", 0, (40.0,), card=D4RL, trajectories=False)
+    write_study(tmp_path / "runs", [planned("iql", "flat", 0, "iql-0")], "table1", stand_ins=False)
+    page, study = report(tmp_path)
+    assert cell_of(study, "iql")["delta_to_paper"] == pytest.approx(2.3)
+    assert "37.7 ± 2.0 (ours +2.3)" in page
+    assert "Stand-in data." not in page
+
+
+def test_stand_ins_are_named_at_the_top_of_the_section(pair):
+    page, study = pair([1.0, 2.0], [3.0, 4.0])
+    assert study["stand_ins"] is True
+    assert page.index("Table II of") < page.index("Stand-in data.</strong>") < page.index("Main experiment")
+    for text in (as_text(study), as_markdown(study)):
+        assert text.upper().index("STAND-IN DATA.") < text.index("Main experiment")
+    assert f"stand-in: {OURS}" in page
+
+
+@pytest.mark.parametrize("stand_ins", [True, False])
+def test_a_run_on_the_other_kind_of_data_is_left_out(tmp_path, write_run, stand_ins):
+    write_run("a", "bc", 0, (10.0,), card=D4RL, trajectories=False)
+    write_run("b", "bc", 1, (90.0,), trajectories=False)
+    write_study(tmp_path / "runs", [planned(run="a"), planned(seed=1, run="b")], stand_ins=stand_ins)
+    _, study = report(tmp_path)
+    cell = cell_of(study)
+    assert cell["arms"]["baseline"]["scores"] == [90.0 if stand_ins else 10.0]
+    (note,) = [note for note in notes_of(study, cell) if note.startswith("left out")]
+    assert ("is not a stand-in" in note) == stand_ins
+
+
+def test_seeds_on_different_scales_are_not_averaged(tmp_path, write_run):
+    write_run("a", "bc", 0, (10.0,), trajectories=False)
+    write_run("b", "bc", 1, (90.0,), card={"name": "other", "ref_max_score": 500.0, "sha256": "cd" * 32}, trajectories=False)
+    write_study(tmp_path / "runs", [planned(run="a"), planned(seed=1, run="b")])
+    _, study = report(tmp_path)
+    assert cell_of(study)["arms"]["baseline"]["mean"] is None
+    assert any("different scales" in note for note in notes_of(study, cell_of(study)))
+
+
+def test_what_was_not_run_is_a_dash_with_its_reason_below(tmp_path, write_run):
+    write_run("bc-0", "bc", 0, (10.0,), trajectories=False)
+    write_run("dt-0", "dt", 0, (), planned=100, trajectories=False)
+    cells = [
+        planned(),
+        planned(variant="intents", run="later"),
+        planned("dt", run="dt-0"),
+        planned("cql", row=OTHER_ROW, run="x/cql", blocked="no <dataset>: wmrl data make antmaze-ultra-play"),
+    ]
+    write_study(tmp_path / "runs", cells)
+    page, study = report(tmp_path)
+    assert notes_of(study, cell_of(study)) == ["not run yet"]
+    assert set(notes_of(study, cell_of(study, "dt"))) == {"no evaluation yet", "not part of this study"}
+    reasons = notes_of(study, cell_of(study, "cql", OTHER_ROW))
+    assert "no <dataset>: wmrl data make antmaze-ultra-play" in reasons
+    number = 1 + study["notes"].index("not run yet")
+    assert f'<span class="plain">10.0 → –<sup>{number}</sup></span>' in page
+    assert "<li>no &lt;dataset&gt;: wmrl data make antmaze-ultra-play</li>" in page
+    assert f"10.0 → –[{number}]" in as_text(study) and f"[{number}] not run yet" in as_text(study)
+    assert f"10.0 → – \\[{number}\\]" in as_markdown(study)
+    assert (study["num_runs"], study["num_planned"]) == (1, 4)
+
+
+def test_an_unfinished_run_is_marked_and_not_tested(tmp_path, write_run):
+    for seed in range(3):
+        write_run(f"b{seed}", "bc", seed, (1.0, 1.0 + seed), trajectories=False)
+        write_run(f"i{seed}", "bc", seed, (9.0, 60.0 + seed), planned=None if seed else 500, trajectories=False)
+    cells = [planned(seed=seed, run=f"b{seed}") for seed in range(3)]
+    cells += [planned(variant="intents", seed=seed, run=f"i{seed}") for seed in range(3)]
+    write_study(tmp_path / "runs", cells)
+    page, study = report(tmp_path)
+    cell = cell_of(study)
+    assert cell["arms"]["intents"]["unfinished"] == [0]
+    assert (cell["p"], cell["verdict"]) == (None, None)
+    assert "2.0 → 61.0 (+59.0) †" in page and "3 seeds, unfinished: no test" in page
+
+
+def test_a_run_that_is_not_what_the_study_says_is_left_out(tmp_path, write_run):
+    write_run("bc-0", "iql", 0, trajectories=False)
+    write_study(tmp_path / "runs", [planned()])
+    _, study = report(tmp_path)
+    assert cell_of(study)["arms"]["baseline"]["mean"] is None
+    assert "left out: bc-0 is iql with seed 0, not what study.json says" in study["notes"]
+
+
+def test_seeds_that_differ_in_more_than_the_seed_are_noted(tmp_path, write_run):
+    write_run("a", "bc", 0, (1.0, 2.0), trajectories=False)
+    write_run("b", "bc", 1, (2.0,), trajectories=False, agent={"horizon": 5, "lr": 1.0})
+    write_study(tmp_path / "runs", [planned(run="a"), planned(seed=1, run="b")])
+    _, study = report(tmp_path)
+    assert {
+        "its seeds were run with different settings",
+        "its seeds were evaluated after different numbers of updates",
+    } <= set(notes_of(study, cell_of(study)))
+
+
+def test_a_study_is_found_in_a_given_folder_or_below_it_once(tmp_path, write_run):
+    run = write_run("study/bc-0", trajectories=False)
+    file = write_study(run.parent, [planned()])
+    assert find_studies([tmp_path, run.parent, tmp_path / "runs"]) == [file]
+    assert find_studies([run]) == []
+    _, numbers = write_report([run], tmp_path / "report.html")
+    assert json.loads(numbers.read_text())["studies"] == []
+
+
+def test_a_folder_that_two_tables_share_shows_both(tmp_path, write_run):
+    write_run("bc-0", "bc", 0, (10.0,), trajectories=False)
+    second = write_study(tmp_path / "runs", [planned(row="antmaze-large-play-v2", variant="random", run="x")], "table3")
+    second.rename(second.with_name("study-table3.json"))
+    file = write_study(tmp_path / "runs", [planned()])
+    (tmp_path / "runs" / "study-table2.json").write_text(file.read_text())
+    _, numbers = write_report([tmp_path / "runs"], tmp_path / "report.html")
+    assert [study["title"] for study in json.loads(numbers.read_text())["studies"]] == ["Table II", "Table III"]
+
+
+def test_every_point_of_a_grid_is_a_table_against_the_same_baseline(tmp_path, write_run):
+    for name, score in (("base", 10.0), ("paper", 50.0), ("other", 30.0)):
+        write_run(name, "bc", 0, (score,), trajectories=False)
+    cells = [planned(run="base"), planned(variant="intents", run="paper"), planned(variant="intents-skip4", run="other")]
+    write_study(tmp_path / "runs", cells)
+    html, numbers = write_report([tmp_path / "runs"], tmp_path / "report.html")
+    studies = json.loads(numbers.read_text())["studies"]
+    assert [(study["point"], cell_of(study)["delta"]) for study in studies] == [(None, 40.0), ("skip4", 20.0)]
+    assert [study["num_planned"] for study in studies] == [2, 2]
+    assert html.read_text().count("(arXiv:2306.00867), with skip4</h2>") == 1
+
+
+def test_a_study_that_the_paper_has_no_table_of_is_reported_without_one(tmp_path, write_run):
+    run = write_run("bc-0", "bc", 0, (10.0,), trajectories=False)
+    file = write_study(run.parent, [planned(variant="intents-skip4", run="bc-0")], "k_and_h")
+    html, path = write_report([run.parent], tmp_path / "report.html")
+    numbers = json.loads(path.read_text())
+    assert numbers["studies"] == []
+    (warning,) = [warning for warning in numbers["warnings"] if str(file) in warning]
+    assert "table 'k_and_h' is none of the paper's" in warning and "runs/bc-0" in html.read_text()
+
+
+def test_a_cell_may_name_a_run_beside_its_study(tmp_path, write_run):
+    write_run("elsewhere/bc-0", "bc", 0, (10.0,), trajectories=False)
+    write_run("study/bc-1", "bc", 1, (30.0,), trajectories=False)
+    write_study(tmp_path / "runs" / "study", [planned(run="../elsewhere/bc-0"), planned(seed=1, run="bc-1")])
+    _, numbers = write_report([tmp_path / "runs" / "study"], tmp_path / "report.html")
+    (study,) = json.loads(numbers.read_text())["studies"]
+    assert cell_of(study)["arms"]["baseline"]["mean"] == 20.0
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"schema": "wmrl.study/v9"}, "schema 'wmrl.study/v9'; this version reads 'wmrl.study/v1'"),
+    ({"paper": "iql_tdmpc"}, r"did you mean 'iql_td_mpc'.*known: iql_td_mpc"),
+    ({"table": "table4"}, "table 'table4' is none of the paper's .table1, table2, table3."),
+    ({"stand_ins": None}, "stand_ins"),
+    ({"cells": [planned(row="maze2d-umaze-v2")]}, "row 'maze2d-umaze-v2' .did you mean 'maze2d-umaze-v1'"),
+    ({"cells": [planned(column="tt")]}, "column 'tt'"),
+    ({"cells": [planned(variant="intent")]}, "variant 'intent' .did you mean 'intents'"),
+    ({"cells": [planned(variant="random")]}, "variant 'random'.*the paper has baseline, intents"),
+    ({"cells": [planned(), planned(run="bc-1")]}, "maze2d-umaze-v1 bc baseline 0 is there twice"),
+    ({"cells": [{"row": ROW}]}, "a cell has no column, variant, seed, run"),
+    ({"cells": ["bc"]}, "a cell has no row"),
+])  # fmt: skip
+def test_a_study_that_does_not_fit_the_paper_is_one_line(tmp_path, changes, message):
+    file = write_study(tmp_path, **{"cells": [planned()]} | changes)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_study(file)
+    assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
+
+
+def test_a_study_cut_in_half_is_one_line(tmp_path):
+    file = write_study(tmp_path, [planned()])
+    file.write_text(file.read_text()[:40])
+    with pytest.raises(ConfigError, match="not readable as JSON"):
+        read_study(file)
+
+
+def test_the_page_with_a_table_is_well_formed_offline_and_escaped(pair):
+    page_text, _ = pair([1.0, 2.0], [3.0, 4.0])
+    page = Page()
+    page.feed(page_text)
+    page.close()
+    assert (page.open, page.fetched) == ([], [])
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 240])
+def test_the_text_fits_the_terminal_and_shows_every_cell(pair, width):
+    _, study = pair([1.0, 2.0, 3.0], [60.0, 64.0, 65.0])
+    lines = as_text(study, width).splitlines()
+    table = lines[lines.index("") : len(lines) - lines[::-1].index("")]
+    assert max(map(len, table)) <= width
+    text = "\n".join(table)
+    assert all(head in text for head in study["columns"].values())
+    assert text.count("(+61.0) ▲") == 1 and text.count("3 → 64 (+61)") == 1
+    assert sum(line.startswith(ROW) for line in table) == sum("maze2d-umaze-v1" in line for line in table)
+
+
+def test_the_markdown_is_one_table_whose_rows_have_all_columns(pair):
+    _, study = pair([1.0, 2.0, 3.0], [60.0, 64.0, 65.0])
+    rows = [line for line in as_markdown(study).splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 14
+    assert {row.count("|") for row in rows} == {8}
+    assert "**2.0 → 63.0 (+61.0) ▲**<br>3 seeds, p \\< 0.001<br><sub>paper 3 → 64 (+61)</sub>" in as_markdown(study)
+
+
+def test_the_command_prints_the_table_and_writes_markdown(pair, tmp_path, capsys, monkeypatch):
+    from wmrl_ray.cli.app import app
+
+    pair([1.0, 2.0, 3.0], [60.0, 64.0, 65.0])
+    capsys.readouterr()
+    monkeypatch.setitem(os.environ, "COLUMNS", "100")
+    out, markdown = tmp_path / "page.html", tmp_path / "table.md"
+    app(["report", str(tmp_path / "runs"), "-o", str(out), "--markdown", str(markdown)], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "2.0 → 63.0 (+61.0) ▲" in printed and "3 → 64 (+61)" in printed
+    assert printed.splitlines()[-1] == f"{out}   (numbers: {out.with_suffix('.json')})"
+    assert markdown.read_text().startswith("### Table II of IQL-TD-MPC")
+    with pytest.raises(ConfigError, match="there is no study.json"):
+        app(["report", str(tmp_path / "runs" / "bc-baseline-0"), "-o", str(out), "--markdown", "x.md"], standalone_mode=False)

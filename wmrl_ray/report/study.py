@@ -1,0 +1,313 @@
+"""study.json and the runs of its cells -> the numbers of a paper's table: ours, the paper's, and whether the arms differ."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmrl_ray.config import ConfigError, check, did_you_mean
+from wmrl_ray.report.runs import Run, read_run
+from wmrl_ray.report.stats import welch
+from wmrl_ray.report.summary import experiment_of, scale_of
+
+SCHEMA = "wmrl.study/v1"
+ALPHA = 0.05  # the papers' level of significance
+CELL_KEYS = ("row", "column", "variant", "seed", "run")
+
+Cell = dict[str, Any]  # of study.json: one run that is planned
+
+
+@dataclass(frozen=True)
+class Study:
+    """A sweep that fills one table of a paper, at one point of its grid: "" is what the paper does, "-skip4" another."""
+
+    path: Path  # study.json, or study-TABLE.json
+    paper: dict[str, Any]
+    key: str  # of the table
+    stand_ins: bool
+    cells: list[Cell]
+    point: str = ""
+
+    @property
+    def table(self) -> dict[str, Any]:
+        return self.paper["tables"][self.key]
+
+
+class NotInPaperError(ConfigError):
+    """A study of something that its paper prints no table of: there is nothing to put ours beside."""
+
+
+@dataclass
+class Notes:
+    """What stands below a table; the same text has one number wherever it applies."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def number(self, text: str) -> int:
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+
+def load_paper(name: str) -> dict[str, Any]:
+    """The tables of a paper, every value as printed there. Raises ConfigError for a paper that is not there."""
+    files = {
+        file.name.removesuffix(".json"): file
+        for file in importlib.resources.files("wmrl_ray.report").joinpath("papers").iterdir()
+        if file.name.endswith(".json")
+    }
+    if name not in files:
+        raise ConfigError(f"no tables of a paper {name!r}{did_you_mean(name, files)}; known: {', '.join(sorted(files))}")
+    return json.loads(files[name].read_text(encoding="utf-8"))
+
+
+def find_studies(paths: Sequence[str | Path]) -> list[Path]:
+    """The study of every sweep in the folders `paths` and below them, each once.
+
+    A sweep writes study.json, and the same into study-TABLE.json: a folder that several tables share has one of each.
+    """
+    found: dict[Path, Path] = {}
+    for given in map(Path, paths):
+        for file in sorted(given.rglob("study.json")):
+            for table in sorted(file.parent.glob("study-*.json")) or [file]:
+                found.setdefault(table.resolve(), table)
+    return list(found.values())
+
+
+def read_study(path: Path) -> Study:
+    """Reads a study.json.
+
+    Raises:
+        NotInPaperError: the paper has no such table.
+        ConfigError: it is damaged, of another schema, or names what the paper's table does not have.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as JSON ({error}); start its sweep again, which rewrites it") from error
+    schema = values.get("schema") if isinstance(values, dict) else None
+    check(schema == SCHEMA, f"{path}: schema {schema!r}; this version reads {SCHEMA!r}, which `wmrl sweep` writes")
+    cells, stand_ins = values.get("cells"), values.get("stand_ins")
+    if not isinstance(cells, list) or not isinstance(stand_ins, bool):
+        raise ConfigError(f"{path}: needs `cells`, a list, and `stand_ins`, true or false; start its sweep again")
+    try:
+        paper = load_paper(str(values.get("paper")))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    key = str(values.get("table"))
+    if key not in paper["tables"]:
+        printed = ", ".join(paper["tables"])
+        raise NotInPaperError(
+            f"{path}: table {key!r} is none of the paper's ({printed}); its runs are in the report without one"
+        )
+    study = Study(path, paper, key, stand_ins, cells)
+    seen: set[tuple] = set()
+    for cell in cells:
+        missing = [k for k in CELL_KEYS if k not in cell] if isinstance(cell, dict) else list(CELL_KEYS)
+        check(not missing, f"{path}: a cell has no {', '.join(missing)}: {cell}")
+        for name, known in (("row", study.table["rows"]), ("column", study.table["columns"])):
+            _check_known(path, name, cell[name], known)
+        if _arm_and_point(cell["variant"], study.table["arms"]) is None:
+            _check_known(path, "variant", cell["variant"], study.table["arms"])
+        where = (cell["row"], cell["column"], cell["variant"], cell["seed"])
+        check(where not in seen, f"{path}: {' '.join(map(str, where))} is there twice; each seed counts once")
+        seen.add(where)
+    return study
+
+
+def _check_known(path: Path, name: str, value: Any, known: Mapping[str, Any] | Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{path}: {name} {value!r}{did_you_mean(str(value), known)}; the paper has {', '.join(known)}")
+
+
+def _arm_and_point(variant: Any, arms: Sequence[str]) -> tuple[str, str] | None:
+    """`intents-skip4` -> ("intents", "-skip4"): a sweep over the Manager's settings names its points so. None: no such arm."""
+    for arm in arms:
+        if str(variant) == arm or str(variant).startswith(f"{arm}-"):
+            return arm, str(variant).removeprefix(arm)
+    return None
+
+
+def split_points(study: Study) -> list[Study]:
+    """One study for each point of its grid; what has no point of its own (the baseline) is in all of them."""
+    points: dict[str, list[Cell]] = defaultdict(list)
+    shared: list[Cell] = []
+    for cell in study.cells:
+        arm, point = _arm_and_point(cell["variant"], study.table["arms"]) or (cell["variant"], "")
+        last = arm == study.table["arms"][-1]
+        (points[point] if last else shared).append({**cell, "variant": arm})
+    return [replace(study, cells=shared + cells, point=point) for point, cells in sorted((points or {"": []}).items())]
+
+
+def summarize_studies(paths: Sequence[str | Path], runs: Sequence[Run], warnings: list[str]) -> list[dict[str, Any]]:
+    """The numbers of every study in or below `paths` that its paper has a table for; the others are added to `warnings`.
+
+    runs: those read already.
+    """
+    summaries = []
+    for path in find_studies(paths):
+        try:
+            study = read_study(path)
+        except NotInPaperError as error:
+            warnings.append(str(error))
+            continue
+        summaries += [summarize_study(point, runs) for point in split_points(study)]
+    return summaries
+
+
+def summarize_study(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
+    """One table as a plain dict: what report.json holds, and what the page and the terminal show.
+
+    {"rows": [{"name", "datasets", "cells": [one for each column]}], "notes": [text], ...}. A cell's `notes` are positions in
+    the table's, from 1. A cell whose `arms[variant]["mean"]` is None was not run.
+    """
+    table, notes = study.table, Notes()
+    planned: dict[tuple, list[Cell]] = defaultdict(list)
+    for cell in study.cells:
+        planned[cell["row"], cell["column"], cell["variant"]].append(cell)
+    known = {run.path.resolve(): run for run in runs}
+    rows = []
+    for name, printed in table["rows"].items():
+        cells = [
+            _cell(study, column, printed[column], {arm: planned[name, column, arm] for arm in table["arms"]}, known, notes)
+            for column in table["columns"]
+        ]
+        if table["form"] == "score":
+            _mark_best(cells)
+        datasets = sorted({str(cell["dataset"]) for cell in study.cells if cell["row"] == name and cell.get("dataset")})
+        rows.append({"name": name, "datasets": datasets, "cells": cells})
+    shown = [arm for row in rows for cell in row["cells"] for arm in cell["arms"].values() if arm["seeds"]]
+    updates = [update for arm in shown for update in arm["updates"]]
+    return {
+        "path": str(study.path),
+        "paper": study.paper["paper"],
+        "paper_title": study.paper["title"],
+        "source": study.paper["source"],
+        "table": study.key,
+        "point": study.point.removeprefix("-") or None,
+        "stand_ins": study.stand_ins,
+        **{key: table[key] for key in ("title", "caption", "form", "arms", "columns", "num_updates", "num_seeds")},
+        "updates": [min(updates), max(updates)] if updates else None,
+        "num_runs": sum(len(arm["seeds"]) for arm in shown),
+        "num_planned": len(study.cells),
+        "rows": rows,
+        "notes": notes.texts,
+    }
+
+
+def _cell(
+    study: Study,
+    column: str,
+    printed: Mapping[str, float],
+    planned: Mapping[str, list[Cell]],
+    known: Mapping[Path, Run],
+    notes: Notes,
+) -> dict[str, Any]:
+    """Both arms (or the only one) of one cell, and their comparison."""
+    reasons: list[str] = []
+    kept: dict[str, list[Run]] = {}
+    for arm, cells in planned.items():
+        reasons += [] if cells else ["not part of this study"]
+        kept[arm] = []
+        for cell in cells:
+            run = _find_run(study, cell, known)
+            why = _why_left_out(study, cell, run)
+            if run is None or why is not None:
+                reasons.append(str(why))
+            else:
+                kept[arm].append(run)
+    runs = [run for members in kept.values() for run in members]
+    scales = {(scale_of(run), run.dataset.get("ref_min_score"), run.dataset.get("ref_max_score")) for run in runs}
+    if len(scales) > 1:  # Why the references too: each dataset of its own defines a scale of its own
+        names = sorted({str(run.dataset.get("name")) for run in runs})
+        reasons.append(f"scores on different scales are neither averaged nor compared: {', '.join(names)}")
+        kept = {arm: [] for arm in kept}
+    for members in kept.values():
+        reasons += _uneven(members)
+    arms = {arm: _arm(members, len(planned[arm])) for arm, members in kept.items()}
+    cell = {"column": column, "paper": dict(printed), "arms": arms, "delta": None, "p": None, "why_no_test": None}
+    cell |= {"verdict": None, "bold": False, "delta_to_paper": None}
+    shown = all(arm["seeds"] for arm in arms.values())
+    if len(arms) == 2 and shown:
+        cell |= _compare(*arms.values())
+    elif len(arms) == 1 and shown and {scale for scale, *_ in scales} == {"published"}:
+        cell["delta_to_paper"] = next(iter(arms.values()))["mean"] - printed["mean"]
+    return cell | {"notes": sorted({notes.number(reason) for reason in reasons})}
+
+
+def _find_run(study: Study, cell: Cell, known: Mapping[Path, Run]) -> Run | None:
+    """The run of a cell: one of those read already, or another of the study's; None before it has started."""
+    path = study.path.parent / str(cell["run"])
+    if (run := known.get(path.resolve())) is not None:
+        return run
+    return read_run(path) if (path / "config.json").exists() else None
+
+
+def _why_left_out(study: Study, cell: Cell, run: Run | None) -> str | None:
+    """Why a planned run has no part in its cell, or None: it has."""
+    if run is None:
+        return str(cell.get("blocked") or "not run yet")
+    if (run.algorithm, run.seed) != (cell["column"], cell["seed"]):
+        return f"left out: {cell['run']} is {run.algorithm} with seed {run.seed}, not what study.json says"
+    scale = scale_of(run)
+    if scale == "returns":
+        return f"no score: dataset {run.dataset.get('name')} has no reference scores"
+    if (scale == "stand_in") != study.stand_ins:
+        other = "stand-ins" if study.stand_ins else "no stand-ins"
+        is_one = "is a stand-in" if scale == "stand_in" else "is not a stand-in"
+        return f"left out: dataset {run.dataset.get('name')} {is_one}, and this study is on {other}"
+    return "no evaluation yet" if run.final("eval/score_mean") is None else None
+
+
+def _uneven(runs: Sequence[Run]) -> list[str]:
+    """What tells the seeds of one arm apart besides the seed."""
+    reasons = []
+    if len({experiment_of(run) for run in runs}) > 1:
+        reasons.append("its seeds were run with different settings")
+    if len({run.evaluations[-1]["update"] for run in runs}) > 1:
+        reasons.append("its seeds were evaluated after different numbers of updates")
+    return reasons
+
+
+def _arm(runs: Sequence[Run], num_planned: int) -> dict[str, Any]:
+    """One arm: the last evaluation of each seed (never the best one); std is the sample deviation, None for one seed."""
+    runs = sorted(runs, key=lambda run: run.seed)
+    scores = [float(score) for run in runs if (score := run.final("eval/score_mean")) is not None]
+    return {
+        "num_planned": num_planned,
+        "seeds": [run.seed for run in runs],
+        "scores": scores,
+        "mean": float(np.mean(scores)) if scores else None,
+        "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+        "updates": [int(run.evaluations[-1]["update"]) for run in runs],
+        "unfinished": [run.seed for run in runs if not run.is_complete],
+    }
+
+
+def _compare(baseline: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The difference of two arms. verdict: "better", "worse", "same" (not significant), or None without a test."""
+    delta = ours["mean"] - baseline["mean"]
+    if baseline["unfinished"] or ours["unfinished"]:  # Why: testing until it is significant finds what is not there
+        return {"delta": delta, "why_no_test": "unfinished"}
+    test = welch(baseline["scores"], ours["scores"])
+    if test.p is None:
+        return {"delta": delta, "why_no_test": test.why}
+    significant = "better" if delta > 0 else "worse"
+    return {"delta": delta, "p": test.p, "verdict": significant if test.p < ALPHA else "same"}
+
+
+def _mark_best(cells: Sequence[dict[str, Any]]) -> None:
+    """Sets `bold` where ours is within one standard deviation (the best's) of the best of the row, as Table I does."""
+    ours = [(cell, next(iter(cell["arms"].values()))) for cell in cells]
+    ours = [(cell, arm) for cell, arm in ours if arm["mean"] is not None]
+    if len(ours) > 1:  # the best of one is no news
+        best = max((arm for _, arm in ours), key=lambda arm: arm["mean"])
+        for cell, arm in ours:
+            cell["bold"] = arm["mean"] >= best["mean"] - (best["std"] or 0.0)
