@@ -51,6 +51,7 @@ LAYERS = {
     "wmrl_ray.policy": Layer(2, SYSTEM),
     "wmrl_ray.train": Layer(2, SYSTEM),
     "wmrl_ray.intents": Layer(2, SYSTEM),
+    "wmrl_ray.study": Layer(2, frozenset(), SYSTEM),  # its import stays cheap: torch comes with the check of the runs
     "wmrl_ray.rllib": Layer(3, SYSTEM | {"ray", "packaging"}, EXTRAS),
     "wmrl_ray.report": Layer(4, frozenset({"numpy", "jinja2"}), frozenset({"matplotlib", "scipy", "yaml"})),
     "wmrl_ray.bad_pairs": Layer(4, frozenset({"packaging"})),
