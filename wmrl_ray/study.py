@@ -2,9 +2,9 @@
 
     plan = expand(from_dict(Study, values), stand_ins=True)   # every cell named, validated, and with what it waits for
 
-A cell is one number of the table for one seed: a dataset (row), an algorithm (column), a variant. Variants: `flat` and `baseline`
-train on the dataset as it is; `intents` waits for a Manager of the same dataset and seed, which all its Workers share, and
-trains on the dataset with that Manager's intents; `random` trains on random vectors of the same size in their place.
+A cell is one number of the table for one seed: a dataset (row), an algorithm (column), a variant. The variants `flat` and
+`baseline` train on the dataset as it is; `intents` waits for a Manager of the same dataset and seed, which all its Workers
+share, and trains on the dataset with that Manager's intents; `random` has random vectors of the same size in their place.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ Settings = dict[str, Any]  # of runs, as in a training YAML
 class DatasetSpec:
     """A row. uri: where its data is expected. stand_in: the Minari id of our own dataset for the same task, or None.
 
-    family: which of an algorithm's settings it takes. The rest says how to come by the original: source, the package that makes
-    its HDF5 file; env and ref_scores, what that file does not say; minari, the id of a remake that Minari hosts.
+    family: which of an algorithm's settings it takes. env: to evaluate in; None: the dataset's own. The rest says how to come
+    by the original: source, the package that makes its HDF5 file; ref_scores, the returns that score 0 and 100 (the file does
+    not say); minari, the id of a remake that Minari hosts.
     """
 
     uri: str
@@ -194,7 +195,7 @@ def expand(
             uri, absent = spec.uri, f"there is no stand-in for {row}; get the original, and sweep without --stand-ins"
         elif not here.setdefault(uri, is_here(uri)):
             absent = how_to_get(row, spec, uri)
-        base = {"dataset": uri, "seed": seed}
+        base = {"dataset": uri, "seed": seed, "env": spec.env if uri == spec.uri else None}
         variants = list(_variants(study, lambda point, row=row, base=base: settings.manager(row, base, point)))
         for column, (variant, point, suffix) in itertools.product(study.column_names, variants):
             run = f"{row}/{column}-{variant}{suffix}-s{seed}"
@@ -256,11 +257,14 @@ class _Settings:
         spec = (study.manager or RunSpec()) if algorithm == MANAGER else study.algorithms[algorithm]
         variant, *point = [*nearer, {}]
         family = spec.families.get(study.datasets[row].family, {})
-        # Why from the defaults: a setting below `agent.plan` leaves the agent's other defaults for it as they are
-        values: Settings = {"algorithm": algorithm, **base, "agent": to_dict(agent_config(algorithm, {}))}
+        try:
+            # Why from the defaults: a setting below `agent.plan` leaves the agent's other defaults for it as they are
+            values: Settings = {"algorithm": algorithm, **base, "agent": to_dict(agent_config(algorithm, {}))}
+        except ConfigError as error:
+            raise ConfigError(f"{run}: {error}") from None
         for layer in (study.run, variant, spec.run, family, self.common, self.special.get(algorithm, {}), *point):
             for key, value in flatten(layer):
-                fixed = key in ("algorithm", "dataset", "seed")
+                fixed = key in ("algorithm", "dataset", "seed", "env")
                 check(not fixed, f"{run}: {key} = {value!r}; the study's rows, columns and seeds decide it")
                 set_key(values, key, copy.deepcopy(value))
         try:

@@ -140,7 +140,9 @@ def _with_included(path: Path) -> dict[str, Any]:
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` over `below`; mappings that both have are merged in the same way."""
-    both = {key: _merged(below[key], above[key]) for key in below.keys() & above.keys() if _are_mappings(below[key], above[key])}
+    both = {
+        key: _merged(below[key], above[key]) for key in below.keys() & above.keys() if _are_mappings(below[key], above[key])
+    }
     return {**below, **above, **both}
 
 
