@@ -64,7 +64,9 @@ def read_study(name: str) -> Source:
             raise ConfigError(f"{name} is a single run, not a study; start it with: wmrl train {name}")
         what = "no such file" if path.suffix in SUFFIXES else "no study named"
         known = ", ".join(sorted(names)) or "none found"
-        raise ConfigError(f"{what}: {name}{did_you_mean(name, names)}; there are: {known}; or give a YAML file")
+        nearest = [full for full in names if full.rpartition("/")[2] == path.stem]
+        meant = f" (did you mean {nearest[0]!r}?)" if nearest else did_you_mean(name, names)
+        raise ConfigError(f"{what}: {name}{meant}; there are: {known}; or give a YAML file")
     values = _with_included(path)
     if not is_study(values):
         raise ConfigError(f"{name} is a single run, not a study; start it with: wmrl train {name}")

@@ -129,9 +129,9 @@ def scores_table(results: Sequence[tuple[Cell, Outcome]], title: str) -> Table:
     return table
 
 
-def show_plan(plan: Plan, as_json: bool) -> None:
+def show_plan(plan: Plan, as_json: bool, console: Console | None = None) -> None:
     """Every cell: on a terminal a table, elsewhere one JSON object each, with its resolved configuration."""
-    if as_json or not sys.stdout.isatty():
+    if console is None and (as_json or not sys.stdout.isatty()):
         lines = JsonLines()
         for cell in plan.cells:
             lines.write({"event": "cell", **dataclasses.asdict(cell)})
@@ -139,7 +139,7 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = console or Console()
     reasons = list(dict.fromkeys(cell.blocked for cell in plan.cells if cell.blocked))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, justify in (("run", "left"), ("dataset", "left"), ("updates", "right"), ("after", "left"), ("", "left")):
