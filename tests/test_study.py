@@ -160,11 +160,11 @@ def test_an_absent_dataset_says_on_one_line_how_to_get_it(row: str, stand_ins: b
 
 def test_k_and_h_multiply_the_intents_and_show_in_the_names() -> None:
     cells = plan("k_and_h").cells
-    assert len(cells) == 90 == len(plan("k_and_h").managers)
-    own = [c for c in cells if c.variant == "intents"]
-    assert len(own) == 10  # k = 8, H = 4: the folder of Table II
+    assert len(cells) == 100 and len(plan("k_and_h").managers) == 90 and plan("k_and_h").table == "table2"
+    own = [c for c in cells if c.variant in ("baseline", "intents")]
+    assert len(own) == 20  # k = 8, H = 4: the folders of Table II
     assert {c.run for c in own} < {c.run for c in plan("table2").cells}
-    assert {c.manager for c in own} < plan("table2").managers.keys()
+    assert {c.manager for c in own if c.manager} < plan("table2").managers.keys()
     cell = next(c for c in cells if c.run == "maze2d-large-v1/bc-intents-skip16-horizon2-s4")
     assert (cell.variant, cell.manager) == ("intents-skip16-horizon2", "maze2d-large-v1/manager-skip16-horizon2-s4")
     agent = plan("k_and_h").managers[str(cell.manager)]["agent"]

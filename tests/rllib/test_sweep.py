@@ -100,7 +100,7 @@ def specs(folder: Path, **actions: list[str]) -> dict[str, Any]:
     return {name: {"file": str(folder / f"{name}.txt"), "actions": does} for name, does in actions.items()}
 
 
-def test_a_trial_that_crashes_is_started_again_up_to_the_limit(tmp_path: Path) -> None:
+def test_a_trial_that_crashes_is_started_again_up_to_the_limit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     jobs = specs(tmp_path, well=["ok"], killed=["die", "ok"], broken=["raise"])
     ended: list[str] = []
     outcomes = run_trials(
@@ -111,6 +111,7 @@ def test_a_trial_that_crashes_is_started_again_up_to_the_limit(tmp_path: Path) -
     assert outcomes["broken"].result is None and "in two lines" in str(outcomes["broken"].error)
     assert (tmp_path / "broken.txt").read_text() == "2"
     assert sorted(ended) == ["broken", "killed", "well"]
+    assert "experiment" not in capfd.readouterr().out.lower()  # Tune's own displays are off: stdout is ours
 
 
 def test_all_trials_stop_when_asked(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class SweepJsonLines(JsonLines):
 
     def summary(self, results: Sequence[tuple[Cell, Outcome]]) -> None:
         for cell, outcome in results:
-            self.write({"event": "cell", **cell.record, **dataclasses.asdict(outcome)})
+            self.write({"event": "cell", **dataclasses.asdict(outcome), **cell.record})
 
 
 class SweepPanel:

@@ -61,6 +61,7 @@ def run_trials(
     check(gpus_per_trial <= gpus, f"{gpus_per_trial:g} GPUs for each run, but the cluster has {gpus:g}")
     # Why: datasets and modules may be named relative to where the user stands; and Ctrl-C is `should_stop`'s
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"], os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "0", "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its header goes to stdout at any verbosity
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs record themselves
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # errors come home in the outcomes
