@@ -51,9 +51,8 @@ LAYERS = {
     "wmrl_ray.policy": Layer(2, SYSTEM),
     "wmrl_ray.train": Layer(2, SYSTEM),
     "wmrl_ray.intents": Layer(2, SYSTEM),
-    "wmrl_ray.video": Layer(
-        2, frozenset({"numpy"}), frozenset({"imageio_ffmpeg"})
-    ),  # `report` films too: no torch, no simulator
+    "wmrl_ray.video": Layer(2, frozenset({"numpy"}), frozenset({"imageio_ffmpeg"})),  # `report` films too: no torch
+    "wmrl_ray.study": Layer(2, frozenset(), SYSTEM),  # its import stays cheap: torch comes with the check of the runs
     "wmrl_ray.rllib": Layer(3, SYSTEM | {"ray", "packaging"}, EXTRAS),
     "wmrl_ray.report": Layer(4, frozenset({"numpy", "jinja2"}), frozenset({"matplotlib", "scipy", "yaml"})),
     "wmrl_ray.bad_pairs": Layer(4, frozenset({"packaging"})),

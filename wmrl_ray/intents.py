@@ -25,7 +25,7 @@ from wmrl_ray.data.datasets import Dataset, open_dataset
 from wmrl_ray.data.episode import DataError, Episode
 from wmrl_ray.data.files import atomic_folder, check_free, explained_os_errors, write_json
 from wmrl_ray.data.minari_writer import write_local_minari
-from wmrl_ray.data.source import check_minari_id, minari_root
+from wmrl_ray.data.source import check_minari_id, is_local, minari_root
 from wmrl_ray.envs.intents import intent_env_id, load_manager, split_intent_env_id
 from wmrl_ray.policy import find_checkpoint
 
@@ -41,6 +41,7 @@ def augment(
     source: str | Path | int,
     dataset_id: str | None = None,
     *,
+    env: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -52,6 +53,7 @@ def augment(
     Args:
         source: a Manager's run or checkpoint, or a number D: random vectors of U(0, 1)^D, redrawn per step (Table III).
         dataset_id: of the result; default: the dataset's with `-intents-<run>` or `-random<D>` before the version.
+        env: environment to evaluate in; None: the dataset's own.
         seed: of the random vectors.
         progress: called with (rows done, all rows).
 
@@ -81,7 +83,8 @@ def augment(
     check_minari_id(dataset_id)
     check_free(minari_root() / dataset_id, overwrite)
 
-    env_id = intent_env_id(source, card.env_id) if card.env_id else None
+    env = env or card.env_id
+    env_id = intent_env_id(source, env) if env else None
     if manager is None:
         rng = np.random.default_rng(seed)
         vectors = rng.uniform(size=(len(dataset.obs), int(source))).astype(np.float32)
@@ -109,6 +112,26 @@ def augment(
     write_local_minari(made, dataset_id, overwrite=overwrite, more=more)
     _Pass.forget(minari_root() / dataset_id)
     return dataset_id
+
+
+def augmented(
+    uri: str, source: str | Path | int, *, env: str | None = None, seed: int = 0, progress: Progress | None = None
+) -> str:
+    """The Minari id of the dataset with these intents, which is made unless it is there. Arguments and errors: see `augment`.
+
+    The id ends in a hash of what goes in (data, Manager or size and seed, environment): the same from any folder, another one
+    once the Manager has been trained further.
+    """
+    card = open_dataset(uri).card
+    if isinstance(source, int):
+        kind, content = f"random{source}", f"seed {seed}"
+    else:
+        kind, content = "intents", _content(find_checkpoint(Path(source)))
+    parts = [card.sha256, kind, content, env or card.env_id]
+    dataset_id = _default_id(card.name, f"{kind}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}")
+    if is_local(f"minari://{dataset_id}"):
+        return dataset_id
+    return augment(uri, source, dataset_id, env=env, seed=seed, progress=progress)
 
 
 def intended_states(episodes: Sequence[Episode], env_id: str) -> list[np.ndarray] | None:

@@ -184,16 +184,27 @@ class RunDir:
         file = self.path / "metrics.jsonl"
         return list(_complete_lines(file)) if file.exists() else []
 
-    def check_same(self, config: RunConfig) -> None:
-        """Raises ConfigError when `config` would learn something else than the run did so far."""
+    def difference(self, config: RunConfig) -> str | None:
+        """In what `config` would learn something else than the run did so far: "lr = 0.1: it was started with 0.2", or None."""
         before, now = (dict(flatten(to_dict(c.resolved()))) for c in (self.config(), config))
         for key in dict.fromkeys([*before, *now]):
             old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
             if key not in MAY_CHANGE and old != new:
-                raise ConfigError(
-                    f"cannot resume {self.path} with {key} = {new}: it was started with {old}; "
-                    f"resume with `wmrl train {self.path} --resume`, or choose another --run-dir"
-                )
+                return f"{key} = {new}: it was started with {old}"
+        return None
+
+    def check_same(self, config: RunConfig) -> None:
+        """Raises ConfigError when `config` would learn something else than the run did so far."""
+        if difference := self.difference(config):
+            raise ConfigError(
+                f"cannot resume {self.path} with {difference}; "
+                f"resume with `wmrl train {self.path} --resume`, or choose another --run-dir"
+            )
+
+    def result(self) -> dict[str, Any] | None:
+        """What `finish` recorded; None for a run that has not finished."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
 
     def last_evaluation(self) -> dict[str, float]:
         """The `eval/` metrics of the last evaluation, or nothing."""

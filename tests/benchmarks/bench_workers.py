@@ -19,7 +19,12 @@ from wmrl_ray.core.batch import Batch
 
 OBS, ACTION = 17, 6  # halfcheetah's and walker's
 BATCH, BATCH_DT, SEQUENCE = 256, 64, 20  # CORL's defaults
-VARIANTS = {"fp32": {}, "bf16": {"precision": "bfloat16"}, "fp32 compiled": {"compile": "default"}}
+VARIANTS = {
+    "fp32": {},
+    "bf16": {"precision": "bfloat16"},
+    "fp32 compiled": {"compile": "default"},
+    "bf16 compiled": {"precision": "bfloat16", "compile": "default"},
+}
 
 
 def make_batch(size: int, horizon: int) -> Batch:

@@ -69,6 +69,16 @@ def test_an_export_can_be_imported_under_an_id_with_an_environment(wmrl, made, t
     assert wmrl(*arguments).code == 2  # it is there now
 
 
+def test_an_import_takes_the_reference_scores_that_the_file_lacks(wmrl, made, tmp_path):
+    wmrl("data", "export", made, tmp_path / "x.npz")
+    arguments = ["data", "import", tmp_path / "x.npz", "wmrl/test-cli/scored-v0", "--ref-min", "-280.5"]
+    assert "give both --ref-min and --ref-max" in wmrl(*arguments).err
+    assert "needs two that differ" in wmrl(*arguments, "--ref-max", "-280.5").err
+    assert wmrl(*arguments, "--ref-max", "12135").code == 0
+    card = json.loads(wmrl("data", "info", "wmrl/test-cli/scored-v0", "--json").out)
+    assert (card["ref_min_score"], card["ref_max_score"]) == (-280.5, 12135.0)
+
+
 def test_verify_finds_a_flipped_byte(wmrl, made, tmp_path):
     path = tmp_path / "x.npz"
     wmrl("data", "export", made, path)

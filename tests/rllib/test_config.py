@@ -84,6 +84,14 @@ def test_what_is_set_after_from_run_is_what_is_trained(plane_dataset: str) -> No
     assert (changed.num_updates, changed.eval_every) == (1000, 500)
 
 
+def test_compiled_whole_steps_and_several_learners_exclude_each_other(plane_dataset: str) -> None:
+    config = BCConfig().dataset(plane_dataset).training(agent={"compile": "default"})
+    config.learners(num_learners=1).validate()
+    with pytest.raises(ConfigError, match=r"agent.compile = 'default' .*num_learners = 2"):
+        config.copy(copy_frozen=False).learners(num_learners=2).validate()
+    TDMPCConfig().dataset(plane_dataset).training(agent={"compile": "default"}).learners(num_learners=2).validate()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,9 +1,9 @@
-"""FILE_OR_NAME and `--set key=value` -> the plain dict that RunConfig is built from."""
+"""FILE_OR_NAME and `--set key=value` -> the plain dict that RunConfig or Study is built from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,56 @@ def available() -> dict[str, Path]:
     return found
 
 
+def available_studies() -> dict[str, Path]:
+    """`paper/table` -> file of every shipped study: those in the folders of tune_configs, without what they include (_*)."""
+    found: dict[str, Path] = {}
+    for folder in config_folders():
+        for path in sorted(folder.glob("*/*.y*ml")):
+            if not path.name.startswith("_"):
+                found.setdefault(f"{path.parent.name}/{path.stem}", path)
+    return found
+
+
+def read_study(name: str) -> Source:
+    """The study that FILE_OR_NAME means: a YAML file, or a name such as iql_td_mpc/table2. What it includes is merged in.
+
+    Raises:
+        ConfigError: nothing has that name, the file is not a YAML mapping, or it is the configuration of a single run.
+    """
+    from wmrl_ray.study import is_study
+
+    path, names = Path(name), available_studies()
+    if not path.is_file() and name in names:
+        path = names[name]
+    if not path.is_file():
+        if name in available():
+            raise ConfigError(f"{name} is a single run, not a study; start it with: wmrl train {name}")
+        what = "no such file" if path.suffix in SUFFIXES else "no study named"
+        known = ", ".join(sorted(names)) or "none found"
+        nearest = [full for full in names if full.rpartition("/")[2] == path.stem]
+        meant = f" (did you mean {nearest[0]!r}?)" if nearest else did_you_mean(name, names)
+        raise ConfigError(f"{what}: {name}{meant}; there are: {known}; or give a YAML file")
+    values = _with_included(path)
+    if not is_study(values):
+        raise ConfigError(f"{name} is a single run, not a study; start it with: wmrl train {name}")
+    return Source(path.stem, values)
+
+
 def read_source(name: str) -> Source:
     """The configuration that FILE_OR_NAME means: a YAML file, a run folder, or a name in tune_configs.
 
     Raises:
-        ConfigError: nothing has that name (the message lists what there is), or the file is not a YAML mapping.
+        ConfigError: nothing has that name (the message lists what there is), the file is not a YAML mapping, or it is a study.
     """
+    source = _read_source(name)
+    from wmrl_ray.study import is_study
+
+    if is_study(source.values):
+        raise ConfigError(f"{name} is a study of many runs, not a single one; start it with: wmrl sweep {name}")
+    return source
+
+
+def _read_source(name: str) -> Source:
     path = Path(name)
     if path.is_dir() and (path / "config.json").exists():
         return Source(path.name, _mapping(json.loads((path / "config.json").read_text()), path / "config.json"), path)
@@ -52,6 +96,8 @@ def read_source(name: str) -> Source:
     names = available()
     if name in names:
         return Source(name, _read_yaml(names[name]))
+    if name in (studies := available_studies()):
+        return Source(name, _with_included(studies[name]))
     known = ", ".join(sorted(names)) or "none found"
     if path.is_dir():
         raise ConfigError(f"{name} is a folder without a run in it (no config.json); give a YAML file or one of: {known}")
@@ -80,6 +126,30 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
                 f"--set {override!r}: the value {text!r} is not valid YAML; quote it or close its brackets"
             ) from None
         set_key(values, key.strip(), value)
+
+
+def _with_included(path: Path) -> dict[str, Any]:
+    """The file's mapping over that of the file which its `include:` names, beside it."""
+    values = _read_yaml(path)
+    included = values.pop("include", None)
+    if included is None:
+        return values
+    other = path.parent / str(included)
+    if not other.is_file():
+        raise ConfigError(f"{path}: include = {included!r}; there is no such file beside it")
+    return _merged(_read_yaml(other), values)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`; mappings that both have are merged in the same way."""
+    both = {
+        key: _merged(below[key], above[key]) for key in below.keys() & above.keys() if _are_mappings(below[key], above[key])
+    }
+    return {**below, **above, **both}
+
+
+def _are_mappings(*values: Any) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -139,12 +139,16 @@ def import_(
     source: Uri,
     dataset_id: Annotated[str, typer.Argument(metavar="ID", help="Minari id to write, e.g. group/name-v0.")],
     env: Annotated[str | None, typer.Option(help="Environment to evaluate in; 'module:id' imports the module first.")] = None,
+    ref_min: Annotated[float | None, typer.Option(help="Return that scores 0, where the source does not say.")] = None,
+    ref_max: Annotated[float | None, typer.Option(help="Return that scores 100.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a dataset of any readable format into Minari's folder, under an id."""
+    check((ref_min is None) == (ref_max is None), "give both --ref-min and --ref-max, the returns that score 0 and 100")
     from wmrl_ray.data.catalog import import_dataset
 
-    card = import_dataset(source, dataset_id, env=env, overwrite=overwrite).card
+    scores = None if ref_min is None or ref_max is None else (ref_min, ref_max)
+    card = import_dataset(source, dataset_id, env=env, ref_scores=scores, overwrite=overwrite).card
     print(f"{card.uri}: {card.num_steps:,} steps in {card.num_episodes:,} episodes")
 
 

@@ -82,6 +82,7 @@ def import_dataset(
     minari_id: str,
     *,
     env: str | None = None,
+    ref_scores: tuple[float, float] | None = None,
     overwrite: bool = False,
     cache_dir: Path | str | None = None,
 ) -> Dataset:
@@ -91,6 +92,7 @@ def import_dataset(
         uri: of the dataset, as `open_dataset` takes it.
         minari_id: such as 'group/name-v0'.
         env: id of the environment to evaluate in (`module:id` imports the module first); None keeps the dataset's own.
+        ref_scores: returns that score 0 and 100; None keeps the dataset's own.
         overwrite: replace a dataset of that id.
         cache_dir: see `open_dataset`.
 
@@ -103,6 +105,12 @@ def import_dataset(
     dataset = open_dataset(uri, cache_dir=cache_dir)
     if env:
         dataset = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, env_id=env, env_spec=spec))
+    if ref_scores:
+        low, high = ref_scores
+        card = dataclasses.replace(dataset.card, ref_min_score=low, ref_max_score=high)
+        if not card.has_scale:
+            raise DataError(f"reference scores {low} and {high}; a score needs two that differ")
+        dataset = dataclasses.replace(dataset, card=card)
     write_local_minari(dataset, minari_id, overwrite=overwrite)
     return open_dataset(f"minari://{minari_id}", cache_dir=cache_dir)
 

@@ -73,7 +73,11 @@ def write_local_minari(
 
     namespace = dataset_id.rpartition("/")[0]
     if namespace and namespace not in list_local_namespaces():
-        create_namespace(namespace)
+        try:
+            create_namespace(namespace)
+        except ValueError:  # Why: another process may have made it just now
+            if namespace not in list_local_namespaces():
+                raise
 
 
 def env_spec_json(env: str) -> str:

@@ -95,6 +95,13 @@ def resolve(uri: str | Path) -> Source:
     )
 
 
+def is_local(uri: str | Path) -> bool:
+    """Whether there is something at the URI on this machine, so that opening it needs no download."""
+    text = str(uri)
+    rest = text.partition("://")[2] or text
+    return Path(rest).expanduser().exists() or (minari_root() / rest / "data" / "metadata.json").is_file()
+
+
 def check_minari_id(dataset_id: str) -> None:
     """Raises DataError unless Minari can find a dataset by this id."""
     if not MINARI_ID.fullmatch(dataset_id):

@@ -143,7 +143,12 @@ class AgentAlgorithmConfig(AlgorithmConfig):
     def validate(self) -> None:
         """Raises ConfigError or DataError: one line about the first thing that is wrong."""
         self._refuse_unknown()
-        agent_config(self.agent_name, self.agent)
+        compile_mode = agent_config(self.agent_name, self.agent).compile
+        check(
+            self.num_learners < 2 or compile_mode == "off" or not AGENTS[self.agent_name].compiles_steps(),
+            f"agent.compile = {compile_mode!r} makes one graph of a whole step of {self.agent_name}, in which the gradients of "
+            f"num_learners = {self.num_learners} cannot be averaged; use compile = 'off', or one learner",
+        )
         check(self.dataset_uri is not None, f"no dataset: add .dataset('<uri>') to {type(self).__name__}()")
         check(isinstance(self.seed, int), f"seed = {self.seed!r}; a whole number is needed: .debugging(seed=0)")
         duration, unit = self.evaluation_duration, self.evaluation_duration_unit

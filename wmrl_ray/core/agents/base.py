@@ -41,7 +41,7 @@ class Agent:
 
     Config: ClassVar[type[AgentConfig]]
     acts: ClassVar[bool] = True  # its actions are the environment's; those of a Manager are not
-    compiled_functions: ClassVar[tuple[str, ...]] = ()  # pure methods that torch.compile takes when the config asks for it
+    compiled_functions: ClassVar[tuple[str, ...]] = ()  # methods of tensors alone, which `config.compile` compiles
 
     model: nn.Module
     target: nn.Module | None
@@ -74,6 +74,11 @@ class Agent:
                     adam_state(optimizer)
             for name in self.compiled_functions:
                 setattr(self, name, torch.compile(getattr(self, name), mode=mode))
+
+    @classmethod
+    def compiles_steps(cls) -> bool:
+        """Compiled, a whole step is one graph: `sync_grads` has no place in it."""
+        return any(name.endswith("step") for name in cls.compiled_functions)
 
     # -- what a subclass defines ------------------------------------------------------------------------------------------
 

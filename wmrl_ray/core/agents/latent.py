@@ -26,9 +26,7 @@ class LatentAgentConfig(AgentConfig):
     consistency_coef: float = 2.0  # c_f
     reward_coef: float = 0.5  # c_R
     critic_coef: float = 0.1  # c_Q
-    reward_scale: float = (
-        1.0  # rewards become scale * r + shift; large values make the latents grow
-    )
+    reward_scale: float = 1.0  # rewards become scale * r + shift; large values make the latents grow
     reward_shift: float = 0.0  # CORL's antmaze uses -1
 
     def __post_init__(self) -> None:

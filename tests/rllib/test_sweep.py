@@ -1,0 +1,132 @@
+"""Sweeps on Ray: Tune trials that share Managers, are tried again when their process dies, and stop when asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rllib import fakes
+from tests.studies import tiny_plan
+from wmrl_ray.config import ConfigError
+from wmrl_ray.rllib.trials import Outcome, run_trials
+from wmrl_ray.run import RunDir
+from wmrl_ray.study import Plan
+from wmrl_ray.sweep import Job, on_ray, sweep
+from wmrl_ray.sweep import Outcome as SweepOutcome
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+class Log:
+    def __init__(self) -> None:
+        self.jobs: list[str] = []
+        self.updates: list[tuple[str, int, int]] = []
+
+    def begin(self, num_jobs: int, num_finished: int) -> None:
+        self.numbers = (num_jobs, num_finished)
+
+    def progress(self, name: str, update: int, total: int) -> None:
+        self.updates.append((name, update, total))
+
+    def end(self, job: Job, outcome: SweepOutcome) -> None:
+        self.jobs.append(job.name)
+
+
+def run(plan: Plan, out: Path, **kwargs: Any) -> tuple[dict[str, SweepOutcome], Log]:
+    log = Log()
+    results = sweep(plan, out, on_ray(out, **kwargs), log)
+    return {cell.run: outcome for cell, outcome in results}, log
+
+
+def test_a_sweep_trains_its_manager_once_and_repeats_nothing(tmp_path: Path) -> None:
+    plan, out = tiny_plan(tmp_path / "data"), tmp_path / "out"
+    outcomes, log = run(plan, out)
+    assert {name: o.state for name, o in outcomes.items()} == dict.fromkeys(outcomes, "finished"), outcomes
+    assert sorted(log.jobs) == sorted(["plane/manager-s0", *outcomes]) and len(outcomes) == 4
+    assert set(log.jobs[-2:]) == {"plane/bc-intents-s0", "plane/td3_bc-intents-s0"}
+    assert ("plane/bc-baseline-s0", 4, 4) in log.updates
+    workers = [RunDir(out / f"plane/{name}-intents-s0") for name in ("bc", "td3_bc")]
+    assert len({worker.config().dataset for worker in workers}) == 1
+    assert all(outcomes[cell.run].episode_return is not None for cell in plan.cells)
+    assert not (out / ".tune").exists()
+    again, log = run(plan, out)
+    assert log.jobs == [] and all(outcome.again for outcome in again.values())
+
+
+def test_a_killed_run_is_tried_again_and_then_takes_only_what_needs_it_along(tmp_path: Path) -> None:
+    data = str(fakes.write_plane_dataset(tmp_path / "data.npz"))
+    datasets = {
+        "good": {"uri": data, "env": fakes.PLANE},
+        "deadly": {"uri": data, "env": fakes.DYING_PLANE},
+        "long": {"uri": data, "env": fakes.PLANE, "family": "long"},
+    }
+    small = {"skip": 2, "plan": {"num_policy": 8, "num_elites": 2}}
+    manager = {"run": {"agent": small}, "families": {"long": {"agent": {"skip": 40}}}}  # longer than any episode
+    plan = tiny_plan(tmp_path / "unused", datasets=datasets, manager=manager, columns=["bc"])
+    plan = plan.select(["good", "deadly/bc/baseline", "long/bc/intents"])
+    outcomes, _ = run(plan, tmp_path / "out", max_failures=1)
+    assert {name: outcome.state for name, outcome in outcomes.items()} == {
+        "good/bc-baseline-s0": "finished",
+        "good/bc-intents-s0": "finished",
+        "deadly/bc-baseline-s0": "failed",
+        "long/bc-intents-s0": "waiting",
+    }
+    assert "died" in str(outcomes["deadly/bc-baseline-s0"].message)
+    assert RunDir(tmp_path / "out/deadly/bc-baseline-s0").newest_checkpoint() is not None
+
+
+def work(spec: dict[str, Any], report: Any) -> dict[str, Any]:
+    """Counts its attempts in a file, and does what the spec says for each."""
+    file = Path(spec["file"])
+    attempt = int(file.read_text()) if file.exists() else 0
+    file.write_text(str(attempt + 1))
+    report({"attempt": attempt})
+    action = spec["actions"][min(attempt, len(spec["actions"]) - 1)]
+    if action == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action == "raise":
+        raise ValueError("boom\nin two lines")
+    if action == "sleep":
+        time.sleep(300)
+    return {"attempt": attempt}
+
+
+def specs(folder: Path, **actions: list[str]) -> dict[str, Any]:
+    return {name: {"file": str(folder / f"{name}.txt"), "actions": does} for name, does in actions.items()}
+
+
+def test_a_trial_that_crashes_is_started_again_up_to_the_limit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs = specs(tmp_path, well=["ok"], killed=["die", "ok"], broken=["raise"])
+    ended: list[str] = []
+    outcomes = run_trials(
+        work, jobs, folder=tmp_path / ".tune", max_failures=1, on_end=lambda name, outcome: ended.append(name)
+    )
+    assert outcomes["well"] == Outcome(result={"attempt": 0})
+    assert outcomes["killed"] == Outcome(result={"attempt": 1})
+    assert outcomes["broken"].result is None and "in two lines" in str(outcomes["broken"].error)
+    assert (tmp_path / "broken.txt").read_text() == "2"
+    assert sorted(ended) == ["broken", "killed", "well"]
+    assert "experiment" not in capfd.readouterr().out.lower()  # Tune's own displays are off: stdout is ours
+
+
+def test_all_trials_stop_when_asked(tmp_path: Path) -> None:
+    seen: list[str] = []
+    started = time.monotonic()
+    outcomes = run_trials(
+        work,
+        specs(tmp_path, a=["sleep"], b=["sleep"]),
+        folder=tmp_path / ".tune",
+        on_progress=lambda name, values: seen.append(name),
+        should_stop=lambda: len(seen) == 2,
+    )
+    assert outcomes == {"a": Outcome(), "b": Outcome()} and time.monotonic() - started < 60
+
+
+def test_gpus_that_the_cluster_lacks_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"0.5 GPUs for each run, but the cluster has 0"):
+        run_trials(work, {"a": {}}, folder=tmp_path / ".tune", gpus_per_trial=0.5)

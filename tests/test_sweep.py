@@ -1,0 +1,186 @@
+"""A sweep in one process: what is shared, what is repeated (nothing), and what a failure takes along (its own Workers)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.rllib import fakes
+from tests.studies import MANAGER_AGENT, tiny_plan
+from wmrl_ray import intents
+from wmrl_ray.config import ConfigError, from_dict
+from wmrl_ray.data.datasets import open_dataset
+from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.study import Plan
+from wmrl_ray.sweep import Job, Outcome, in_process, sweep
+from wmrl_ray.train import train
+
+
+class Log:
+    """What a sweep told: names of the jobs that ended, in order."""
+
+    def __init__(self) -> None:
+        self.jobs: list[str] = []
+        self.updates: list[tuple[str, int, int]] = []
+
+    def begin(self, num_jobs: int, num_finished: int) -> None:
+        self.numbers = (num_jobs, num_finished)
+
+    def progress(self, name: str, update: int, total: int) -> None:
+        self.updates.append((name, update, total))
+
+    def end(self, job: Job, outcome: Outcome) -> None:
+        self.jobs.append(job.name)
+
+
+def run(plan: Plan, out: Path, **kwargs: Any) -> tuple[dict[str, Outcome], Log]:
+    log = Log()
+    results = sweep(plan, out, in_process, log, **kwargs)
+    assert [cell for cell, _ in results] == plan.cells
+    return {cell.run: outcome for cell, outcome in results}, log
+
+
+def states(outcomes: dict[str, Outcome]) -> dict[str, str]:
+    return {name: outcome.state for name, outcome in outcomes.items()}
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The datasets that got intents, or random vectors."""
+    seen: list[str] = []
+    augment = intents.augment
+
+    def count(uri: str, *args: Any, **kwargs: Any) -> str:
+        seen.append(uri)
+        return augment(uri, *args, **kwargs)
+
+    monkeypatch.setattr(intents, "augment", count)
+    return seen
+
+
+def test_a_manager_is_trained_once_for_all_its_workers_and_nothing_is_repeated(tmp_path: Path, passes: list[str]) -> None:
+    plan, out = tiny_plan(tmp_path / "once"), tmp_path / "out"
+    outcomes, log = run(plan, out)
+    assert set(states(outcomes).values()) == {"finished"} and len(outcomes) == 4
+    assert log.jobs == [
+        "plane/manager-s0",
+        *(f"plane/{name}-baseline-s0" for name in ("bc", "td3_bc")),
+        *(f"plane/{name}-intents-s0" for name in ("bc", "td3_bc")),
+    ]
+    assert len(passes) == 1 and log.numbers == (5, 0)
+    assert ("plane/bc-intents-s0", 2, 2) in log.updates
+
+    worker, plain = (RunDir(out / f"plane/bc-{variant}-s0") for variant in ("intents", "baseline"))
+    data, plain_data = (open_dataset(r.config().dataset) for r in (worker, plain))
+    assert (data.card.obs_dim, plain_data.card.obs_dim) == (fakes.OBS_DIM + 3, fakes.OBS_DIM)
+    np.testing.assert_array_equal(data.obs[:, : fakes.OBS_DIM], plain_data.obs)
+    assert str(data.card.env_id).startswith("intents:") and str(data.card.env_id).endswith(fakes.PLANE)
+    assert "eval/return_mean" in (worker.result() or {}) and outcomes["plane/bc-intents-s0"].episode_return is not None
+    assert RunDir(out / "plane/td3_bc-intents-s0").config().dataset == worker.config().dataset
+
+    again, log = run(plan, out)
+    assert log.jobs == [] and log.numbers == (0, 4) and len(passes) == 1
+    assert all(outcome.again for outcome in again.values())
+    assert {n: o.episode_return for n, o in again.items()} == {n: o.episode_return for n, o in outcomes.items()}
+
+
+def test_random_vectors_take_the_place_of_intents(tmp_path: Path, passes: list[str]) -> None:
+    plan = tiny_plan(tmp_path / "random", variants={"random": {}}, seeds=[0, 1])
+    outcomes, log = run(plan, tmp_path / "out")
+    assert set(states(outcomes).values()) == {"finished"}
+    assert log.jobs[:2] == ["plane/random3-s0", "plane/random3-s1"] and len(passes) == 2
+    datasets = [open_dataset(RunDir(tmp_path / f"out/plane/bc-random-s{seed}").config().dataset) for seed in (0, 1)]
+    first, second = (data.obs[:, fakes.OBS_DIM :] for data in datasets)
+    assert first.shape[1] == 3 and first.min() >= 0 and first.max() <= 1 and not np.array_equal(first, second)
+    assert str(datasets[0].card.env_id).startswith("random-intents:3:")
+
+
+def test_a_managers_failure_blocks_its_workers_and_no_others(tmp_path: Path) -> None:
+    other = fakes.write_plane_dataset(tmp_path / "other.npz")
+    plane = {"uri": str(other), "env": fakes.PLANE}
+    datasets = {"good": plane, "bad": {**plane, "family": "bad"}}
+    manager = {"run": {"agent": MANAGER_AGENT}, "families": {"bad": {"agent": {"skip": 40}}}}  # longer than any episode
+    outcomes, _ = run(tiny_plan(tmp_path / "bad", datasets=datasets, manager=manager), tmp_path / "out")
+    expected = {name: "waiting" if name.startswith("bad") and "intents" in name else "finished" for name in outcomes}
+    assert states(outcomes) == expected and len(expected) == 8
+    assert "bad/manager-s0, which it needs, failed" in str(outcomes["bad/bc-intents-s0"].message)
+
+
+def test_what_was_stopped_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    plan, out = tiny_plan(tmp_path / "stopped", variants={"baseline": {}}), tmp_path / "out"
+    asked = iter([False, True, True, True])
+    outcomes, log = run(plan, out, should_stop=lambda: next(asked))
+    assert states(outcomes) == {"plane/bc-baseline-s0": "stopped", "plane/td3_bc-baseline-s0": "stopped"}
+    assert outcomes["plane/bc-baseline-s0"].updates == 2 and RunDir(out / "plane/bc-baseline-s0").result() is None
+    outcomes, log = run(plan, out)
+    assert set(states(outcomes).values()) == {"finished"}
+    assert [update for name, update, _ in log.updates if name.startswith("plane/bc")][0] == 2
+
+
+def test_workers_of_a_stopped_manager_are_stopped_too(tmp_path: Path) -> None:
+    outcomes, _ = run(tiny_plan(tmp_path / "none"), tmp_path / "out", should_stop=lambda: True)
+    assert set(states(outcomes).values()) == {"stopped"}
+
+
+def test_runs_with_other_settings_in_the_folder_are_named_before_anything_starts(tmp_path: Path) -> None:
+    baseline = {"variants": {"baseline": {}}, "columns": ["bc"]}
+    run(tiny_plan(tmp_path / "same", **baseline), tmp_path / "out")
+    changed = tiny_plan(tmp_path / "same", **baseline, algorithms={"bc": {"run": {"agent": {"lr": 0.5}}}})
+    with pytest.raises(ConfigError, match=r"plane/bc-baseline-s0 holds another run, agent.lr = 0.5: .* choose another --out"):
+        run(changed, tmp_path / "out")
+
+
+def test_study_json_names_every_cell_and_keeps_those_of_earlier_sweeps(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    algorithms = {"bc": {}, "td3_bc": {}, "tt": {"not_implemented": "TT is not implemented"}}
+    plan = tiny_plan(tmp_path / "json", variants={"baseline": {}}, algorithms=algorithms)
+    run(plan.select(["*/bc"]), out)
+    outcomes, log = run(plan.select(["*/t*"]), out)
+    assert outcomes["plane/tt-baseline-s0"].state == "blocked" and log.jobs == ["plane/td3_bc-baseline-s0"]
+    study = json.loads((out / "study.json").read_text())
+    assert study == json.loads((out / "study-tiny.json").read_text())
+    assert {key: study[key] for key in ("schema", "paper", "table", "stand_ins")} == {
+        "schema": "wmrl.study/v1",
+        "paper": "test",
+        "table": "tiny",
+        "stand_ins": False,
+    }
+    assert [cell["column"] for cell in study["cells"]] == ["bc", "td3_bc", "tt"]
+    assert [cell["blocked"] for cell in study["cells"]] == [None, None, "TT is not implemented"]
+    assert all((out / cell["run"] / "result.json").exists() for cell in study["cells"] if not cell["blocked"])
+
+
+def test_stand_ins_and_originals_do_not_share_a_folder(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path / "mixed", variants={"baseline": {}}, columns=["bc"])
+    run(plan, tmp_path / "out")
+    with pytest.raises(ConfigError, match="their scores differ; choose another --out"):
+        run(dataclasses.replace(plan, stand_ins=True), tmp_path / "out")
+
+
+def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path / "locked", variants={"baseline": {}}, columns=["bc"])
+
+    def meanwhile(jobs: Sequence[Job], *_: Any) -> dict[str, Outcome]:
+        with pytest.raises(ConfigError, match="another sweep is at work"):
+            run(plan, tmp_path / "out")
+        return {job.name: Outcome("stopped") for job in jobs}
+
+    sweep(plan, tmp_path / "out", meanwhile, Log())
+    assert set(states(run(plan, tmp_path / "out")[0]).values()) == {"finished"}
+
+
+def test_a_manager_trained_further_gives_a_dataset_of_another_name(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path / "further")
+    config, cell = plan.managers["plane/manager-s0"], plan.cells[0]
+    folder = tmp_path / "manager"
+    train(from_dict(RunConfig, config), folder)
+    ids = [intents.augmented(cell.dataset, folder, env=fakes.PLANE) for _ in range(2)]
+    assert ids[0] == ids[1]
+    train(from_dict(RunConfig, {**config, "num_updates": 6}), folder, resume=True)
+    assert intents.augmented(cell.dataset, folder, env=fakes.PLANE) not in ids

@@ -1,0 +1,113 @@
+"""`wmrl sweep`: the cells of a paper's table, or any other study, as runs that are started, shared and resumed together."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wmrl_ray.cli.configs import apply_overrides, read_study
+from wmrl_ray.cli.errors import EXIT_ERROR, EXIT_INTERRUPTED
+from wmrl_ray.cli.signals import StopRequest
+from wmrl_ray.cli.sweep_display import make_sweep_display, show_plan
+from wmrl_ray.config import ConfigError, check, from_dict
+
+if TYPE_CHECKING:
+    from wmrl_ray.study import Plan
+    from wmrl_ray.sweep import Cell, Execute, Outcome
+
+
+def sweep(
+    file_or_name: Annotated[
+        str, typer.Argument(metavar="FILE_OR_NAME", help="YAML file of a study, or a name such as iql_td_mpc/table2.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where runs go; tables that share it share runs. Default: runs/PAPER[-stand-ins].")
+    ] = None,
+    stand_ins: Annotated[bool, typer.Option("--stand-ins", help="Our own datasets in place of the originals.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROW/COLUMN/VARIANT", help="These cells alone, e.g. 'antmaze-*/bc' or '*/*/intents'. Repeatable."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1,...", help="In place of the study's.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="For every run, or for one algorithm's: manager.num_updates=1000."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print every cell; start nothing.")] = False,
+    no_ray: Annotated[
+        bool, typer.Option("--no-ray", "--debug", help="One run after another in this process, where breakpoints work.")
+    ] = False,
+    num_cpus: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time, on a Ray started here. Default: CPUs of the machine.")
+    ] = None,
+    gpus_per_run: Annotated[float, typer.Option(min=0.0, help="Such as 0.25: four runs share a GPU.")] = 0.0,
+    max_failures: Annotated[int, typer.Option(min=0, help="Times that a run which crashed is started again.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines even on a terminal.")] = False,
+) -> None:
+    """Train every cell of a study: each Manager once for all its Workers, finished runs never again.
+
+    Ctrl-C stops; the same command goes on from the runs' checkpoints.
+    """
+    source = read_study(file_or_name)
+    values: dict[str, Any] = {}
+    apply_overrides(values, overrides or [])
+
+    from wmrl_ray.study import Study, expand
+
+    study = from_dict(Study, source.values)
+    plan = expand(study, stand_ins=stand_ins, seeds=_numbers(seeds), overrides=values).select(only or [])
+    if dry_run:
+        show_plan(plan, as_json)
+        return
+    _require_something_to_run(plan)
+    out = out or Path("runs") / (plan.paper + "-stand-ins" * stand_ins)
+    display = make_sweep_display(plan, out, as_json)
+    stop = StopRequest(lambda name: display.note(f"{name}: stopping; Ctrl-C again stops at once"))
+
+    from wmrl_ray.sweep import in_process
+    from wmrl_ray.sweep import sweep as run_sweep
+
+    execute = in_process if no_ray else _on_ray(out, num_cpus, gpus_per_run, max_failures)
+    with display, stop:
+        results = run_sweep(plan, out, execute, display, stop)
+    display.summary(results)
+    _conclude(results, out, stop)
+
+
+def _on_ray(out: Path, num_cpus: int | None, gpus_per_run: float, max_failures: int) -> Execute:
+    from wmrl_ray.rllib import compat
+    from wmrl_ray.sweep import on_ray
+
+    compat.init(num_cpus=num_cpus, logging_level="ERROR", log_to_driver=False)  # a Ray started here ends with the process
+    return on_ray(out, gpus_per_run=gpus_per_run, max_failures=max_failures)
+
+
+def _numbers(seeds: str | None) -> list[int] | None:
+    if seeds is None:
+        return None
+    parts = [part.strip() for part in seeds.split(",")]
+    check(all(part.isdigit() for part in parts), f"--seeds {seeds!r}; whole numbers are needed, such as 0,1,2")
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def _require_something_to_run(plan: Plan) -> None:
+    """Raises ConfigError, one line for each reason, when every cell is blocked."""
+    if all(cell.blocked for cell in plan.cells):
+        reasons = dict.fromkeys(cell.blocked for cell in plan.cells)
+        raise ConfigError(f"none of the {len(plan.cells)} cells can run:\n" + "\n".join(f"  {reason}" for reason in reasons))
+
+
+def _conclude(results: list[tuple[Cell, Outcome]], out: Path, stop: StopRequest) -> None:
+    """Says how it ended and what to do next; the exit code tells failure (1) and Ctrl-C (130) from success."""
+    counts = Counter(outcome.state for _, outcome in results)
+    words = [f"{counts[state]} {state}" for state in ("finished", "failed", "waiting", "stopped", "blocked") if counts[state]]
+    print(f"{', '.join(words)} of {len(results)} cells\n{out}   (next: wmrl report {out})", file=sys.stderr)
+    if stop.received is not None:
+        print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if any(outcome.is_bad for _, outcome in results):
+        raise typer.Exit(EXIT_ERROR)

@@ -1,0 +1,148 @@
+"""Independent pieces of work as Tune trials: Tune schedules them over the cluster, retries them, and reports what they say.
+
+outcomes = run_trials(work, {"a": spec_a, "b": spec_b}, folder=Path("runs/x/.tune"))
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from wmrl_ray.config import check
+
+Values = dict[str, Any]
+Report = Callable[[Values], None]
+PROGRESS, RESULT = "progress", "result"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """result: what the work returned. error: one line, why there is none; both None: it was stopped."""
+
+    result: Values | None = None
+    error: str | None = None
+
+
+def run_trials(
+    work: Callable[[Any, Report], Values],
+    specs: Mapping[str, Any],
+    *,
+    folder: Path,
+    on_progress: Callable[[str, Values], None] = lambda name, values: None,
+    on_end: Callable[[str, Outcome], None] = lambda name, outcome: None,
+    gpus_per_trial: float = 0.0,
+    max_failures: int = 2,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Outcome]:
+    """Runs `work(spec, report)` for each spec in an actor of its own, with one CPU, on the Ray that runs already.
+
+    The specs are started in their order, as many at a time as there are CPUs (and GPUs, if any are asked for).
+
+    Args:
+        work: importable by the workers. What it passes to `report` goes to `on_progress`. An exception or the death of its
+            process is a failure, and it is called again; what should not be tried again belongs into its result.
+        specs: by name.
+        folder: of Tune's own records; replaced, and deleted when all went well.
+        on_end: called once for each trial, as it ends.
+        should_stop: asked all the time; True stops all trials where they are.
+
+    Raises:
+        ConfigError: more GPUs per trial than the cluster has.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0)
+    check(gpus_per_trial <= gpus, f"{gpus_per_trial:g} GPUs for each run, but the cluster has {gpus:g}")
+    # Why: datasets and modules may be named relative to where the user stands; and Ctrl-C is `should_stop`'s
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"], os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "0", "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its header goes to stdout at any verbosity
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs record themselves
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors come home in the outcomes
+    shutil.rmtree(folder, ignore_errors=True)
+    trainable = tune.with_resources(
+        tune.with_parameters(_trial, work=work, specs=dict(specs)), {"cpu": 1, "gpu": gpus_per_trial}
+    )
+    listener = _Listener(on_progress, on_end)
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"name": tune.grid_search(list(specs))},
+        tune_config=tune.TuneConfig(trial_name_creator=_name, trial_dirname_creator=_name),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent.resolve()),
+            callbacks=[listener],
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            stop=_Stop(should_stop),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    outcomes = {name: listener.outcomes.get(name, Outcome()) for name in specs}
+    if not any(outcome.error for outcome in outcomes.values()):
+        shutil.rmtree(folder, ignore_errors=True)
+    return outcomes
+
+
+def _trial(config: Values, work: Callable[[Any, Report], Values], specs: Mapping[str, Any]) -> None:
+    result = work(specs[config["name"]], lambda values: tune.report({PROGRESS: values}))
+    tune.report({RESULT: result})
+
+
+def _name(trial: Any) -> str:
+    return str(trial.config["name"]).replace("/", "__")
+
+
+class _Stop(tune.Stopper):
+    def __init__(self, should_stop: Callable[[], bool]):
+        self._should_stop = should_stop
+
+    def __call__(self, trial_id: str, result: Values) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._should_stop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_should_stop": bool}  # Why: Tune writes it to disk for a restore, which is not done here
+
+
+class _Listener(tune.Callback):
+    def __init__(self, on_progress: Callable[[str, Values], None], on_end: Callable[[str, Outcome], None]):
+        self._on_progress, self._on_end = on_progress, on_end
+        self.outcomes: dict[str, Outcome] = {}
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Values, **info: Any) -> None:
+        name = trial.config["name"]
+        if RESULT in result and name not in self.outcomes:
+            self._end(name, Outcome(result=result[RESULT]))
+        elif PROGRESS in result:
+            self._on_progress(name, result[PROGRESS])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["name"]
+        if name not in self.outcomes:
+            self._end(name, Outcome(error=_cause(trial)))
+
+    def _end(self, name: str, outcome: Outcome) -> None:
+        self.outcomes[name] = outcome
+        self._on_end(name, outcome)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def _cause(trial: Any) -> str:
+    """One line: the error of the trial's last attempt."""
+    error = trial.get_pickled_error() or trial.get_error()
+    error = getattr(error, "cause", None) or error
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its process died (killed, or out of memory; see Ray's logs of the node)"
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"

@@ -1,0 +1,297 @@
+"""Runs a plan: Managers and plain runs first, then the Workers on the datasets that the Managers' intents went into.
+
+    outcomes = sweep(expand(study), Path("runs/iql_td_mpc"), in_process)
+
+Whatever is finished is not repeated and whatever was broken off goes on from its checkpoint, so that the same command is also
+the one to resume with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from wmrl_ray.config import ConfigError, from_dict
+from wmrl_ray.study import SCHEMA, Cell, Plan, Settings
+
+if TYPE_CHECKING:
+    from wmrl_ray.rllib.trials import Outcome as TrialOutcome
+
+State = Literal["finished", "failed", "stopped", "waiting", "blocked"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does: a run, or the intents of its Manager (random vectors) for a dataset, or one after the other.
+
+    name: of the run's folder, relative to the sweep's. vectors: arguments of `intents.augmented`.
+    """
+
+    name: str
+    folder: str
+    config: Settings | None = None
+    vectors: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a job or a cell. waiting: what it needs has failed or was stopped. dataset: the one with intents that a job made."""
+
+    state: State
+    message: str | None = None
+    updates: int = 0
+    seconds: float = 0.0
+    score: float | None = None
+    episode_return: float | None = None
+    dataset: str | None = None
+    again: bool = False  # finished by an earlier sweep
+
+    @property
+    def is_bad(self) -> bool:
+        return self.state in ("failed", "waiting")
+
+
+class Listener(Protocol):
+    """Sees a sweep as it goes."""
+
+    def begin(self, num_jobs: int, num_finished: int) -> None: ...
+
+    def progress(self, name: str, update: int, total: int) -> None: ...
+
+    def end(self, job: Job, outcome: Outcome) -> None: ...
+
+
+class Execute(Protocol):
+    """Carries out jobs that do not need each other: in this process, or on Ray. Stops early when `should_stop` says so."""
+
+    def __call__(self, jobs: Sequence[Job], listener: Listener, should_stop: Callable[[], bool]) -> dict[str, Outcome]: ...
+
+
+def sweep(
+    plan: Plan,
+    out: Path,
+    execute: Execute,
+    listener: Listener,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[tuple[Cell, Outcome]]:
+    """Runs what can run, and says of every cell what became of it.
+
+    Raises:
+        ConfigError: another sweep works in `out`, or it holds runs with other settings; before anything is started.
+    """
+    with _locked(out):
+        done = _finished(plan, out)
+        write_study(plan, out)
+        open_cells = [cell for cell in plan.cells if not cell.blocked and cell.run not in done]
+        first = {job.name: job for job in _first_jobs(plan, open_cells, out)}
+        second = [cell for cell in open_cells if _needs(cell)]
+        listener.begin(len(first) + len(second), len(done))
+        outcomes = execute(list(first.values()), listener, should_stop) if first else {}
+        jobs = []
+        for cell in second:
+            needed = outcomes[str(_needs(cell))]
+            if needed.dataset is None:
+                outcomes[cell.run] = _waiting(cell, needed)
+                continue
+            config = {**(cell.config or {}), "dataset": needed.dataset, "env": None}  # Why None: the dataset's has the intents
+            jobs.append(_job(cell.run, out, config))
+        if jobs:
+            outcomes |= execute(jobs, listener, should_stop)
+        blocked = {cell.run: Outcome("blocked", cell.blocked) for cell in plan.cells if cell.blocked}
+        return [(cell, (outcomes | done | blocked)[cell.run]) for cell in plan.cells]
+
+
+def perform(job: Job, on_progress: Callable[[int, int], None], should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+    """Does the job here, from where it was left. A user's error, which would come again, is an outcome; others raise."""
+    from wmrl_ray.checkpoint import CheckpointError
+    from wmrl_ray.data.datasets import open_dataset
+    from wmrl_ray.data.episode import DataError
+    from wmrl_ray.intents import augmented
+    from wmrl_ray.run import Event, RunConfig
+    from wmrl_ray.train import NonFiniteLossError, train
+
+    def on_event(event: Event) -> None:
+        if event.kind in ("start", "update"):
+            on_progress(event.update, event.total)
+
+    outcome = Outcome("finished")
+    try:
+        if job.config is not None:
+            config, folder = from_dict(RunConfig, job.config), Path(job.folder)
+            outcome = _of_result(train(config, folder, resume=True, on_event=on_event, should_stop=should_stop))
+        if job.vectors is not None and outcome.state == "finished":
+            outcome = dataclasses.replace(outcome, dataset=augmented(**job.vectors))
+            open_dataset(str(outcome.dataset))  # Why: read once into the cache, before its Workers start side by side
+    except (ConfigError, DataError, CheckpointError, NonFiniteLossError) as error:
+        return Outcome("failed", str(error))
+    return outcome
+
+
+def in_process(jobs: Sequence[Job], listener: Listener, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
+    """One job after another in this process, where breakpoints work and an error of ours shows its traceback."""
+    outcomes = {job.name: Outcome("stopped") for job in jobs}
+    for job in jobs:
+        if should_stop():
+            break
+        outcomes[job.name] = perform(job, functools.partial(listener.progress, job.name), should_stop)
+        listener.end(job, outcomes[job.name])
+    return outcomes
+
+
+def on_ray(out: Path, *, gpus_per_run: float = 0.0, max_failures: int = 2) -> Execute:
+    """Jobs as Tune trials on the Ray that runs already, each with one CPU and `gpus_per_run` GPUs.
+
+    A process that dies, or an error of ours, is tried again from its checkpoint, `max_failures` times.
+    """
+    from wmrl_ray.rllib.trials import run_trials
+
+    device = "cuda" if gpus_per_run > 0 else "cpu"
+
+    def execute(jobs: Sequence[Job], listener: Listener, should_stop: Callable[[], bool]) -> dict[str, Outcome]:
+        specs = {job.name: _on_device(job, device) for job in jobs}
+
+        def on_end(name: str, trial: TrialOutcome) -> None:
+            listener.end(specs[name], _of_trial(trial))
+
+        ended = run_trials(
+            _perform_in_trial,
+            specs,
+            folder=out / ".tune",
+            on_progress=lambda name, values: listener.progress(name, values["update"], values["total"]),
+            on_end=on_end,
+            gpus_per_trial=gpus_per_run,
+            max_failures=max_failures,
+            should_stop=should_stop,
+        )
+        return {name: _of_trial(trial) for name, trial in ended.items()}
+
+    return execute
+
+
+def write_study(plan: Plan, out: Path) -> None:
+    """study.json, what `wmrl report` reads; and study-TABLE.json, since one folder may hold several tables.
+
+    Cells of an earlier sweep of the same table stay in it.
+
+    Raises:
+        ConfigError: the folder holds this table with the other kind of datasets.
+    """
+    from wmrl_ray.data.files import write_json
+
+    own = out / f"study-{plan.table}.json"
+    cells = {cell.key: cell.record for cell in plan.cells}
+    if own.exists():
+        before = json.loads(own.read_text())
+        if before["stand_ins"] != plan.stand_ins:
+            kinds = ("the originals", "stand-ins")
+            was, now = kinds[before["stand_ins"]], kinds[plan.stand_ins]
+            raise ConfigError(f"{out} holds {plan.table} with {was}, not with {now}: their scores differ; choose another --out")
+        earlier = {(c["row"], c["column"], c["variant"], c["seed"]): c for c in before["cells"]}
+        cells = earlier | cells
+    about = {"schema": SCHEMA, "paper": plan.paper, "table": plan.table, "stand_ins": plan.stand_ins}
+    for path in (own, out / "study.json"):
+        write_json(path, {**about, "cells": list(cells.values())})
+
+
+def _finished(plan: Plan, out: Path) -> dict[str, Outcome]:
+    """The cells that an earlier sweep finished. Raises ConfigError for a folder that holds a run with other settings."""
+    from wmrl_ray.run import RunConfig, RunDir
+
+    done: dict[str, Outcome] = {}
+    runs = {cell.run: cell.config for cell in plan.cells if cell.config and not cell.blocked} | plan.managers
+    with_vectors = {cell.run for cell in plan.cells if _needs(cell)}
+    for name, settings in runs.items():
+        run = RunDir(out / name)
+        if not run.exists():
+            continue
+        config, before = from_dict(RunConfig, settings), run.config()
+        if name in with_vectors:  # the name of the dataset with intents is known later, and checked then
+            config = dataclasses.replace(config, dataset=before.dataset, env=before.env)
+        if difference := run.difference(config):
+            raise ConfigError(f"{run.path} holds another run, {difference}; choose another --out, or delete that folder")
+        result = run.result()
+        if name not in plan.managers and result and result["updates"] >= config.num_updates:
+            done[name] = dataclasses.replace(_of_result(result), again=True)
+    return done
+
+
+def _first_jobs(plan: Plan, cells: Sequence[Cell], out: Path) -> Iterator[Job]:
+    """Managers first, since most waits for them; one job for each Manager, and for each dataset with random vectors."""
+    needed = {cell.manager: cell for cell in cells if cell.manager}
+    for name, cell in needed.items():
+        job = _job(str(name), out, plan.managers[str(name)])
+        yield dataclasses.replace(job, vectors=_vectors(cell, job.folder))
+    for cell in cells:
+        if cell.random_dim:
+            yield dataclasses.replace(_job(str(_needs(cell)), out, None), vectors=_vectors(cell, cell.random_dim))
+    yield from (_job(cell.run, out, cell.config) for cell in cells if not _needs(cell))
+
+
+def _vectors(cell: Cell, source: str | int) -> dict[str, Any]:
+    return {"uri": cell.dataset, "source": source, "env": (cell.config or {})["env"], "seed": cell.seed}
+
+
+def _needs(cell: Cell) -> str | None:
+    """The name of the job that makes the dataset that the cell trains on."""
+    return f"{cell.row}/random{cell.random_dim}-s{cell.seed}" if cell.random_dim else cell.manager
+
+
+def _job(name: str, out: Path, config: Settings | None) -> Job:
+    return Job(name, str((out / name).resolve()), config)
+
+
+def _on_device(job: Job, device: str) -> Job:
+    """Without a GPU of its own a run keeps off those it may see; other runs have them."""
+    if job.config is None or job.config["device"] != "auto":
+        return job
+    return dataclasses.replace(job, config={**job.config, "device": device})
+
+
+def _perform_in_trial(job: Job, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    return dataclasses.asdict(perform(job, lambda update, total: report({"update": update, "total": total})))
+
+
+def _of_trial(trial: TrialOutcome) -> Outcome:
+    if trial.error is not None:
+        return Outcome("failed", trial.error)
+    return Outcome("stopped") if trial.result is None else Outcome(**trial.result)
+
+
+def _of_result(result: dict[str, Any]) -> Outcome:
+    """What result.json says."""
+    return Outcome(
+        "finished" if result["finished"] else "stopped",
+        updates=result["updates"],
+        seconds=result["seconds"],
+        score=result.get("eval/score_mean"),
+        episode_return=result.get("eval/return_mean"),
+    )
+
+
+def _waiting(cell: Cell, needed: Outcome) -> Outcome:
+    if needed.state == "stopped":
+        return Outcome("stopped")
+    return Outcome("waiting", f"{_needs(cell)}, which it needs, failed")
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """One sweep at a time in a folder. The lock goes with the process, however that ends."""
+    from wmrl_ray.data.files import explained_os_errors
+
+    with explained_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".lock").touch()
+    with (out / ".lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another sweep is at work in {out}; wait for it, or choose another --out") from None
+        yield
