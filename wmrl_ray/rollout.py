@@ -81,7 +81,7 @@ def evaluate(
     check(num_envs >= 1, f"num_envs = {num_envs}; at least 1 is needed")
     env_config, num_envs = env_config or {}, min(num_envs, num_episodes)
     source, inner_id = split_intent_env_id(env_id)
-    intents = None if source is None else make_intents(source, num_envs)
+    intents = None if source is None else make_intents(source, num_envs, agent.device)
     slots = [_Slot(make_env(inner_id, **env_config)) for _ in range(num_envs)]
     try:
         if intents is not None:

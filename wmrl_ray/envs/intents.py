@@ -45,7 +45,7 @@ def split_intent_env_id(env_id: str) -> tuple[str | int | None, str]:
     return int(source), inner
 
 
-def load_manager(path: str | Path) -> Manager:
+def load_manager(path: str | Path, device: str | torch.device = "cpu") -> Manager:
     """The Manager of a run or checkpoint folder; one object per process, however many environments ask for it.
 
     Raises:
@@ -55,14 +55,14 @@ def load_manager(path: str | Path) -> Manager:
     checkpoint = find_checkpoint(Path(path)).resolve()
     manifest = checkpoint / "manifest.json"
     # Why by content: a Manager that is trained again at the same path is another one
-    return _load_manager(checkpoint, manifest.read_bytes() if manifest.is_file() else b"")
+    return _load_manager(checkpoint, manifest.read_bytes() if manifest.is_file() else b"", str(device))
 
 
 @functools.lru_cache(maxsize=4)
-def _load_manager(checkpoint: Path, manifest: bytes) -> Manager:
+def _load_manager(checkpoint: Path, manifest: bytes, device: str) -> Manager:
     from wmrl_ray.core.agents.manager import Manager
 
-    agent = Policy.load(checkpoint).agent
+    agent = Policy.load(checkpoint, device).agent
     if not isinstance(agent, Manager):
         raise ConfigError(f"{checkpoint} holds a {type(agent).__name__}, not a Manager; train one with algorithm: manager")
     return agent
@@ -138,9 +138,9 @@ class RandomIntents(Intents):
         return np.stack([self._generators[row].uniform(size=self.dim) for row in rows]).astype(np.float32)
 
 
-def make_intents(source: str | int, num_envs: int) -> Intents:
-    """Of a Manager (a path), or random vectors of that size, for W environments. Raises as `load_manager`."""
-    return RandomIntents(source, num_envs) if isinstance(source, int) else PlannedIntents(load_manager(source))
+def make_intents(source: str | int, num_envs: int, device: str | torch.device = "cpu") -> Intents:
+    """For W environments: a Manager's (of that path, on `device`), or random ones of that size. Raises as `load_manager`."""
+    return RandomIntents(source, num_envs) if isinstance(source, int) else PlannedIntents(load_manager(source, device))
 
 
 class StartsIntents(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
