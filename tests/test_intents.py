@@ -132,12 +132,10 @@ def test_the_environment_plans_with_the_same_manager(dataset: Dataset, manager_p
     env, manager = make_env(made.card.env_id), load_manager(manager_path)
     obs, _ = env.reset(seed=3)
     assert env.observation_space.contains(obs) and obs.shape == (10,)
-    manager.act_generator.manual_seed(3)
-    state, first = None, torch.tensor([True])
+    noise = torch.Generator().manual_seed(3)
     for _ in range(4):
-        intent, state = manager.act_intent(torch.from_numpy(obs[None, :4]), state, first)
-        np.testing.assert_allclose(obs[4:], intent[0], atol=1e-6)
-        obs, first = env.step(np.array([0.5, -0.5], np.float32))[0], torch.tensor([False])
+        np.testing.assert_allclose(obs[4:], manager.act_intent(torch.from_numpy(obs[None, :4]), noise)[0], atol=1e-6)
+        obs = env.step(np.array([0.5, -0.5], np.float32))[0]
     plain = make_env(ENV)
     np.testing.assert_array_equal(plain.reset(seed=3)[0], env.reset(seed=3)[0][:4])
 

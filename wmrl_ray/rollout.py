@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from wmrl_ray.config import check
 from wmrl_ray.data.episode import Episode
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.camera import Camera, camera_of
+from wmrl_ray.envs.intents import Intents, make_intents, split_intent_env_id
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -69,7 +70,7 @@ def evaluate(
         env_config: for `make_env`.
         num_envs: W, at most E are made.
         seed: of the episodes and of the agent's noise.
-        record: keep the trajectories.
+        record: keep the trajectories, with intents where the environment has them.
         frames: keep pictures of episode 0.
 
     Raises:
@@ -78,13 +79,17 @@ def evaluate(
     """
     check(num_episodes >= 1, f"num_episodes = {num_episodes}; at least 1 is needed")
     check(num_envs >= 1, f"num_envs = {num_envs}; at least 1 is needed")
-    env_config = env_config or {}
-    slots = [_Slot(make_env(env_id, **env_config)) for _ in range(min(num_envs, num_episodes))]
+    env_config, num_envs = env_config or {}, min(num_envs, num_episodes)
+    source, inner_id = split_intent_env_id(env_id)
+    intents = None if source is None else make_intents(source, num_envs, agent.device)
+    slots = [_Slot(make_env(inner_id, **env_config)) for _ in range(num_envs)]
     try:
+        if intents is not None:
+            intents.space(slots[0].env.observation_space)  # for its check of the size
         if frames:
-            slots[0].prepare_frames(env_id, env_config)
+            slots[0].prepare_frames(inner_id, env_config)
         with _acting_stream(agent, seed), torch.no_grad():
-            return _run(agent, slots, num_episodes, seed, record, frames)
+            return _run(agent, slots, intents, num_episodes, seed, record, frames)
     finally:
         for slot in slots:
             slot.close()
@@ -113,20 +118,34 @@ def _env_dims(env_id: str, env_config: str) -> tuple[int, int]:
 
 @dataclass
 class _Slot:
-    """One environment and the episode in it."""
+    """One environment, without intents, and the episode in it.
+
+    newest: the environment's last observation, not yet in obs. obs: what the agent has seen.
+    """
 
     env: gym.Env
     index: int | None = None  # the episode's number; None: nothing left to do
+    newest: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     obs: list[np.ndarray] = field(default_factory=list)
     action: list[np.ndarray] = field(default_factory=list)
     reward: list[float] = field(default_factory=list)
     success: bool = False
+    terminated: bool = False
+    ended: bool = False
     frames: list[np.ndarray] = field(default_factory=list)
     camera: Camera | None = None
 
     def start(self, index: int, seed: int) -> None:
-        obs, _ = self.env.reset(seed=episode_seed(seed, index))
-        self.index, self.obs, self.action, self.reward, self.success = index, [obs], [], [], False
+        self.newest, _ = self.env.reset(seed=seed)
+        self.index, self.obs, self.action, self.reward, self.success = index, [], [], [], False
+
+    def step(self, action: np.ndarray) -> dict[str, Any]:
+        self.newest, reward, self.terminated, truncated, info = self.env.step(action)
+        self.ended = self.terminated or truncated
+        self.action.append(action)
+        self.reward.append(float(reward))
+        self.success |= bool(info.get("success", False))
+        return info
 
     def prepare_frames(self, env_id: str, env_config: Mapping[str, Any]) -> None:
         self.camera = camera_of(self.env)
@@ -139,9 +158,9 @@ class _Slot:
         check(bool(frame.any()), "the picture is black; set MUJOCO_GL=egl or osmesa before Python starts")
         self.frames.append(frame)
 
-    def episode(self, terminated: bool) -> Episode:
+    def episode(self) -> Episode:
         action = np.clip(np.stack(self.action), -1.0, 1.0)
-        return Episode(np.stack(self.obs), action, np.array(self.reward, np.float32), terminated)
+        return Episode(np.stack(self.obs), action, np.array(self.reward, np.float32), bool(self.terminated))
 
     def close(self) -> None:
         if self.camera is not None:
@@ -149,14 +168,35 @@ class _Slot:
         self.env.close()
 
 
-def _run(agent: Agent, slots: list[_Slot], num_episodes: int, seed: int, record: bool, frames: bool) -> Evaluation:
+def _run(
+    agent: Agent, slots: list[_Slot], intents: Intents | None, num_episodes: int, seed: int, record: bool, frames: bool
+) -> Evaluation:
     finished: dict[int, tuple[Episode | None, float, int, bool]] = {}  # episode, return, length, success
     upcoming = iter(range(num_episodes))
-    for slot in slots:
-        slot.start(next(upcoming), seed)
+    is_first = np.zeros(len(slots), dtype=bool)
+
+    def start(rows: Sequence[int]) -> None:
+        """The next episodes, in these environments."""
+        for i in rows:
+            slots[i].index = index = next(upcoming, None)
+            if index is not None:
+                slots[i].start(index, start_seed := episode_seed(seed, index))
+                is_first[i] = True
+                if intents is not None:
+                    intents.start(i, start_seed)
+        observe([i for i in rows if is_first[i]])
+
+    def observe(rows: Sequence[int]) -> None:
+        """Gives the agent the newest observations of these environments, their intents planned in one call."""
+        if not rows:
+            return
+        obs = np.stack([slots[i].newest for i in rows])
+        for i, row in zip(rows, obs if intents is None else intents.append(obs, rows), strict=True):
+            slots[i].obs.append(row)
+
+    start(range(len(slots)))
     if frames:
         slots[0].take_frame()
-    is_first = np.ones(len(slots), dtype=bool)
     plan_state, sums, num_steps, reports_success = None, {}, 0, False
 
     while len(finished) < num_episodes:
@@ -169,29 +209,22 @@ def _run(agent: Agent, slots: list[_Slot], num_episodes: int, seed: int, record:
         num_steps += 1
         actions = action.float().cpu().numpy()  # [W, A]
         is_first[:] = False
-        for i, slot in enumerate(slots):
-            if slot.index is None:
-                continue
+        running = [i for i, slot in enumerate(slots) if slot.index is not None]
+        for i in running:
+            slot = slots[i]
             if not np.isfinite(actions[i]).all():
                 where = f"episode {slot.index}, step {len(slot.action)}"
                 raise FloatingPointError(f"the agent's action is not finite in {where}: {actions[i]}")
-            next_obs, reward, terminated, truncated, env_info = slot.env.step(actions[i])
-            slot.obs.append(next_obs)
-            slot.action.append(actions[i])
-            slot.reward.append(float(reward))
-            reports_success |= "success" in env_info
-            slot.success |= bool(env_info.get("success", False))
+            reports_success |= "success" in slot.step(actions[i])
             if frames and slot.index == 0:
                 slot.take_frame()
-            if terminated or truncated:
-                episode = slot.episode(bool(terminated))
-                finished[slot.index] = (episode if record else None, episode.episode_return, len(episode), slot.success)
-                index = next(upcoming, None)
-                if index is None:
-                    slot.index = None
-                else:
-                    slot.start(index, seed)
-                    is_first[i] = True
+        observe(running)
+        ended = [i for i in running if slots[i].ended]
+        for slot in (slots[i] for i in ended):
+            episode = slot.episode()
+            assert slot.index is not None
+            finished[slot.index] = (episode if record else None, episode.episode_return, len(episode), slot.success)
+        start(ended)
 
     episodes, returns, lengths, successes = zip(*(finished[k] for k in range(num_episodes)), strict=True)
     return Evaluation(

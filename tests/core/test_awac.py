@@ -43,7 +43,7 @@ def test_the_critic_loss_is_that_of_the_policys_action_in_numpy():
     assert info["q/target_mean"].item() == pytest.approx(target.mean(), rel=1e-5)
 
 
-def test_the_actor_loss_is_equation_13_in_numpy():
+def test_the_actor_loss_is_the_papers_in_numpy():
     agent, (obs, action, *_) = make(temperature=0.5, largest_weight=1.0), inputs()
     noise = torch.randn(B, A, generator=torch.Generator().manual_seed(0))
     v = q_min(agent.model.critic, obs, sample(agent, obs, noise))

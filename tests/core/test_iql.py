@@ -23,7 +23,7 @@ def inputs():
     return batch.obs[:, 0], batch.action[:, 0], batch.reward[:, 0], batch.terminated[:, 0], batch.obs[:, 1]
 
 
-def test_the_value_loss_is_equation_5_in_numpy():
+def test_the_value_loss_is_the_papers_in_numpy():
     agent, (obs, action, *_) = make(expectile=0.9), inputs()
     with torch.no_grad():
         agent.model.value.get_parameter("4.bias").sub_(1.5)  # errors of both signs
@@ -36,7 +36,7 @@ def test_the_value_loss_is_equation_5_in_numpy():
     assert info["advantage/mean"].item() == pytest.approx(u.mean(), rel=1e-4)
 
 
-def test_the_critic_loss_is_equation_6_in_numpy():
+def test_the_critic_loss_is_the_papers_in_numpy():
     agent, (obs, action, reward, terminated, next_obs) = make(gamma=0.9, reward_scale=2.0, reward_shift=-1.0), inputs()
     next_value = apply(agent.model.value, array(next_obs))[..., 0]
     target = 2 * array(reward) - 1 + 0.9 * (1 - array(terminated)) * next_value
@@ -48,7 +48,7 @@ def test_the_critic_loss_is_equation_6_in_numpy():
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_the_actor_loss_is_equation_7_in_numpy(deterministic):
+def test_the_actor_loss_is_the_papers_in_numpy(deterministic):
     agent, (obs, action, *_) = make(beta=2.0, largest_weight=3.0, deterministic_actor=deterministic), inputs()
     advantage = torch.tensor([0.1, -0.5, 5.0, 0.4])
     weight = np.minimum(np.exp(2.0 * array(advantage)), 3.0)

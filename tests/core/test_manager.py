@@ -188,8 +188,8 @@ def test_acting_plans_an_abstract_action_and_its_intent():
     action, _, _ = agent.act(obs := torch.randn(4, O), None, first)
     assert action.shape == (4, A) and torch.equal(action.view(4, G, C).sum(-1), torch.ones(4, G))
     agent.act_generator.set_state(state)
-    intent, plan_state = agent.act_intent(obs, None, first)
-    assert intent.shape == (4, Z) and plan_state is not None and plan_state.shape == (4, H, A)
+    intent = agent.act_intent(obs, agent.act_generator)
+    assert intent.shape == (4, Z)
     z = agent.model.encode(obs)
     assert torch.allclose(intent, agent.model.next(z, action) - z, atol=1e-6)
 

@@ -44,6 +44,14 @@ def test_it_finds_the_known_optimum_of_a_quadratic_return():
     assert torch.allclose(action, Quadratic().best(z)[:, 0], atol=0.1)
 
 
+def test_evaluated_in_pieces_the_plan_is_the_same(monkeypatch):
+    config = PlanConfig(horizon=H, num_samples=20, num_policy=9, num_elites=8, iterations=3)
+    whole = run(Quadratic(), config)
+    monkeypatch.setattr("wmrl_ray.core.planner.CPU_ROWS", 7)
+    for a, b in zip(whole[:2], run(Quadratic(), config)[:2], strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_more_iterations_come_closer_to_the_optimum():
     z = torch.linspace(-0.7, 0.7, W * A).view(W, A)
 

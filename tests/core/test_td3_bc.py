@@ -41,7 +41,7 @@ def test_the_critic_loss_is_td3s_in_numpy():
     assert info["q/target_mean"].item() == pytest.approx(target.mean(), rel=1e-5)
 
 
-def test_the_actor_loss_is_equation_3_in_numpy():
+def test_the_actor_loss_is_the_papers_in_numpy():
     agent, (obs, action, *_) = make(alpha=2.0), inputs()
     policy_action = apply(agent.model.actor, array(obs))
     first = q(agent.model.critic, obs, policy_action)[0]

@@ -10,6 +10,7 @@ distribution; only the noise of the action after the horizon is redrawn there); 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from wmrl_ray.config import check
 from wmrl_ray.core.shapes import expect
+
+CPU_ROWS = 512  # trajectories; with hidden layers of 512, 10,240 at once took 1.2 to 1.7 times as long as in such pieces
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,10 @@ def plan(
 
     actions, returns = z.new_empty(W, 0, H, A), z.new_empty(W, 0)
     if (P := config.num_policy) > 0:
-        flat_actions, flat_returns = model.policy_rollout(_repeat(z, P), normal(W * P, H + 1, A))
-        # Why clone: with CUDA graphs the next replay overwrites what a graph returned
-        actions, returns = flat_actions.clone().view(W, P, H, A), flat_returns.clone().view(W, P)
+        pieces = [model.policy_rollout(*rows) for rows in _pieces(_repeat(z, P), normal(W * P, H + 1, A))]
+        # cat also copies: with CUDA graphs the next replay overwrites what a graph returned
+        flat_actions, flat_returns = (torch.cat(piece) for piece in zip(*pieces, strict=True))
+        actions, returns = flat_actions.view(W, P, H, A), flat_returns.view(W, P)
     policy_actions, policy_returns = actions, returns
 
     mean = z.new_zeros(W, H, A)
@@ -120,7 +124,8 @@ def plan(
     for _ in range(config.iterations):
         if N > 0:
             sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * normal(W, N, H, A)).clamp_(-1, 1)
-            sampled_returns = model.returns(z_repeated, sampled.view(W * N, H, A), normal(W * N, A)).view(W, N)  # type: ignore[possibly-undefined]
+            rows_of_pieces = _pieces(z_repeated, sampled.view(W * N, H, A), normal(W * N, A))  # type: ignore[possibly-undefined]
+            sampled_returns = torch.cat([model.returns(*rows) for rows in rows_of_pieces]).view(W, N)
             actions = torch.cat([sampled, policy_actions], 1)  # [W, N + P, H, A]
             returns = torch.cat([sampled_returns, policy_returns], 1)
         finite = returns.isfinite()
@@ -146,6 +151,12 @@ def plan(
     value = (score[:, :, 0, 0] * elite_returns.masked_fill(~elite_returns.isfinite(), 0.0)).sum(1)
     info = {"plan/nan_frac": nan_frac, "plan/value_mean": value.mean(), "plan/std_mean": std.mean()}
     return action.clamp(-1, 1), mean, info
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows that are evaluated at a time: all, but on a CPU no more than fit its cache."""
+    size = CPU_ROWS if tensors[0].device.type == "cpu" else len(tensors[0])
+    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
 def _repeat(z: Tensor, times: int) -> Tensor:

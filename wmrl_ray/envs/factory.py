@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from wmrl_ray.config import ConfigError, check, did_you_mean
 from wmrl_ray.envs.layouts import maze_ids
@@ -26,11 +26,11 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     Raises:
         ConfigError: unknown id, simulator not installed, an argument that it does not take, or a space that is neither.
     """
-    from wmrl_ray.envs.intents import split_intent_env_id, with_intents  # Why here: it loads agents, most need none
+    from wmrl_ray.envs.intents import IntentEnv, split_intent_env_id  # Why here: it loads agents, most need none
 
     source, env_id = split_intent_env_id(env_id)
     if source is not None:
-        return with_intents(make_env(env_id, **kwargs), source)
+        return IntentEnv(make_env(env_id, **kwargs), source)
     known = env_id.rpartition(":")[2]
     if known in maze_ids():
         env_id = known  # registered already: this package is imported
@@ -53,20 +53,32 @@ def flattened(env: gym.Env) -> gym.Env:
     return env if is_flat(env) else FlatEnv(env)
 
 
-def make_vector_env(env: str | Callable[[], gym.Env], num_envs: int, **kwargs: Any) -> SyncVectorEnv:
-    """W environments stepped one after another in this process; an ended one resets at the next step.
+def make_vector_env(env: str | Callable[[], gym.Env], num_envs: int, **kwargs: Any) -> VectorEnv:
+    """W environments stepped one after another in this process; an ended one resets at the next step. Their intents, if the id
+    asks for any, are planned in one call.
 
     Args:
         env: an id for `make_env`, or what makes one environment.
-        num_envs: W. Each of `.envs` is a `SeededResets`.
+        num_envs: W. Each of `.unwrapped.envs` is a `SeededResets`.
         kwargs: for `make_env`.
 
     Raises:
         ConfigError: as `make_env`; num_envs < 1.
     """
+    from wmrl_ray.envs.intents import IntentVectorEnv, StartsIntents, make_intents, split_intent_env_id
+
     check(num_envs >= 1, f"num_envs = {num_envs}; at least 1 is needed")
+    source, env = split_intent_env_id(env) if isinstance(env, str) else (None, env)
     make = functools.partial(make_env, env, **kwargs) if isinstance(env, str) else env
-    return SyncVectorEnv([lambda: SeededResets(flattened(make()))] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+    intents = None if source is None else make_intents(source, num_envs)
+
+    def make_row(row: int) -> gym.Env:
+        made = flattened(make())
+        return SeededResets(made if intents is None else StartsIntents(made, intents, row))
+
+    makers = [functools.partial(make_row, row) for row in range(num_envs)]
+    envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return envs if intents is None else IntentVectorEnv(envs, intents)
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,6 +5,8 @@ Ids: `intents:MANAGER:ENV`, MANAGER being a Manager's run or checkpoint folder, 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box
+from gymnasium.vector import VectorEnv, VectorObservationWrapper
+from gymnasium.vector.utils import batch_space
 
 from wmrl_ray.config import ConfigError, check
-from wmrl_ray.policy import Policy
+from wmrl_ray.policy import Policy, find_checkpoint
 
 if TYPE_CHECKING:
     from wmrl_ray.core.agents.manager import Manager
@@ -41,88 +45,136 @@ def split_intent_env_id(env_id: str) -> tuple[str | int | None, str]:
     return int(source), inner
 
 
-def load_manager(path: str | Path) -> Manager:
-    """The Manager of a run or checkpoint folder.
+def load_manager(path: str | Path, device: str | torch.device = "cpu") -> Manager:
+    """The Manager of a run or checkpoint folder; one object per process, however many environments ask for it.
 
     Raises:
         ConfigError: it holds another algorithm.
         CheckpointError: nothing complete there.
     """
+    checkpoint = find_checkpoint(Path(path)).resolve()
+    manifest = checkpoint / "manifest.json"
+    # Why by content: a Manager that is trained again at the same path is another one
+    return _load_manager(checkpoint, manifest.read_bytes() if manifest.is_file() else b"", str(device))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_manager(checkpoint: Path, manifest: bytes, device: str) -> Manager:
     from wmrl_ray.core.agents.manager import Manager
 
-    agent = Policy.load(path).agent
+    agent = Policy.load(checkpoint, device).agent
     if not isinstance(agent, Manager):
-        raise ConfigError(f"{path} holds a {type(agent).__name__}, not a Manager; train one with algorithm: manager")
+        raise ConfigError(f"{checkpoint} holds a {type(agent).__name__}, not a Manager; train one with algorithm: manager")
     return agent
 
 
-def with_intents(env: gym.Env, source: str | int) -> gym.Env:
-    """`env`, which is flat already, with intents behind its observations."""
-    return RandomIntentEnv(env, source) if isinstance(source, int) else IntentEnv(env, load_manager(source))
+class Intents:
+    """What follows the observations of W environments side by side: a vector [D] each, of all of them in one call.
 
-
-class _Concatenated(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
-    """Appends a vector to each observation [O] -> [O + D]."""
-
-    def __init__(self, env: gym.Env, low: float, high: float, dim: int):
-        super().__init__(env)
-        inner = env.observation_space
-        assert isinstance(inner, Box)
-        lowest = np.concatenate([inner.low, np.full(dim, low, np.float32)])
-        highest = np.concatenate([inner.high, np.full(dim, high, np.float32)])
-        self.observation_space = Box(lowest, highest, dtype=np.float32)
-
-    def vector(self, obs: np.ndarray, is_first: bool) -> np.ndarray:
-        """[D] for the observation [O]."""
-        raise NotImplementedError
-
-    def restart(self, seed: int) -> None:
-        """Starts the random stream again."""
-        raise NotImplementedError
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        obs, info = self.env.reset(seed=seed, options=options)
-        if seed is not None:
-            self.restart(seed)
-        return np.concatenate([obs, self.vector(obs, True)]), info
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return np.concatenate([obs, self.vector(obs, False)]), float(reward), terminated, truncated, info
-
-
-class IntentEnv(_Concatenated):
-    """The Manager plans at every step; its intent g_t (Eq. 5 of the IQL-TD-MPC paper) follows the observation.
-
-    A reset with a seed also seeds the planner, so that an episode is repeatable.
+    dim: D. low, high: bounds of each of its numbers.
     """
 
-    def __init__(self, env: gym.Env, manager: Manager):
-        super().__init__(env, -np.inf, np.inf, manager.intent_dim)
-        dim = env.observation_space.shape
-        check(dim == (manager.obs_dim,), f"the Manager reads observations of size {manager.obs_dim}, the environment has {dim}")
+    def __init__(self, dim: int, low: float, high: float):
+        self.dim, self.low, self.high = dim, low, high
+
+    def start(self, row: int, seed: int | None) -> None:
+        """Environment `row` has been reset with `seed`; the random stream starts from it (None: goes on)."""
+        raise NotImplementedError
+
+    def vectors(self, obs: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+        """[N, D] for obs [N, O], the observations of the environments `rows`."""
+        raise NotImplementedError
+
+    def append(self, obs: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+        """[N, O] -> [N, O + D]."""
+        return np.concatenate([obs, self.vectors(obs, rows)], 1)
+
+    def space(self, inner: gym.Space) -> Box:
+        """Of flat observations with vectors behind them. Raises ConfigError for observations that the Manager does not read."""
+        assert isinstance(inner, Box)
+        lowest = np.concatenate([inner.low, np.full(self.dim, self.low, np.float32)])
+        highest = np.concatenate([inner.high, np.full(self.dim, self.high, np.float32)])
+        return Box(lowest, highest, dtype=np.float32)
+
+
+class PlannedIntents(Intents):
+    """The Manager plans at every step; its intent g_t (Eq. 5 of the IQL-TD-MPC paper) follows the observation.
+
+    The noise of all rows is one stream, which starts again whenever an environment starts with a seed: an episode alone is
+    repeatable, and so are W side by side.
+    """
+
+    def __init__(self, manager: Manager):
+        super().__init__(manager.intent_dim, -np.inf, np.inf)
         self.manager = manager
-        self._plan_state: torch.Tensor | None = None
+        self._generator = torch.Generator(manager.device)
+        self._generator.seed()
 
-    def restart(self, seed: int) -> None:
-        self.manager.act_generator.manual_seed(seed)
+    def start(self, row: int, seed: int | None) -> None:
+        if seed is not None:
+            self._generator.manual_seed(seed)
 
-    def vector(self, obs: np.ndarray, is_first: bool) -> np.ndarray:
-        row = torch.from_numpy(obs)[None]
-        intent, self._plan_state = self.manager.act_intent(row, self._plan_state, torch.tensor([is_first]))
-        return intent[0].numpy()
+    def vectors(self, obs: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+        return self.manager.act_intent(torch.from_numpy(obs).to(self.manager.device), self._generator).cpu().numpy()
+
+    def space(self, inner: gym.Space) -> Box:
+        reads = (self.manager.obs_dim,)
+        check(inner.shape == reads, f"the Manager reads observations of shape {reads}, the environment has {inner.shape}")
+        return super().space(inner)
 
 
-class RandomIntentEnv(_Concatenated):
-    """Vectors of U(0, 1)^D, redrawn at every step: the ablation of Table III."""
+class RandomIntents(Intents):
+    """Vectors of U(0, 1)^D, redrawn at every step: the ablation of Table III. Each environment has its own stream."""
 
-    def __init__(self, env: gym.Env, dim: int):
-        super().__init__(env, 0.0, 1.0, dim)
-        self._dim = dim
-        self._generator = np.random.default_rng()
+    def __init__(self, dim: int, num_envs: int):
+        super().__init__(dim, 0.0, 1.0)
+        self._generators = [np.random.default_rng() for _ in range(num_envs)]
 
-    def restart(self, seed: int) -> None:
-        self._generator = np.random.default_rng(seed)
+    def start(self, row: int, seed: int | None) -> None:
+        if seed is not None:
+            self._generators[row] = np.random.default_rng([seed, 1])  # Why 1: the environment's own stream is that of `seed`
 
-    def vector(self, obs: np.ndarray, is_first: bool) -> np.ndarray:
-        return self._generator.uniform(size=self._dim).astype(np.float32)
+    def vectors(self, obs: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+        return np.stack([self._generators[row].uniform(size=self.dim) for row in rows]).astype(np.float32)
+
+
+def make_intents(source: str | int, num_envs: int, device: str | torch.device = "cpu") -> Intents:
+    """For W environments: a Manager's (of that path, on `device`), or random ones of that size. Raises as `load_manager`."""
+    return RandomIntents(source, num_envs) if isinstance(source, int) else PlannedIntents(load_manager(source, device))
+
+
+class StartsIntents(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
+    """Tells `intents` when environment `row` is reset, and with what."""
+
+    def __init__(self, env: gym.Env, intents: Intents, row: int):
+        super().__init__(env)
+        self.intents, self.row = intents, row
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.intents.start(self.row, seed)
+        return self.env.reset(seed=seed, options=options)
+
+
+class IntentEnv(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
+    """One flat environment with intents behind its observations."""
+
+    def __init__(self, env: gym.Env, source: str | int):
+        self.intents = make_intents(source, num_envs=1)
+        super().__init__(StartsIntents(env, self.intents, row=0))
+        self.observation_space = self.intents.space(env.observation_space)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return self.intents.append(observation[None], [0])[0]
+
+
+class IntentVectorEnv(VectorObservationWrapper):
+    """W environments, each a `StartsIntents`, with intents behind their observations."""
+
+    def __init__(self, env: VectorEnv, intents: Intents):
+        super().__init__(env)
+        self.intents = intents
+        self.single_observation_space = intents.space(env.single_observation_space)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+
+    def observations(self, observations: np.ndarray) -> np.ndarray:
+        return self.intents.append(observations, range(self.num_envs))

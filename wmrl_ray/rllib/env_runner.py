@@ -59,7 +59,8 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         Returns:
             records in the order of `numbers`, and the means of what the planner reported.
         """
-        for i, env in enumerate(self.envs.envs):
+        envs: Any = self.envs.unwrapped  # behind it: without intents
+        for i, env in enumerate(envs.envs):
             # Why without end: an environment that is done goes on while the others are not, and its rows count for the planner
             env.seeds = (episode_seed(seed, k) for k in itertools.count(numbers.start + i, self.num_envs))
         num_episodes = len(numbers)

@@ -29,7 +29,7 @@ class Config(AgentConfig):
     lr: float = 3e-4
     gamma: float = 0.99
     tau: float = 0.005  # of the target critics
-    temperature: float = 0.1  # lambda of Eq. 13
+    temperature: float = 0.1  # lambda
     largest_weight: float = 100.0  # of exp(A / lambda)
     log_std_min: float = -20.0
     log_std_max: float = 2.0
@@ -113,7 +113,7 @@ class AWAC(Agent):
         return loss, {"loss/critic": loss.detach(), "q/target_mean": td_target.mean()}
 
     def actor_loss(self, obs: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
-        """The likelihood of the data's actions weighted by exp(A / lambda) (Eq. 13), A = Q(s, a) - Q(s, one sample of pi).
+        """The likelihood of the data's actions weighted by exp(A / lambda), A = Q(s, a) - Q(s, one sample of pi).
 
         obs: [B, O], normalised. action: [B, A]. noise: [B, A] standard normal, of the sample.
         """

@@ -31,8 +31,8 @@ class Config(AgentConfig):
     lr_steps: int | None = 1_000_000  # the actor's lr falls to 0 over so many updates, by a cosine; None: it does not fall
     gamma: float = 0.99
     tau: float = 0.005  # of the target critics
-    expectile: float = 0.7  # tau of Eq. 5
-    beta: float = 3.0  # inverse temperature of Eq. 7
+    expectile: float = 0.7  # tau of L_V
+    beta: float = 3.0  # inverse temperature of L_pi
     largest_weight: float = 100.0  # of exp(beta A)
     deterministic_actor: bool = False  # weighted squared error in place of the weighted likelihood
     log_std_min: float = -20.0
@@ -92,7 +92,7 @@ class IQL(Agent):
         return {"all": torch.optim.Adam(groups, lr=self.config.lr, fused=True)}
 
     def value_loss(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Metrics]:
-        """L_V (Eq. 5): V follows an upper expectile of the target critics' minimum over the data's actions.
+        """L_V: V follows an upper expectile of the target critics' minimum over the data's actions.
 
         Args:
             obs: [B, O], normalised. action: [B, A].
@@ -112,7 +112,7 @@ class IQL(Agent):
     def critic_loss(
         self, obs: Tensor, action: Tensor, reward: Tensor, terminated: Tensor, next_obs: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """L_Q (Eq. 6): both critics towards r + gamma V(s'); the mean over the two, as CORL. obs: [B, O], reward: [B]."""
+        """L_Q: both critics towards r + gamma V(s'); the mean over the two, as CORL. obs: [B, O], reward: [B]."""
         c = self.config
         with torch.no_grad():
             next_value = self.model.value(next_obs).squeeze(-1).float()
@@ -122,7 +122,7 @@ class IQL(Agent):
         return loss, {"loss/critic": loss.detach(), "q/target_mean": td_target.mean()}
 
     def actor_loss(self, obs: Tensor, action: Tensor, advantage: Tensor) -> tuple[Tensor, Metrics]:
-        """L_pi (Eq. 7): the data's actions [B, A], weighted by exp(beta A) [B]."""
+        """L_pi: the data's actions [B, A], weighted by exp(beta A) [B]."""
         c = self.config
         weight = advantage_weight(advantage, c.beta, c.largest_weight)
         mean = self.model.actor(obs).float()

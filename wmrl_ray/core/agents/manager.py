@@ -33,7 +33,7 @@ from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.math import advantage_weight, expectile_loss, masked_mean, one_hot_sample, time_weights
 from wmrl_ray.core.models.latent import LatentModel, LatentModelConfig, TargetNetworks
 from wmrl_ray.core.nets import Normalizer, mlp
-from wmrl_ray.core.planner import PlanConfig
+from wmrl_ray.core.planner import PlanConfig, plan
 
 
 def policy_samples_only() -> PlanConfig:
@@ -290,11 +290,17 @@ class Manager(LatentAgent):
         return self.model.next(z, self.inverse(z, z_later)) - z
 
     @torch.no_grad()
-    def act_intent(self, obs: Tensor, plan_state: Tensor | None, is_first: Tensor) -> tuple[Tensor, Tensor | None]:
-        """g_t [W, Z] for the planned abstract action at obs [W, O], and the new plan_state (as `act`)."""
-        action, plan_state, _ = self.act(obs, plan_state, is_first)
+    def act_intent(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """g_t [W, Z] for the abstract actions planned at obs [W, O], the planner's noise being `generator`'s.
+
+        Why no plan_state: a warm start moves the random samples of a planner, and a Manager's has none.
+        """
+        is_first = torch.ones(len(obs), dtype=torch.bool, device=obs.device)
+        with self.autocast():
+            z = self.model.encode(obs).float()
+            action, _, _ = plan(self, z, None, is_first, self.config.plan, self.action_dim, generator)
         z = self.model.encode(obs)
-        return self.model.next(z, action) - z, plan_state
+        return self.model.next(z, action) - z
 
     @torch.no_grad()
     def decode_intent(self, obs: Tensor, intent: Tensor) -> Tensor:

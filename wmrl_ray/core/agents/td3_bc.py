@@ -25,11 +25,11 @@ class Config(AgentConfig):
     lr: float = 3e-4
     gamma: float = 0.99
     tau: float = 0.005  # of the targets
-    alpha: float = 2.5  # Eq. 5: how much Q counts beside cloning
+    alpha: float = 2.5  # how much Q counts beside cloning
     policy_noise: float = 0.2  # std of the noise on the target policy's action
     noise_clip: float = 0.5
     policy_every: int = 2  # d, updates of the critics to one of the policy and the targets
-    normalize_obs: bool = True  # Eq. 4
+    normalize_obs: bool = True
     reward_scale: float = 1.0  # of the dataset's reward, before the shift
     reward_shift: float = 0.0
 
@@ -99,7 +99,7 @@ class TD3BC(Agent):
         return loss, {"loss/critic": loss.detach(), "q/target_mean": td_target.mean()}
 
     def actor_loss(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Metrics]:
-        """-lambda Q_1(s, pi(s)) + (pi(s) - a)^2 (Eq. 3), lambda = alpha / mean |Q_1| (Eq. 5), at obs [B, O], action [B, A]."""
+        """-lambda Q_1(s, pi(s)) + (pi(s) - a)^2, lambda = alpha / mean |Q_1|, at obs [B, O], action [B, A]."""
         policy_action = self.model.actor(obs).float()
         first = torch.cat([obs, policy_action], -1).unsqueeze(0)  # one input, so that only the first critic is asked
         q = self.model.critic(first).squeeze(-1).float()  # [1, B]
