@@ -39,6 +39,8 @@ def make_batch(size: int, horizon: int) -> Batch:
         reward=normal(size, horizon),
         terminated=torch.zeros(size, horizon, dtype=torch.bool),
         valid=torch.ones(size, horizon, dtype=torch.bool),
+        time=torch.zeros(size, dtype=torch.long),
+        return_to_go=normal(size, horizon),
     )
 
 
