@@ -153,11 +153,11 @@ def test_what_is_learned_depends_on_normalised_observations_only(name):
         assert losses(normalising, [moved])[0] == pytest.approx(losses(plain, [batch])[0], rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["iql", "td3_bc", "awac"])
+@pytest.mark.parametrize("name", ["iql", "td3_bc", "awac", "cql", "tdmpc", "iql_tdmpc", "manager"])
 def test_rewards_are_scaled_and_then_shifted(name):
     plain, scaling, batch = make(name), make(name, reward_scale=2.0, reward_shift=-1.0), batches(name, 1)[0]
     changed = dataclasses.replace(batch, reward=2 * batch.reward - 1)
-    assert losses(plain, [changed]) == losses(scaling, [batch])
+    assert losses(plain, [changed] * 2) == losses(scaling, [batch] * 2) != losses(make(name), [batch] * 2)
 
 
 @pytest.mark.parametrize("name", ["iql", "td3_bc", "awac"])
@@ -200,6 +200,8 @@ def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
     [
         ("tdmpc", {"model": {"num_critics": 0}}, "num_critics = 0"),
         ("tdmpc", {"plan": {"min_std": 3.0}}, "min_std = 3.0"),
+        ("tdmpc", {"reward_scale": 0.0}, "reward_scale = 0.0"),
+        ("manager", {"reward_scale": -1.0}, "reward_scale = -1.0"),
         ("tdmpc", {"plan": {"temperature": -1.0}}, "temperature = -1.0"),
         ("iql_tdmpc", {"log_std_min": 3.0}, "log_std_min = 3.0"),
         ("iql_tdmpc", {"beta": -1.0}, "beta = -1.0"),
