@@ -22,7 +22,7 @@ class AgentConfig:
     """What every agent's Config has besides its own hyper-parameters."""
 
     precision: Literal["float32", "bfloat16"] = "float32"  # of activations; weights and optimisers stay float32
-    compile: Literal["off", "default", "cuda_graphs"] = "off"  # cuda_graphs: reduce-overhead, not of whole steps
+    compile: Literal["off", "default", "cuda_graphs"] = "off"  # torch.compile; cuda_graphs: reduce-overhead, not of whole steps
 
     needs_return_to_go: ClassVar[bool] = False  # `update` reads `Batch.time` and `Batch.return_to_go`
 
