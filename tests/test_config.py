@@ -36,6 +36,10 @@ class Pair:
 @dataclass(frozen=True)
 class Nested:
     pair: Pair = field(default_factory=lambda: Pair(1, 2))
+    plain: Pair = Pair(3, 4)
+    optional: Pair | None = Pair(5, 6)
+    absent: Pair | None = None
+    either: int | Pair = Pair(7, 8)
 
 
 def test_values_become_the_dataclass_and_back():
@@ -61,6 +65,25 @@ def test_a_mapping_is_laid_over_its_fields_own_default():
     assert from_dict(Nested, {"pair": {"first": 5}}, base=Nested(Pair(7, 8))).pair == Pair(5, 8)
     plan = agent_config("iql_tdmpc", {"plan": {"horizon": 3}}).plan
     assert (plan.horizon, plan.num_samples, plan.num_policy, plan.iterations) == (3, 0, 512, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("plain", Pair(0, 4)), ("optional", Pair(0, 6)), ("absent", Pair(0, 0)), ("either", Pair(0, 8))],
+)
+def test_so_it_is_over_a_plain_default_and_where_none_or_another_type_is_allowed(name: str, expected: Pair):
+    assert getattr(from_dict(Nested, {name: {"first": 0}}), name) == expected
+    base = Nested(plain=Pair(1, 9), optional=Pair(1, 9), absent=Pair(1, 9), either=Pair(1, 9))
+    assert getattr(from_dict(Nested, {name: {"first": 0}}, base=base), name) == Pair(0, 9)
+    assert from_dict(Nested, {"optional": None}).optional is None
+    assert from_dict(Nested, {"optional": {"first": 0}}, base=Nested(optional=None)).optional == Pair(0, 0)
+
+
+def test_a_wrong_key_inside_a_dataclass_or_none_is_named():
+    with pytest.raises(ConfigError, match=r"unknown key 'optional.frist' \(did you mean 'first'\?\)"):
+        from_dict(Nested, {"optional": {"frist": 1}})
+    with pytest.raises(ConfigError, match=r"optional = 3 is a int; expected .*Pair \| None"):
+        from_dict(Nested, {"optional": 3})
 
 
 def test_yamls_string_for_a_float_is_a_float():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from wmrl_ray.data.makers import make_dataset
 from wmrl_ray.data.source import minari_root
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.intents import intent_env_id, load_manager
-from wmrl_ray.intents import augment, intended_states
+from wmrl_ray.intents import augment, augmented, intended_states
 from wmrl_ray.report.render import write_report
 from wmrl_ray.rollout import env_dims, evaluate
 from wmrl_ray.run import RunConfig
@@ -124,6 +125,32 @@ def test_random_vectors_replace_intents_for_the_ablation(dataset: Dataset) -> No
     assert vectors.min() >= 0 and vectors.max() <= 1 and abs(vectors.mean() - 0.5) < 0.02
     assert abs(np.corrcoef(vectors[:-1, 0], vectors[1:, 0])[0, 1]) < 0.1  # redrawn at every step
     assert made.card.env_id is not None and env_dims(made.card.env_id) == (11, 2)
+
+
+def test_random_vectors_come_in_pieces_that_change_nothing(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = open_dataset(augment(dataset.card.uri, 3, "test/intents-random-whole-v0", seed=4))
+    monkeypatch.setattr("wmrl_ray.intents.ROWS", 1000)
+    rows, seen = len(dataset.obs), []
+    pieces = augment(dataset.card.uri, 3, "test/intents-random-pieces-v0", seed=4, progress=lambda *at: seen.append(at))
+    np.testing.assert_array_equal(open_dataset(pieces).obs, whole.obs)
+    assert seen == [(1000, rows), (2000, rows), (3000, rows), (rows, rows)]
+
+
+def test_the_same_data_with_other_reference_scores_gives_a_dataset_of_another_name(
+    dataset: Dataset, manager_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, again = (augmented(dataset.card.uri, 2) for _ in range(2))
+    other = dataclasses.replace(dataset, card=dataclasses.replace(dataset.card, ref_max_score=1e4))
+    monkeypatch.setattr("wmrl_ray.intents.open_dataset", lambda uri: other)
+    rescaled = open_dataset(augmented(dataset.card.uri, 2))
+    assert first == again != rescaled.card.name and rescaled.card.ref_max_score == 1e4
+
+
+def test_a_folder_that_is_no_checkpoint_is_one_clear_error(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for make in (augment, augmented):
+        with pytest.raises(CheckpointError, match="no manifest.json"):
+            make(dataset.card.uri, tmp_path / "empty")
 
 
 def test_the_environment_plans_with_the_same_manager(dataset: Dataset, manager_path: Path) -> None:

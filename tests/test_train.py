@@ -238,6 +238,15 @@ def test_time_adds_up_over_sessions(config, tmp_path):
     assert times == sorted(times)
 
 
+def test_a_finished_run_that_trains_further_has_no_result_until_it_has_finished(config, tmp_path):
+    train(config, tmp_path / "run")
+    run, further = RunDir(tmp_path / "run"), dataclasses.replace(config, num_updates=60)
+    assert not train(further, run.path, resume=True, should_stop=lambda: True)["finished"]
+    assert run.result() is None
+    train(further, run.path, resume=True)
+    assert (run.result() or {})["updates"] == 60
+
+
 def test_resuming_a_finished_run_keeps_its_result(config, tmp_path):
     first = train(config, tmp_path / "run")
     again = train(config, tmp_path / "run", resume=True)

@@ -20,8 +20,8 @@ class ConfigError(ValueError):
 def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "", base: T | None = None) -> T:
     """Builds the dataclass `cls` from `values`; what they leave out comes from `base`, or from the defaults.
 
-    A field that is a dataclass with a default takes that default as its base: of `plan: {horizon: 3}`, the rest stays the
-    agent's own plan.
+    A field that is a dataclass (or one or None) with a default takes that default as its base: of `plan: {horizon: 3}`, the
+    rest stays the agent's own plan.
 
     Raises:
         ConfigError: unknown key (with the nearest known one), missing key, or a value of the wrong type.
@@ -100,7 +100,9 @@ def _default(field: dataclasses.Field, base: Any) -> Any:
     """What a mapping for this field is laid over, or None."""
     if base is not None:
         return getattr(base, field.name)
-    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _convert(hint: Any, value: Any, path: str, base: Any = None) -> Any:
@@ -114,9 +116,12 @@ def _convert(hint: Any, value: Any, path: str, base: Any = None) -> Any:
         if isinstance(value, Mapping):
             return from_dict(typing.cast(type, hint), value, path, base if isinstance(base, hint) else None)  # type: ignore[arg-type]
     elif origin in (typing.Union, types.UnionType):
+        arms = [arm for arm in args if arm is not type(None)]
+        if len(arms) == 1 and dataclasses.is_dataclass(arms[0]) and isinstance(value, Mapping):
+            return _convert(arms[0], value, path, base)  # Why: its error names the key inside
         for arm in args:
             try:
-                return _convert(arm, value, path)
+                return _convert(arm, value, path, base)
             except ConfigError:
                 continue
     elif origin is typing.Literal:

@@ -1,6 +1,6 @@
 """A dataset whose observations carry a Manager's intents: what its Workers train on (Section V of the IQL-TD-MPC paper).
 
-    with_intents("wmrl/pointmaze/large-v0", "runs/manager")   # -> a Minari dataset, its environment plans with the same Manager
+    augment("wmrl/pointmaze/large-v0", "runs/manager")   # -> the id of a Minari dataset; its environment plans with it
 
 The result is a dataset like any other. It keeps a copy of its Manager, named by content: training the Manager further, or
 another one in its place, changes neither the dataset nor the environment that its Workers are evaluated in.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from wmrl_ray.checkpoint import verify
 from wmrl_ray.config import check
 from wmrl_ray.data.card import Origin, make_card
 from wmrl_ray.data.datasets import Dataset, open_dataset
@@ -86,8 +87,7 @@ def augment(
     env = env or card.env_id
     env_id = intent_env_id(source, env) if env else None
     if manager is None:
-        rng = np.random.default_rng(seed)
-        vectors = rng.uniform(size=(len(dataset.obs), int(source))).astype(np.float32)
+        vectors = _random_vectors(len(dataset.obs), int(source), seed, progress)
     else:
         if not keep.is_dir():
             with atomic_folder(keep) as folder:
@@ -119,15 +119,15 @@ def augmented(
 ) -> str:
     """The Minari id of the dataset with these intents, which is made unless it is there. Arguments and errors: see `augment`.
 
-    The id ends in a hash of what goes in (data, Manager or size and seed, environment): the same from any folder, another one
-    once the Manager has been trained further.
+    The id ends in a hash of what goes in (data and its reference scores, Manager or size and seed, environment): the same from
+    any folder, another one once the Manager has been trained further.
     """
     card = open_dataset(uri).card
     if isinstance(source, int):
         kind, content = f"random{source}", f"seed {seed}"
     else:
         kind, content = "intents", _content(find_checkpoint(Path(source)))
-    parts = [card.sha256, kind, content, env or card.env_id]
+    parts = [card.sha256, card.ref_min_score, card.ref_max_score, kind, content, env or card.env_id]
     dataset_id = _default_id(card.name, f"{kind}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}")
     if is_local(f"minari://{dataset_id}"):
         return dataset_id
@@ -142,6 +142,17 @@ def intended_states(episodes: Sequence[Episode], env_id: str) -> list[np.ndarray
     manager = load_manager(source)
     obs = (torch.from_numpy(episode.obs).split([manager.obs_dim, manager.intent_dim], 1) for episode in episodes)
     return [manager.decode_intent(states, intents).numpy() for states, intents in obs]
+
+
+def _random_vectors(rows: int, dim: int, seed: int, progress: Progress | None) -> np.ndarray:
+    """[N, D] of U(0, 1), the same whatever the pieces."""
+    rng, vectors = np.random.default_rng(seed), np.empty((rows, dim), np.float32)
+    for start in range(0, rows, ROWS):
+        piece = vectors[start : start + ROWS]
+        piece[:] = rng.uniform(size=piece.shape)
+        if progress is not None:
+            progress(start + len(piece), rows)
+    return vectors
 
 
 class _Pass:
@@ -206,5 +217,6 @@ def _default_id(name: str, middle: str) -> str:
 
 
 def _content(checkpoint: Path) -> str:
-    """sha256 of a checkpoint's manifest, which holds those of its files."""
+    """sha256 of a checkpoint's manifest, which holds those of its files. Raises CheckpointError."""
+    verify(checkpoint)
     return hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()

@@ -169,6 +169,11 @@ class RunDir:
     def finish(self, result: Mapping[str, Any]) -> None:
         _write_json(self.path / "result.json", dict(result))
 
+    def extend(self, num_updates: int) -> None:
+        """A finished run that is to train up to `num_updates` has no result until it has finished again."""
+        if (result := self.result()) is not None and num_updates > result["updates"]:
+            (self.path / "result.json").unlink()
+
     # -- reading ------------------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:

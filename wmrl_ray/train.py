@@ -137,6 +137,7 @@ def open_run(run_dir: Path, config: RunConfig, dataset: Dataset, resume: bool) -
     if not (resume and run.exists()):
         return RunDir.create(run_dir, config, dataset)
     run.check_same(config)
+    run.extend(config.num_updates)
     run.write_config(config)
     return run
 

@@ -2,14 +2,19 @@
 
 import copy
 import dataclasses
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.core.reference import random_batch, shake
+from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import AGENTS, make_agent
+from wmrl_ray.core.agents.base import adam_state, adam_step
 from wmrl_ray.core.batch import Batch
 
 O, A = 5, 6  # noqa: E741
@@ -148,11 +153,11 @@ def test_what_is_learned_depends_on_normalised_observations_only(name):
         assert losses(normalising, [moved])[0] == pytest.approx(losses(plain, [batch])[0], rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["iql", "td3_bc", "awac"])
+@pytest.mark.parametrize("name", ["iql", "td3_bc", "awac", "cql", "tdmpc", "iql_tdmpc", "manager"])
 def test_rewards_are_scaled_and_then_shifted(name):
     plain, scaling, batch = make(name), make(name, reward_scale=2.0, reward_shift=-1.0), batches(name, 1)[0]
     changed = dataclasses.replace(batch, reward=2 * batch.reward - 1)
-    assert losses(plain, [changed]) == losses(scaling, [batch])
+    assert losses(plain, [changed] * 2) == losses(scaling, [batch] * 2) != losses(make(name), [batch] * 2)
 
 
 @pytest.mark.parametrize("name", ["iql", "td3_bc", "awac"])
@@ -195,6 +200,8 @@ def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
     [
         ("tdmpc", {"model": {"num_critics": 0}}, "num_critics = 0"),
         ("tdmpc", {"plan": {"min_std": 3.0}}, "min_std = 3.0"),
+        ("tdmpc", {"reward_scale": 0.0}, "reward_scale = 0.0"),
+        ("manager", {"reward_scale": -1.0}, "reward_scale = -1.0"),
         ("tdmpc", {"plan": {"temperature": -1.0}}, "temperature = -1.0"),
         ("iql_tdmpc", {"log_std_min": 3.0}, "log_std_min = 3.0"),
         ("iql_tdmpc", {"beta": -1.0}, "beta = -1.0"),
@@ -216,6 +223,8 @@ def test_an_impossible_setting_is_refused_by_name(name, values, named):
 @pytest.mark.gpu
 def test_cuda_graphs_change_no_result_beyond_rounding(name):
     """On a GPU: `pytest -m gpu tests/core`."""
+    if AGENTS[name].compiles_steps():
+        pytest.skip("its whole steps are compiled, which CUDA graphs exclude")
     data = batches(name, 3)
     eager = make_agent(name, CONFIGS[name], O, A, device="cuda")
     graphs = make_agent(name, {**CONFIGS[name], "compile": "cuda_graphs"}, O, A, device="cuda")
@@ -228,6 +237,93 @@ def test_cuda_graphs_change_no_result_beyond_rounding(name):
 def test_cuda_graphs_on_a_cpu_are_refused():
     with pytest.raises(ConfigError, match="cuda_graphs"):
         make("tdmpc", compile="cuda_graphs")
+
+
+@pytest.mark.parametrize("name", [name for name, agent in AGENTS.items() if agent.compiles_steps()])
+def test_cuda_graphs_of_whole_steps_are_refused(name):
+    with pytest.raises(ConfigError, match="'cuda_graphs'.*use 'default'"):
+        make(name, compile="cuda_graphs")
+
+
+# -- whole steps in one graph: Adam's own, and what cannot be in it -----------------------------------------------------------
+
+
+def test_the_compiled_steps_adam_is_that_of_torch():
+    """Of two groups, with a learning rate that is a number and one that is a tensor and moves."""
+    start = [torch.randn(3, 4), torch.randn(4), torch.randn(2, 2)]
+    ours, theirs = ([nn.Parameter(p.clone()) for p in start] for _ in range(2))
+
+    def adam(params: list[nn.Parameter]) -> torch.optim.Adam:
+        second = {"params": params[2:], "lr": torch.tensor(0.02), "betas": (0.8, 0.95), "eps": 0.1}
+        return torch.optim.Adam([{"params": params[:2]}, second], lr=0.01, fused=True)
+
+    a, b = adam(ours), adam(theirs)
+    adam_state(a)
+    for step in range(20):
+        grads = [torch.randn_like(p) * 10 ** (step % 3 - 1) for p in start]
+        for optimizer in (a, b):
+            optimizer.param_groups[1]["lr"] = torch.tensor(0.02 * 0.9**step)
+        adam_step(a, grads)
+        for p, grad in zip(theirs, grads, strict=True):
+            p.grad = grad
+        b.step()
+    for p, q, p0 in zip(ours, theirs, start, strict=True):
+        torch.testing.assert_close(p - p0, q - p0, rtol=1e-4, atol=2e-6)
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(a.state[p][key], b.state[q][key], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{"weight_decay": 0.1}, {"amsgrad": True}, {"maximize": True}])
+def test_another_adam_has_no_compiled_step(options):
+    with pytest.raises(ConfigError, match=f"Adam with .*{next(iter(options))}.*use compile = 'off'"):
+        adam_state(torch.optim.Adam([nn.Parameter(torch.zeros(2))], **options))
+    with pytest.raises(ConfigError, match="not that of SGD"):
+        adam_state(torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1))
+
+
+@pytest.mark.parametrize("name", ["bc", "td3_bc"])
+def test_compiled_steps_take_a_state_from_before_an_optimisers_first_step(name):
+    agent = make(name, compile="default")
+    agent.set_state(make(name, seed=3).get_state())
+    for optimizer in agent.optimizers.values():
+        assert all("exp_avg" in optimizer.state[p] for group in optimizer.param_groups for p in group["params"])
+
+
+def test_only_whole_steps_change_torchs_settings_and_an_older_torch_is_named(monkeypatch):
+    with torch._dynamo.config.patch(trace_autograd_ops=False):
+        make("tdmpc", compile="default")
+        make("bc")
+        assert not torch._dynamo.config.trace_autograd_ops
+        make("bc", compile="default")
+        assert torch._dynamo.config.trace_autograd_ops
+    monkeypatch.setattr(torch._dynamo, "config", SimpleNamespace())
+    with pytest.raises(ConfigError, match=f"torch {re.escape(torch.__version__)} .*use compile = 'off'"):
+        make("bc", compile="default")
+
+
+def test_gradients_of_compiled_steps_cannot_be_averaged_over_learners():
+    with pytest.raises(ConfigError, match="sync_grads.*BC|BC.*sync_grads"):
+        make("bc", compile="default").sync_grads = lambda parameters: None
+    seen = []
+    for agent in (make("bc"), make("tdmpc", compile="default")):
+        agent.sync_grads = seen.append
+        assert agent.sync_grads is not None
+
+
+@pytest.mark.slow
+def test_compiled_n_plus_m_updates_equal_n_then_a_checkpoint_then_m(tmp_path):
+    """Of IQL, whose learning rate is a tensor there."""
+    data, whole, first = batches("iql", 6), make("iql", compile="default"), make("iql", compile="default")
+    expected = losses(whole, data)[3:]
+    losses(first, data[:3])
+    checkpoint.save(tmp_path / "saved", {"agent": first.get_state()}, {})
+    second = make("iql", seed=7, compile="default")
+    second.set_state(checkpoint.load(tmp_path / "saved")[0]["agent"])
+    assert losses(second, data[3:]) == expected and second.num_updates == 6
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    uncompiled = losses(make("iql"), data)[3:]
+    assert any(a != b for a, b in zip(expected, uncompiled, strict=True)), "nothing was compiled"
 
 
 def test_bc_is_the_mean_squared_error_in_numpy():

@@ -52,6 +52,19 @@ def test_evaluated_in_pieces_the_plan_is_the_same(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("config", [PlanConfig(H, 20, 9, 8, 3), PlanConfig(H, 0, 9, 4, 1)], ids=["refined", "policy only"])
+def test_with_its_own_generator_a_row_is_planned_as_if_it_were_alone(config):
+    z, first, state = torch.linspace(-0.7, 0.7, W * A).view(W, A), torch.zeros(W, dtype=torch.bool), torch.rand(W, H, A) - 0.5
+    streams = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
+    together = plan(Quadratic(), z, state, first, config, A, streams, explore=True)
+    for i, seed in enumerate((5, 6, 7)):
+        alone = run(Quadratic(), config, seed, z[i : i + 1], state[i : i + 1], first[:1], explore=True)
+        torch.testing.assert_close(together[0][i], alone[0][0])
+        torch.testing.assert_close(together[1][i], alone[1][0])
+    with pytest.raises(ValueError, match="shorter|longer"):
+        plan(Quadratic(), z, None, first, config, A, streams[:2])
+
+
 def test_more_iterations_come_closer_to_the_optimum():
     z = torch.linspace(-0.7, 0.7, W * A).view(W, A)
 

@@ -134,8 +134,11 @@ def test_rllibs_own_bc_is_a_worker(pointmaze_dataset: str, tmp_path: Path) -> No
     worker.runner.stop()
 
 
-def test_random_vectors_on_runners_are_those_of_the_loop_without_ray(plane_dataset: str, tmp_path: Path) -> None:
-    uri, env_id, evaluations = augment(plane_dataset, 3, "test/plane-random3-v0"), intent_env_id(3, fakes.PLANE), []
+@pytest.mark.parametrize("planned", [False, True], ids=["random", "planned"])
+def test_intents_on_runners_are_those_of_the_loop_without_ray(plane_dataset: str, tmp_path: Path, planned: bool) -> None:
+    source = save_manager(tmp_path / "manager") if planned else 3
+    uri, env_id = augment(plane_dataset, source, f"test/plane-{planned}-v0".lower()), intent_env_id(source, fakes.PLANE)
+    evaluations = []
     for num_runners, num_envs in [(0, 1), (2, 3)]:
         config = fakes.small_bc(uri).environment(env_id).env_runners(num_envs_per_env_runner=num_envs)
         algorithm = config.evaluation(evaluation_num_env_runners=num_runners, evaluation_duration=7).build_algo()
@@ -143,7 +146,7 @@ def test_random_vectors_on_runners_are_those_of_the_loop_without_ray(plane_datas
         evaluations.append(algorithm.last_evaluation)
         path = algorithm.save_to_path(tmp_path / "saved")
         algorithm.stop()
-    assert evaluations[0].episodes[0].obs.shape[1] == 7
+    assert evaluations[0].episodes[0].obs.shape[1] == (10 if planned else 7)
     assert_same_episodes([evaluate(Policy.load(path).agent, env_id, 7, num_envs=4), *evaluations])
 
 

@@ -10,7 +10,7 @@ distribution; only the noise of the action after the horizon is redrawn there); 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from wmrl_ray.config import check
 from wmrl_ray.core.shapes import expect
 
-CPU_ROWS = 2048  # trajectories; all 4,096 of 8 plans at once took 1.2 to 1.4 times as long as in such pieces (hidden layers of 512)
+CPU_ROWS = 2048  # trajectories; all 4,096 of 8 plans at once took 1.2 to 1.4 times as long (hidden layers of 512)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def plan(
     is_first: Tensor,
     config: PlanConfig,
     action_dim: int,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
     *,
     explore: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -89,6 +89,7 @@ def plan(
     Args:
         z: [W, Z] latents. is_first: [W] bool, no warm start for these rows.
         plan_state: [W, H, A] the previous plan's mean (warm start), or None.
+        generator: of the noise of all rows, or W of them, one per row: a row's plan is then the same beside any others.
         explore: adds the plan's own noise to the action.
 
     Returns:
@@ -102,12 +103,15 @@ def plan(
     if plan_state is not None:
         expect(plan_state, "W H A", W=W, H=H, A=A)
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
+    def draw(sample: Callable[..., Tensor], *shape: int) -> Tensor:
+        """[W, *shape]"""
+        if isinstance(generator, torch.Generator):
+            return sample((W, *shape), generator=generator, device=device)
+        return torch.stack([sample(shape, generator=own, device=device) for _, own in zip(z, generator, strict=True)])
 
     actions, returns = z.new_empty(W, 0, H, A), z.new_empty(W, 0)
     if (P := config.num_policy) > 0:
-        pieces = [model.policy_rollout(*rows) for rows in _pieces(_repeat(z, P), normal(W * P, H + 1, A))]
+        pieces = [model.policy_rollout(*rows) for rows in _pieces(_repeat(z, P), draw(torch.randn, P, H + 1, A).flatten(0, 1))]
         # cat also copies: with CUDA graphs the next replay overwrites what a graph returned
         flat_actions, flat_returns = (torch.cat(piece) for piece in zip(*pieces, strict=True))
         actions, returns = flat_actions.view(W, P, H, A), flat_returns.view(W, P)
@@ -123,8 +127,9 @@ def plan(
     nan_frac = z.new_zeros(())
     for _ in range(config.iterations):
         if N > 0:
-            sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * normal(W, N, H, A)).clamp_(-1, 1)
-            rows_of_pieces = _pieces(z_repeated, sampled.view(W * N, H, A), normal(W * N, A))  # type: ignore[possibly-undefined]
+            sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * draw(torch.randn, N, H, A)).clamp_(-1, 1)
+            last_noise = draw(torch.randn, N, A).flatten(0, 1)
+            rows_of_pieces = _pieces(z_repeated, sampled.view(W * N, H, A), last_noise)  # type: ignore[possibly-undefined]
             sampled_returns = torch.cat([model.returns(*rows) for rows in rows_of_pieces]).view(W, N)
             actions = torch.cat([sampled, policy_actions], 1)  # [W, N + P, H, A]
             returns = torch.cat([sampled_returns, policy_returns], 1)
@@ -143,11 +148,11 @@ def plan(
         mean = config.momentum * mean + (1 - config.momentum) * elite_mean
 
     # Gumbel's trick: the largest of log-score plus Gumbel noise is a draw with probability proportional to the score
-    uniform = torch.rand(log_score.shape, generator=generator, device=device).clamp_(1e-20, 1 - 1e-7)
+    uniform = draw(torch.rand, config.num_elites).clamp_(1e-20, 1 - 1e-7)
     choice = (log_score - (-uniform.log()).log()).argmax(1)
     action = elites[torch.arange(W, device=device), choice, 0]
     if explore:
-        action = action + std[:, 0] * normal(W, A)
+        action = action + std[:, 0] * draw(torch.randn, A)
     value = (score[:, :, 0, 0] * elite_returns.masked_fill(~elite_returns.isfinite(), 0.0)).sum(1)
     info = {"plan/nan_frac": nan_frac, "plan/value_mean": value.mean(), "plan/std_mean": std.mean()}
     return action.clamp(-1, 1), mean, info

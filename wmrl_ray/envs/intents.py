@@ -78,7 +78,7 @@ class Intents:
         self.dim, self.low, self.high = dim, low, high
 
     def start(self, row: int, seed: int | None) -> None:
-        """Environment `row` has been reset with `seed`; the random stream starts from it (None: goes on)."""
+        """Environment `row` has been reset with `seed`; its random stream starts from it (None: goes on)."""
         raise NotImplementedError
 
     def vectors(self, obs: np.ndarray, rows: Sequence[int]) -> np.ndarray:
@@ -100,22 +100,23 @@ class Intents:
 class PlannedIntents(Intents):
     """The Manager plans at every step; its intent g_t (Eq. 5 of the IQL-TD-MPC paper) follows the observation.
 
-    The noise of all rows is one stream, which starts again whenever an environment starts with a seed: an episode alone is
-    repeatable, and so are W side by side.
+    Each environment has its own stream of the planner's noise, as if it were alone; planning stays one call for all.
     """
 
-    def __init__(self, manager: Manager):
+    def __init__(self, manager: Manager, num_envs: int):
         super().__init__(manager.intent_dim, -np.inf, np.inf)
         self.manager = manager
-        self._generator = torch.Generator(manager.device)
-        self._generator.seed()
+        self._generators = [torch.Generator(manager.device) for _ in range(num_envs)]
+        for generator in self._generators:
+            generator.seed()
 
     def start(self, row: int, seed: int | None) -> None:
         if seed is not None:
-            self._generator.manual_seed(seed)
+            self._generators[row].manual_seed(seed)
 
     def vectors(self, obs: np.ndarray, rows: Sequence[int]) -> np.ndarray:
-        return self.manager.act_intent(torch.from_numpy(obs).to(self.manager.device), self._generator).cpu().numpy()
+        states = torch.from_numpy(obs).to(self.manager.device)
+        return self.manager.act_intent(states, [self._generators[row] for row in rows]).cpu().numpy()
 
     def space(self, inner: gym.Space) -> Box:
         reads = (self.manager.obs_dim,)
@@ -140,7 +141,9 @@ class RandomIntents(Intents):
 
 def make_intents(source: str | int, num_envs: int, device: str | torch.device = "cpu") -> Intents:
     """For W environments: a Manager's (of that path, on `device`), or random ones of that size. Raises as `load_manager`."""
-    return RandomIntents(source, num_envs) if isinstance(source, int) else PlannedIntents(load_manager(source, device))
+    if isinstance(source, int):
+        return RandomIntents(source, num_envs)
+    return PlannedIntents(load_manager(source, device), num_envs)
 
 
 class StartsIntents(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):

@@ -22,7 +22,7 @@ class AgentConfig:
     """What every agent's Config has besides its own hyper-parameters."""
 
     precision: Literal["float32", "bfloat16"] = "float32"  # of activations; weights and optimisers stay float32
-    compile: Literal["off", "default", "cuda_graphs"] = "off"  # torch.compile; cuda_graphs is its reduce-overhead mode
+    compile: Literal["off", "default", "cuda_graphs"] = "off"  # torch.compile; cuda_graphs: reduce-overhead, not of whole steps
 
     needs_return_to_go: ClassVar[bool] = False  # `update` reads `Batch.time` and `Batch.return_to_go`
 
@@ -50,12 +50,18 @@ class Agent:
     def __init__(self, config: Any, obs_dim: int, action_dim: int, *, seed: int = 0, device: str | torch.device = "cpu"):
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         self.device = torch.device(device)
+        self._compiled_steps = config.compile != "off" and self.compiles_steps()
+        check(
+            config.compile != "cuda_graphs" or not self._compiled_steps,
+            f"compile = 'cuda_graphs' has no effect on {type(self).__name__}: its whole steps change parameters and optimiser "
+            "state, and torch takes no CUDA graph of what changes its inputs; use 'default'",
+        )
         check(
             config.compile != "cuda_graphs" or self.device.type == "cuda",
             f"compile = 'cuda_graphs' needs a CUDA device, got {str(self.device)!r}; use 'default' or 'off'",
         )
         self.num_updates = 0
-        self.sync_grads: Callable[[Sequence[nn.Parameter]], None] | None = None
+        self._sync_grads: Callable[[Sequence[nn.Parameter]], None] | None = None
         # Two streams, so that acting (evaluation, another process) never changes what is learned.
         self.update_generator = torch.Generator(self.device).manual_seed(2 * seed)
         self.act_generator = torch.Generator(self.device).manual_seed(2 * seed + 1)
@@ -66,12 +72,12 @@ class Agent:
         if self.target is not None:
             self.target.to(self.device).requires_grad_(False)
         self.optimizers = self.build_optimizers()
+        if self._compiled_steps:
+            _allow_autograd_in_graphs()
+            for optimizer in self.optimizers.values():
+                adam_state(optimizer)
         if config.compile != "off":
             mode = "reduce-overhead" if config.compile == "cuda_graphs" else None
-            torch._dynamo.config.trace_autograd_ops = True  # for compiled functions that contain a whole step
-            for optimizer in self.optimizers.values():
-                if isinstance(optimizer, torch.optim.Adam):
-                    adam_state(optimizer)
             for name in self.compiled_functions:
                 setattr(self, name, torch.compile(getattr(self, name), mode=mode))
 
@@ -79,6 +85,20 @@ class Agent:
     def compiles_steps(cls) -> bool:
         """Compiled, a whole step is one graph: `sync_grads` has no place in it."""
         return any(name.endswith("step") for name in cls.compiled_functions)
+
+    @property
+    def sync_grads(self) -> Callable[[Sequence[nn.Parameter]], None] | None:
+        return self._sync_grads
+
+    @sync_grads.setter
+    def sync_grads(self, average: Callable[[Sequence[nn.Parameter]], None] | None) -> None:
+        # Why here: an error raised inside a compiled step only makes torch run that step uncompiled
+        check(
+            average is None or not self._compiled_steps,
+            f"compile = {self.config.compile!r} makes one graph of a whole step of {type(self).__name__}, in which sync_grads "
+            "cannot average gradients; use compile = 'off', or one learner",
+        )
+        self._sync_grads = average
 
     # -- what a subclass defines ------------------------------------------------------------------------------------------
 
@@ -188,6 +208,8 @@ class Agent:
             self.target.load_state_dict(state["target"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+            if self._compiled_steps:
+                adam_state(optimizer)  # Why: a state saved before the optimiser's first step may have none
         self.set_generators(state["generators"])
         self.num_updates = int(state["num_updates"])
 
@@ -202,9 +224,28 @@ class Agent:
                 generator.set_state(saved)
 
 
+def _allow_autograd_in_graphs() -> None:
+    """Lets torch.compile trace `torch.autograd.grad`: a compiled step contains its gradient."""
+    check(
+        hasattr(torch._dynamo.config, "trace_autograd_ops"),
+        f"torch {torch.__version__} cannot compile whole steps (it has no trace_autograd_ops); "
+        "use compile = 'off', or the torch of constraints.txt",
+    )
+    torch._dynamo.config.trace_autograd_ops = True
+
+
 def adam_state(optimizer: torch.optim.Optimizer) -> None:
-    """Gives every parameter the state that Adam's first step would."""
+    """Gives every parameter the state that Adam's first step would.
+
+    Raises:
+        ConfigError: an optimiser whose step is not `adam_step`'s.
+    """
     for group in optimizer.param_groups:
+        options = {key: group[key] for key in ("weight_decay", "amsgrad", "maximize") if group.get(key)}
+        check(
+            isinstance(optimizer, torch.optim.Adam) and not options,
+            f"a compiled step is plain Adam's, not that of {type(optimizer).__name__} with {options}; use compile = 'off'",
+        )
         for p in group["params"]:
             if not optimizer.state[p]:
                 zeros = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}

@@ -26,7 +26,9 @@ class LatentAgentConfig(AgentConfig):
     consistency_coef: float = 2.0  # c_f
     reward_coef: float = 0.5  # c_R
     critic_coef: float = 0.1  # c_Q
-    reward_scale: float = 1.0  # rewards become scale * r + shift; large values make the latents grow
+    # Rewards become scale * r + shift. Returns and advantages scale along, which plan.temperature and beta multiply:
+    # with twice the scale, half of each plans and clones as before. Large rewards make the latents grow.
+    reward_scale: float = 1.0
     reward_shift: float = 0.0  # CORL's antmaze uses -1
 
     def __post_init__(self) -> None:
@@ -34,6 +36,7 @@ class LatentAgentConfig(AgentConfig):
         check(0 < self.rho <= 1, f"rho = {self.rho}; it must be in (0, 1]")
         check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
         check(self.lr > 0, f"lr = {self.lr}; it must be positive")
+        check(self.reward_scale > 0, f"reward_scale = {self.reward_scale}; it must be positive")
         check(self.target_every >= 1, f"target_every = {self.target_every}; it must be at least 1")
 
     @property

@@ -19,6 +19,7 @@ Unspecified in the paper, decided here:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -290,8 +291,8 @@ class Manager(LatentAgent):
         return self.model.next(z, self.inverse(z, z_later)) - z
 
     @torch.no_grad()
-    def act_intent(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """g_t [W, Z] for the abstract actions planned at obs [W, O], the planner's noise being `generator`'s.
+    def act_intent(self, obs: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        """g_t [W, Z] for the abstract actions planned at obs [W, O], the planner's noise being `generator`'s (or one per row).
 
         Why no plan_state: a warm start moves the random samples of a planner, and a Manager's has none.
         """
