@@ -16,6 +16,7 @@ from tests.studies import MANAGER_AGENT, tiny_plan
 from wmrl_ray import intents
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.data.datasets import open_dataset
+from wmrl_ray.report import write_report
 from wmrl_ray.run import RunConfig, RunDir
 from wmrl_ray.study import Plan
 from wmrl_ray.sweep import Job, Outcome, in_process, sweep
@@ -154,6 +155,13 @@ def test_study_json_names_every_cell_and_keeps_those_of_earlier_sweeps(tmp_path:
     assert [cell["column"] for cell in study["cells"]] == ["bc", "td3_bc", "tt"]
     assert [cell["blocked"] for cell in study["cells"]] == [None, None, "TT is not implemented"]
     assert all((out / cell["run"] / "result.json").exists() for cell in study["cells"] if not cell["blocked"])
+
+
+def test_a_study_of_ones_own_is_reported(tmp_path: Path) -> None:
+    run(tiny_plan(tmp_path / "own", variants={"baseline": {}}, columns=["bc"]), tmp_path / "out")
+    page, numbers = write_report([tmp_path / "out"], tmp_path / "page.html")
+    assert "no tables of a paper 'test'" in str(json.loads(numbers.read_text())["warnings"])
+    assert "plane/bc-baseline-s0" in page.read_text()
 
 
 def test_stand_ins_and_originals_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -296,6 +296,32 @@ def test_a_study_that_the_paper_has_no_table_of_is_reported_without_one(tmp_path
     assert "table 'k_and_h' is none of the paper's" in warning and "runs/bc-0" in html.read_text()
 
 
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"paper": "test", "table": "tiny"}, "no tables of a paper 'test'"),
+    ({"cells": [planned(), planned(row="kitchen-mixed-v0")]}, "row 'kitchen-mixed-v0'"),
+    ({"cells": [planned(), planned(column="iql_tdmpc")]}, "column 'iql_tdmpc'"),
+    ({"cells": [planned(), planned(variant="flat")]}, "variant 'flat'"),
+])  # fmt: skip
+def test_a_study_beyond_the_paper_is_a_warning_and_the_tables_beside_it_are_shown(tmp_path, write_run, changes, said):
+    write_run("paper/bc-0", "bc", 0, (10.0,), trajectories=False)
+    write_study(tmp_path / "runs" / "paper", [planned()])
+    write_run("ours/bc-0", "bc", 1, (20.0,), trajectories=False)
+    file = write_study(tmp_path / "runs" / "ours", **{"cells": [planned()]} | changes)
+    html, path = write_report([tmp_path / "runs"], tmp_path / "report.html")
+    numbers = json.loads(path.read_text())
+    assert [study["path"] for study in numbers["studies"]] == [str(tmp_path / "runs" / "paper" / "study.json")]
+    (warning,) = [warning for warning in numbers["warnings"] if warning.startswith(f"{file}: ")]
+    assert said in warning and warning.endswith("its runs are in the report without a table")
+    assert "ours/bc-0" in html.read_text()
+
+
+def test_a_damaged_study_is_no_warning(tmp_path, write_run):
+    write_run("bc-0", trajectories=False)
+    write_study(tmp_path / "runs", [{"row": ROW}], paper="test")
+    with pytest.raises(ConfigError, match="a cell has no column"):
+        write_report([tmp_path / "runs"], tmp_path / "report.html")
+
+
 def test_a_cell_may_name_a_run_beside_its_study(tmp_path, write_run):
     write_run("elsewhere/bc-0", "bc", 0, (10.0,), trajectories=False)
     write_run("study/bc-1", "bc", 1, (30.0,), trajectories=False)
@@ -313,10 +339,11 @@ def test_a_cell_may_name_a_run_beside_its_study(tmp_path, write_run):
     ({"cells": [planned(row="maze2d-umaze-v2")]}, "row 'maze2d-umaze-v2' .did you mean 'maze2d-umaze-v1'"),
     ({"cells": [planned(column="tt")]}, "column 'tt'"),
     ({"cells": [planned(variant="intent")]}, "variant 'intent' .did you mean 'intents'"),
-    ({"cells": [planned(variant="random")]}, "variant 'random'.*the paper has baseline, intents"),
+    ({"cells": [planned(variant="random")]}, "variant 'random'.*the paper's table has baseline, intents"),
     ({"cells": [planned(), planned(run="bc-1")]}, "maze2d-umaze-v1 bc baseline 0 is there twice"),
     ({"cells": [{"row": ROW}]}, "a cell has no column, variant, seed, run"),
     ({"cells": ["bc"]}, "a cell has no row"),
+    ({"cells": [planned(row=[ROW])]}, "a cell's row is .'maze2d-umaze-v1'."),
 ])  # fmt: skip
 def test_a_study_that_does_not_fit_the_paper_is_one_line(tmp_path, changes, message):
     file = write_study(tmp_path, **{"cells": [planned()]} | changes)

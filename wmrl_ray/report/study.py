@@ -18,6 +18,7 @@ from wmrl_ray.report.stats import welch
 from wmrl_ray.report.summary import experiment_of, scale_of
 
 SCHEMA = "wmrl.study/v1"
+WITHOUT_TABLE = "its runs are in the report without a table"
 ALPHA = 0.05  # the papers' level of significance
 CELL_KEYS = ("row", "column", "variant", "seed", "run")
 
@@ -41,7 +42,7 @@ class Study:
 
 
 class NotInPaperError(ConfigError):
-    """A study of something that its paper prints no table of: there is nothing to put ours beside."""
+    """A study of something that no paper known here prints: there is nothing to put ours beside."""
 
 
 @dataclass
@@ -57,14 +58,14 @@ class Notes:
 
 
 def load_paper(name: str) -> dict[str, Any]:
-    """The tables of a paper, every value as printed there. Raises ConfigError for a paper that is not there."""
+    """The tables of a paper, every value as printed there. Raises NotInPaperError for a paper that is not there."""
     files = {
         file.name.removesuffix(".json"): file
         for file in importlib.resources.files("wmrl_ray.report").joinpath("papers").iterdir()
         if file.name.endswith(".json")
     }
     if name not in files:
-        raise ConfigError(f"no tables of a paper {name!r}{did_you_mean(name, files)}; known: {', '.join(sorted(files))}")
+        raise NotInPaperError(f"no tables of a paper {name!r}{did_you_mean(name, files)}; known: {', '.join(sorted(files))}")
     return json.loads(files[name].read_text(encoding="utf-8"))
 
 
@@ -85,8 +86,8 @@ def read_study(path: Path) -> Study:
     """Reads a study.json.
 
     Raises:
-        NotInPaperError: the paper has no such table.
-        ConfigError: it is damaged, of another schema, or names what the paper's table does not have.
+        NotInPaperError: there is no such paper, table, row, column or variant.
+        ConfigError: it is damaged, or of another schema.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -97,34 +98,42 @@ def read_study(path: Path) -> Study:
     cells, stand_ins = values.get("cells"), values.get("stand_ins")
     if not isinstance(cells, list) or not isinstance(stand_ins, bool):
         raise ConfigError(f"{path}: needs `cells`, a list, and `stand_ins`, true or false; start its sweep again")
+    _check_cells(path, cells)
     try:
         paper = load_paper(str(values.get("paper")))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except NotInPaperError as error:
+        raise NotInPaperError(f"{path}: {error}; {WITHOUT_TABLE}") from error
     key = str(values.get("table"))
     if key not in paper["tables"]:
         printed = ", ".join(paper["tables"])
-        raise NotInPaperError(
-            f"{path}: table {key!r} is none of the paper's ({printed}); its runs are in the report without one"
-        )
+        raise NotInPaperError(f"{path}: table {key!r} is none of the paper's ({printed}); {WITHOUT_TABLE}")
     study = Study(path, paper, key, stand_ins, cells)
+    for cell in cells:
+        for name, known in (("row", study.table["rows"]), ("column", study.table["columns"])):
+            _require_printed(path, name, cell[name], known)
+        if _arm_and_point(cell["variant"], study.table["arms"]) is None:
+            _require_printed(path, "variant", cell["variant"], study.table["arms"])
+    return study
+
+
+def _check_cells(path: Path, cells: Sequence[Any]) -> None:
+    """Raises ConfigError for what no sweep writes: a cell that lacks something, or is there twice."""
     seen: set[tuple] = set()
     for cell in cells:
         missing = [k for k in CELL_KEYS if k not in cell] if isinstance(cell, dict) else list(CELL_KEYS)
         check(not missing, f"{path}: a cell has no {', '.join(missing)}: {cell}")
-        for name, known in (("row", study.table["rows"]), ("column", study.table["columns"])):
-            _check_known(path, name, cell[name], known)
-        if _arm_and_point(cell["variant"], study.table["arms"]) is None:
-            _check_known(path, "variant", cell["variant"], study.table["arms"])
+        for key in CELL_KEYS:
+            expected = int if key == "seed" else str
+            check(isinstance(cell[key], expected), f"{path}: a cell's {key} is {cell[key]!r}; start its sweep again")
         where = (cell["row"], cell["column"], cell["variant"], cell["seed"])
         check(where not in seen, f"{path}: {' '.join(map(str, where))} is there twice; each seed counts once")
         seen.add(where)
-    return study
 
 
-def _check_known(path: Path, name: str, value: Any, known: Mapping[str, Any] | Sequence[str]) -> None:
+def _require_printed(path: Path, name: str, value: str, known: Mapping[str, Any] | Sequence[str]) -> None:
     if value not in known:
-        raise ConfigError(f"{path}: {name} {value!r}{did_you_mean(str(value), known)}; the paper has {', '.join(known)}")
+        has = f"the paper's table has {', '.join(known)}"
+        raise NotInPaperError(f"{path}: {name} {value!r}{did_you_mean(value, known)}; {has}; {WITHOUT_TABLE}")
 
 
 def _arm_and_point(variant: Any, arms: Sequence[str]) -> tuple[str, str] | None:
