@@ -224,6 +224,7 @@ def test_a_study_record_has_what_the_report_reads() -> None:
         "variant": "intents",
         "seed": 1,
         "run": "row/bc-intents-s1",
+        "manager": "row/manager-s1",
         "blocked": None,
     }
 

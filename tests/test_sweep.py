@@ -137,6 +137,49 @@ def test_runs_with_other_settings_in_the_folder_are_named_before_anything_starts
         run(changed, tmp_path / "out")
 
 
+@pytest.mark.parametrize("changes", [{"columns": ["bc"]}, {}])  # no open cell; one beside the finished
+def test_a_manager_that_would_train_further_is_named_before_its_workers_are_mixed(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    only = {"variants": {"intents": {}}}
+    plan, out = tiny_plan(tmp_path / "further", **only, columns=["bc"]), tmp_path / "out"
+    run(plan, out)
+    files = sorted(out.rglob("*"))
+    longer = tiny_plan(tmp_path / "further", **only, **changes)
+    longer.managers["plane/manager-s0"]["num_updates"] = 6
+    with pytest.raises(
+        ConfigError, match=r"bc-intents-s0 has other intents: .* would go on from 4 to 6 updates; choose another --out"
+    ):
+        run(longer, out)
+    assert sorted(out.rglob("*")) == files
+
+
+def test_a_manager_that_was_trained_further_or_is_gone_is_named_only_where_it_is_needed(tmp_path: Path) -> None:
+    only = {"variants": {"intents": {}}}
+    plan, out = tiny_plan(tmp_path / "gone", **only, columns=["bc"]), tmp_path / "out"
+    both = tiny_plan(tmp_path / "gone", **only)
+    run(plan, out)
+    manager = out / "plane/manager-s0"
+    manager.rename(tmp_path / "aside")
+    assert run(plan, out)[1].jobs == []  # all its Workers have finished
+    with pytest.raises(ConfigError, match="its Manager plane/manager-s0 is not there any more; choose another --out"):
+        run(both, out)
+    (tmp_path / "aside").rename(manager)
+    assert run(both, out)[1].jobs == ["plane/manager-s0", "plane/td3_bc-intents-s0"]
+    train(from_dict(RunConfig, {**plan.managers["plane/manager-s0"], "num_updates": 6}), manager, resume=True)
+    with pytest.raises(ConfigError, match="other intents: it was trained on .*-intents-.*; choose another --out"):
+        run(plan, out)
+
+
+def test_random_vectors_of_another_size_are_named_before_anything_starts(tmp_path: Path) -> None:
+    plan, out = tiny_plan(tmp_path / "size", variants={"random": {}}, columns=["bc"]), tmp_path / "out"
+    run(plan, out)
+    other = tiny_plan(tmp_path / "size", variants={"random": {}})
+    other = dataclasses.replace(other, cells=[dataclasses.replace(cell, random_dim=5) for cell in other.cells])
+    with pytest.raises(ConfigError, match="bc-random-s0 has other vectors: it was trained on .*random3.*random5"):
+        run(other, out)
+
+
 def test_study_json_names_every_cell_and_keeps_those_of_earlier_sweeps(tmp_path: Path) -> None:
     out = tmp_path / "out"
     algorithms = {"bc": {}, "td3_bc": {}, "tt": {"not_implemented": "TT is not implemented"}}

@@ -126,7 +126,8 @@ class Cell:
     @property
     def record(self) -> dict[str, Any]:
         """As in study.json."""
-        return {name: getattr(self, name) for name in ("row", "dataset", "column", "variant", "seed", "run", "blocked")}
+        names = ("row", "dataset", "column", "variant", "seed", "run", "manager", "blocked")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ import dataclasses
 import fcntl
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -22,6 +22,7 @@ from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.study import SCHEMA, Cell, Plan, Settings
 
 if TYPE_CHECKING:
+    from wmrl_ray.run import RunDir
     from wmrl_ray.rllib.trials import Outcome as TrialOutcome
 
 State = Literal["finished", "failed", "stopped", "waiting", "blocked"]
@@ -84,10 +85,12 @@ def sweep(
     """Runs what can run, and says of every cell what became of it.
 
     Raises:
-        ConfigError: another sweep works in `out`, or it holds runs with other settings; before anything is started.
+        ConfigError: another sweep works in `out`, or it holds runs with other settings or on other intents; before anything
+            is started.
     """
     with _locked(out):
         done = _finished(plan, out)
+        _check_vectors(plan, out, done)
         write_study(plan, out)
         open_cells = [cell for cell in plan.cells if not cell.blocked and cell.run not in done]
         first = {job.name: job for job in _first_jobs(plan, open_cells, out)}
@@ -220,6 +223,44 @@ def _finished(plan: Plan, out: Path) -> dict[str, Outcome]:
         if name not in plan.managers and result and result["updates"] >= config.num_updates:
             done[name] = dataclasses.replace(_of_result(result), again=True)
     return done
+
+
+def _check_vectors(plan: Plan, out: Path, done: Collection[str]) -> None:
+    """Raises ConfigError for a Worker that learned from other intents, or random vectors, than this sweep's others would.
+
+    A Manager that is trained further, or again, has other intents. One that no open cell needs may be gone.
+    """
+    from wmrl_ray.intents import augmented_id
+    from wmrl_ray.run import RunDir
+
+    wanted = {_needs(cell) for cell in plan.cells if not cell.blocked and cell.run not in done}
+    for cell in plan.cells:
+        worker = RunDir(out / cell.run)
+        if cell.blocked or not _needs(cell) or not worker.exists():
+            continue
+        source = cell.random_dim or str((out / str(cell.manager)).resolve())
+        if cell.manager and (
+            change := _changes(RunDir(out / cell.manager), plan.managers[cell.manager], cell.manager in wanted)
+        ):
+            why = f"its Manager {cell.manager} {change}"
+        elif cell.manager and not RunDir(out / cell.manager).exists():
+            continue
+        else:
+            before, now = worker.config().dataset, augmented_id(**_vectors(cell, source))
+            if before == now:
+                continue
+            why = f"it was trained on {before}, this sweep's Workers there on {now}"
+        raise ConfigError(f"{worker.path} has other {'intents' if cell.manager else 'vectors'}: {why}; choose another --out")
+
+
+def _changes(manager: RunDir, settings: Settings, is_needed: bool) -> str | None:
+    """What would make another of this Manager, or None."""
+    if not manager.exists():
+        return "is not there any more" if is_needed else None
+    result, total = manager.result(), settings["num_updates"]
+    if result is None:
+        return "has not finished"
+    return f"would go on from {result['updates']} to {total} updates" if result["updates"] < total else None
 
 
 def _first_jobs(plan: Plan, cells: Sequence[Cell], out: Path) -> Iterator[Job]:

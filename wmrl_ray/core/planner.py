@@ -20,7 +20,9 @@ from torch import Tensor
 from wmrl_ray.config import check
 from wmrl_ray.core.shapes import expect
 
-CPU_ROWS = 2048  # trajectories; all 4,096 of 8 plans at once took 1.2 to 1.4 times as long as in such pieces (hidden layers of 512)
+CPU_ROWS = (
+    2048  # trajectories; all 4,096 of 8 plans at once took 1.2 to 1.4 times as long as in such pieces (hidden layers of 512)
+)
 
 
 @dataclass(frozen=True)
