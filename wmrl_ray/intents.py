@@ -104,6 +104,8 @@ def augment(
         ref_max_score=card.ref_max_score,
         description=f"{card.description} Behind the {card.obs_dim} numbers of each observation: {says}.",
         notes=card.notes,
+        base_name=card.name,
+        base_sha256=card.sha256,
     )
     arrays = {name: getattr(dataset, name) for name in ("action", "reward", "terminated", "episode_starts")}
     arrays["obs"] = np.concatenate([dataset.obs, vectors], 1)

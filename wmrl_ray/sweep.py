@@ -22,8 +22,8 @@ from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.study import SCHEMA, Cell, Plan, Settings
 
 if TYPE_CHECKING:
-    from wmrl_ray.run import RunDir
     from wmrl_ray.rllib.trials import Outcome as TrialOutcome
+    from wmrl_ray.run import RunDir
 
 State = Literal["finished", "failed", "stopped", "waiting", "blocked"]
 
