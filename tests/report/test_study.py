@@ -236,6 +236,37 @@ def test_an_unfinished_run_is_marked_and_not_tested(tmp_path, write_run):
     assert "2.0 → 61.0 (+59.0) †" in page and "3 seeds, unfinished: no test" in page
 
 
+@pytest.mark.parametrize("missing", ["baseline", "intents"])
+def test_an_arm_whose_seeds_are_not_all_there_is_not_tested(tmp_path, write_run, missing):
+    cells = []
+    for variant, scores in (("baseline", (1.0, 2.0, 3.0)), ("intents", (60.0, 61.0, 62.0))):
+        for seed, score in enumerate(scores):
+            cells.append(planned(variant=variant, seed=seed, run=f"{variant}-{seed}"))
+            if (variant, seed) != (missing, 1):
+                write_run(f"{variant}-{seed}", "bc", seed, (score,), trajectories=False)
+    write_study(tmp_path / "runs", cells)
+    page, study = report(tmp_path)
+    assert (cell_of(study)["verdict"], cell_of(study)["why_no_test"]) == (None, "incomplete")
+    assert 'class="better"' not in page and "2 of 3" in page and "incomplete: no test" in page
+
+
+def test_workers_of_other_intents_than_those_beside_them_are_noted(tmp_path, write_run):
+    write_run("manager-0", "manager", 0, (), planned=100, trajectories=False)
+    write_run("manager-1", "manager", 1, (), planned=900, trajectories=False)
+    cells = []
+    for column, seed, sha in (("bc", 0, "aa"), ("bc", 1, "bb"), ("iql", 0, "aa"), ("iql", 1, "bb"), ("cql", 0, "cc")):
+        card = {"sha256": sha * 32, "obs_dim": 4 + (column == "iql" and seed)}
+        write_run(f"{column}-{seed}", column, seed, (1.0,), card=card, trajectories=False)
+        cells.append(planned(column, "intents", seed, f"{column}-{seed}") | {"manager": f"manager-{seed}"})
+    write_study(tmp_path / "runs", cells)
+    _, study = report(tmp_path)
+    longer = "the Managers of its seeds were trained with different settings, or for longer"
+    mixed = "Workers of the same seed were trained on different datasets: with other intents, or other data"
+    dims = "its seeds have vectors of different sizes behind their observations"
+    found = {c: set(notes_of(study, cell_of(study, c))) - {"not part of this study"} for c in ("bc", "iql", "cql")}
+    assert found == {"bc": {longer, mixed}, "iql": {longer, mixed, dims}, "cql": {mixed}}
+
+
 def test_a_run_that_is_not_what_the_study_says_is_left_out(tmp_path, write_run):
     write_run("bc-0", "iql", 0, trajectories=False)
     write_study(tmp_path / "runs", [planned()])

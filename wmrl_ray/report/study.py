@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -182,12 +182,13 @@ def summarize_study(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     for cell in study.cells:
         planned[cell["row"], cell["column"], cell["variant"]].append(cell)
     known = {run.path.resolve(): run for run in runs}
+    mixed = _mixed(study, known)
     rows = []
     for name, printed in table["rows"].items():
-        cells = [
-            _cell(study, column, printed[column], {arm: planned[name, column, arm] for arm in table["arms"]}, known, notes)
-            for column in table["columns"]
-        ]
+        cells = []
+        for column in table["columns"]:
+            arms = {arm: planned[name, column, arm] for arm in table["arms"]}
+            cells.append(_cell(study, column, printed[column], arms, known, mixed, notes))
         if table["form"] == "score":
             _mark_best(cells)
         datasets = sorted({str(cell["dataset"]) for cell in study.cells if cell["row"] == name and cell.get("dataset")})
@@ -217,6 +218,7 @@ def _cell(
     printed: Mapping[str, float],
     planned: Mapping[str, list[Cell]],
     known: Mapping[Path, Run],
+    mixed: Collection[tuple],
     notes: Notes,
 ) -> dict[str, Any]:
     """Both arms (or the only one) of one cell, and their comparison."""
@@ -226,7 +228,7 @@ def _cell(
         reasons += [] if cells else ["not part of this study"]
         kept[arm] = []
         for cell in cells:
-            run = _find_run(study, cell, known)
+            run = _find_run(study, cell["run"], known)
             why = _why_left_out(study, cell, run)
             if run is None or why is not None:
                 reasons.append(str(why))
@@ -238,8 +240,13 @@ def _cell(
         names = sorted({str(run.dataset.get("name")) for run in runs})
         reasons.append(f"scores on different scales are neither averaged nor compared: {', '.join(names)}")
         kept = {arm: [] for arm in kept}
-    for members in kept.values():
-        reasons += _uneven(members)
+    for arm, members in kept.items():
+        seeds = {run.seed for run in members}
+        cells = [cell for cell in planned[arm] if cell["seed"] in seeds]
+        managers = [_find_run(study, cell["manager"], known) for cell in cells if cell.get("manager")]
+        reasons += _uneven(members, [manager for manager in managers if manager is not None])
+        if any((cell["row"], arm, cell["seed"]) in mixed for cell in cells):
+            reasons.append("Workers of the same seed were trained on different datasets: with other intents, or other data")
     arms = {arm: _arm(members, len(planned[arm])) for arm, members in kept.items()}
     cell = {"column": column, "paper": dict(printed), "arms": arms, "delta": None, "p": None, "why_no_test": None}
     cell |= {"verdict": None, "bold": False, "delta_to_paper": None}
@@ -251,9 +258,18 @@ def _cell(
     return cell | {"notes": sorted({notes.number(reason) for reason in reasons})}
 
 
-def _find_run(study: Study, cell: Cell, known: Mapping[Path, Run]) -> Run | None:
-    """The run of a cell: one of those read already, or another of the study's; None before it has started."""
-    path = study.path.parent / str(cell["run"])
+def _mixed(study: Study, known: Mapping[Path, Run]) -> set[tuple]:
+    """(row, variant, seed) of which not all columns were trained on the same dataset."""
+    contents: dict[tuple, set[str]] = defaultdict(set)
+    for cell in study.cells:
+        if (run := _find_run(study, cell["run"], known)) is not None and run.dataset.get("sha256"):
+            contents[cell["row"], cell["variant"], cell["seed"]].add(run.dataset["sha256"])
+    return {where for where, found in contents.items() if len(found) > 1}
+
+
+def _find_run(study: Study, name: str, known: Mapping[Path, Run]) -> Run | None:
+    """The run in a folder: one of those read already, or another of the study's; None before it has started."""
+    path = study.path.parent / name
     if (run := known.get(path.resolve())) is not None:
         return run
     return read_run(path) if (path / "config.json").exists() else None
@@ -275,9 +291,13 @@ def _why_left_out(study: Study, cell: Cell, run: Run | None) -> str | None:
     return "no evaluation yet" if run.final("eval/score_mean") is None else None
 
 
-def _uneven(runs: Sequence[Run]) -> list[str]:
+def _uneven(runs: Sequence[Run], managers: Sequence[Run]) -> list[str]:
     """What tells the seeds of one arm apart besides the seed."""
     reasons = []
+    if len({(experiment_of(manager), manager.num_updates) for manager in managers}) > 1:
+        reasons.append("the Managers of its seeds were trained with different settings, or for longer")
+    if len({run.dataset.get("obs_dim") for run in runs}) > 1:
+        reasons.append("its seeds have vectors of different sizes behind their observations")
     if len({experiment_of(run) for run in runs}) > 1:
         reasons.append("its seeds were run with different settings")
     if len({run.evaluations[-1]["update"] for run in runs}) > 1:
@@ -305,6 +325,8 @@ def _compare(baseline: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, 
     delta = ours["mean"] - baseline["mean"]
     if baseline["unfinished"] or ours["unfinished"]:  # Why: testing until it is significant finds what is not there
         return {"delta": delta, "why_no_test": "unfinished"}
+    if any(len(arm["seeds"]) < arm["num_planned"] for arm in (baseline, ours)):
+        return {"delta": delta, "why_no_test": "incomplete"}
     test = welch(baseline["scores"], ours["scores"])
     if test.p is None:
         return {"delta": delta, "why_no_test": test.why}
