@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.rllib import fakes
 from tests.studies import MANAGER_AGENT, tiny_plan
@@ -212,6 +213,40 @@ def test_stand_ins_and_originals_do_not_share_a_folder(tmp_path: Path) -> None:
     run(plan, tmp_path / "out")
     with pytest.raises(ConfigError, match="their scores differ; choose another --out"):
         run(dataclasses.replace(plan, stand_ins=True), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("{", "study-tiny.json is damaged .*delete it"),
+        ("[]", "study-tiny.json is damaged"),
+        ({"cells": [{"row": "plane"}]}, "study-tiny.json is damaged .KeyError: 'column'."),
+        ({"cells": [{"row": [], "column": "bc", "variant": "baseline", "seed": 0}]}, "study-tiny.json is damaged .TypeError"),
+        ({"schema": "wmrl.study/v9"}, "study-tiny.json holds table 'tiny' with schema 'wmrl.study/v9', this version writes"),
+        ({"paper": "other"}, "study-tiny.json holds table 'tiny' of the paper 'other', not of 'test'; choose another --out"),
+    ],
+)
+def test_what_is_not_a_record_of_this_table_is_not_merged(tmp_path: Path, changes: Any, message: str) -> None:
+    plan, out = tiny_plan(tmp_path / "merge", variants={"baseline": {}}, columns=["bc"]), tmp_path / "out"
+    run(plan, out)
+    file = out / "study-tiny.json"
+    file.write_text(changes if isinstance(changes, str) else json.dumps(json.loads(file.read_text()) | changes))
+    before = file.read_text()
+    with pytest.raises(ConfigError, match=message):
+        run(plan, out)
+    assert file.read_text() == before
+
+
+def test_actions_that_are_not_finite_fail_their_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wmrl_ray.core.agents.bc import BC
+
+    def act(self: BC, obs: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, dict[str, Any]]:
+        return torch.full((len(obs), self.action_dim), torch.nan), None, {}
+
+    monkeypatch.setattr(BC, "act", act)
+    outcomes, _ = run(tiny_plan(tmp_path / "nan", variants={"baseline": {}}), tmp_path / "out")
+    assert states(outcomes) == {"plane/bc-baseline-s0": "failed", "plane/td3_bc-baseline-s0": "finished"}
+    assert "action is not finite" in str(outcomes["plane/bc-baseline-s0"].message)
 
 
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path) -> None:
