@@ -178,6 +178,17 @@ def test_stand_ins_are_named_at_the_top_of_the_section(pair):
     assert f"stand-in: {OURS}" in page
 
 
+def test_an_original_that_cannot_be_had_is_not_called_a_stand_in(tmp_path, write_run):
+    write_run("bc-0", trajectories=False)
+    blocked = planned(
+        row="halfcheetah-medium-v2", run="x", blocked="there is no stand-in", dataset="d4rl/halfcheetah-medium-v2"
+    )
+    write_study(tmp_path / "runs", [planned(), blocked])
+    page, study = report(tmp_path)
+    assert {row["name"]: row["datasets"] for row in study["rows"] if row["datasets"]} == {ROW: [OURS]}
+    assert f"stand-in: {OURS}" in page and "d4rl/halfcheetah-medium-v2" not in page
+
+
 @pytest.mark.parametrize("stand_ins", [True, False])
 def test_a_run_on_the_other_kind_of_data_is_left_out(tmp_path, write_run, stand_ins):
     write_run("a", "bc", 0, (10.0,), card=D4RL, trajectories=False)

@@ -16,8 +16,8 @@ from wmrl_ray.config import ConfigError, check, did_you_mean
 from wmrl_ray.report.runs import Run, read_run
 from wmrl_ray.report.stats import welch
 from wmrl_ray.report.summary import experiment_of, scale_of
+from wmrl_ray.study import SCHEMA
 
-SCHEMA = "wmrl.study/v1"
 WITHOUT_TABLE = "its runs are in the report without a table"
 ALPHA = 0.05  # the papers' level of significance
 CELL_KEYS = ("row", "column", "variant", "seed", "run")
@@ -191,7 +191,9 @@ def summarize_study(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
             cells.append(_cell(study, column, printed[column], arms, known, mixed, notes))
         if table["form"] == "score":
             _mark_best(cells)
-        datasets = sorted({str(cell["dataset"]) for cell in study.cells if cell["row"] == name and cell.get("dataset")})
+        # Why none that is blocked: it may name the original that no stand-in was made of
+        own = [cell for cell in study.cells if cell["row"] == name and not cell.get("blocked")]
+        datasets = sorted({str(cell["dataset"]) for cell in own if cell.get("dataset")})
         rows.append({"name": name, "datasets": datasets, "cells": cells})
     shown = [arm for row in rows for cell in row["cells"] for arm in cell["arms"].values() if arm["seeds"]]
     updates = [update for arm in shown for update in arm["updates"]]
