@@ -79,7 +79,9 @@ def test_the_manifest_names_the_manager(dataset: Dataset, manager_path: Path) ->
     about = json.loads(minari.load_dataset(dataset_id).storage.metadata["wmrl_intents"])
     assert about["manager"] == str(manager_path) and about["skip"] == 3 and about["dataset"] == dataset.card.name
     assert len(about["sha256"]) == 64
-    assert str(manager_path) in open_dataset(dataset_id).card.description
+    card = open_dataset(dataset_id).card
+    assert str(manager_path) in card.description
+    assert (card.base_name, card.base_sha256) == (dataset.card.name, dataset.card.sha256)
 
 
 def test_a_broken_off_pass_goes_on_where_it_was(dataset: Dataset, manager_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,14 @@ def test_overrides_are_for_every_run_or_for_one_algorithm(tmp_path: Path) -> Non
         ({"grid": {"agent.skip": [1]}}, "an axis is a setting of the Manager"),
         ({"grid": {"manager.agent.skp": [1]}}, r"plane/manager-s0: unknown key 'agent.skp' \(did you mean 'skip'\?\)"),
         ({"seeds": [-1]}, "none may be negative"),
+        ({"seeds": []}, r"seeds = \[\]; name at least one"),
+        ({"seeds": [0, 1, 0]}, r"seeds = \[0, 1, 0\]; one of them is there twice"),
+        ({"rows": []}, r"rows = \[\]; name at least one"),
+        ({"rows": ["plane", "plane"]}, "rows = .*; one of them is there twice"),
+        ({"columns": []}, r"columns = \[\]; name at least one"),
+        ({"columns": ["bc", "td3_bc", "bc"]}, "columns = .*; one of them is there twice"),
+        ({"grid": {"manager.agent.skip": []}}, r"manager.agent.skip = \[\]; name at least one"),
+        ({"grid": {"manager.agent.skip": [2, 2]}}, r"manager.agent.skip = \[2, 2\]; one of them is there twice"),
     ],
 )
 def test_a_mistake_is_named_before_anything_starts(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -224,6 +232,7 @@ def test_a_study_record_has_what_the_report_reads() -> None:
         "variant": "intents",
         "seed": 1,
         "run": "row/bc-intents-s1",
+        "manager": "row/manager-s1",
         "blocked": None,
     }
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.rllib import fakes
 from tests.studies import MANAGER_AGENT, tiny_plan
 from wmrl_ray import intents
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.data.datasets import open_dataset
+from wmrl_ray.report import write_report
 from wmrl_ray.run import RunConfig, RunDir
 from wmrl_ray.study import Plan
 from wmrl_ray.sweep import Job, Outcome, in_process, sweep
@@ -136,6 +138,49 @@ def test_runs_with_other_settings_in_the_folder_are_named_before_anything_starts
         run(changed, tmp_path / "out")
 
 
+@pytest.mark.parametrize("changes", [{"columns": ["bc"]}, {}])  # no open cell; one beside the finished
+def test_a_manager_that_would_train_further_is_named_before_its_workers_are_mixed(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    only = {"variants": {"intents": {}}}
+    plan, out = tiny_plan(tmp_path / "further", **only, columns=["bc"]), tmp_path / "out"
+    run(plan, out)
+    files = sorted(out.rglob("*"))
+    longer = tiny_plan(tmp_path / "further", **only, **changes)
+    longer.managers["plane/manager-s0"]["num_updates"] = 6
+    with pytest.raises(
+        ConfigError, match=r"bc-intents-s0 has other intents: .* would go on from 4 to 6 updates; choose another --out"
+    ):
+        run(longer, out)
+    assert sorted(out.rglob("*")) == files
+
+
+def test_a_manager_that_was_trained_further_or_is_gone_is_named_only_where_it_is_needed(tmp_path: Path) -> None:
+    only = {"variants": {"intents": {}}}
+    plan, out = tiny_plan(tmp_path / "gone", **only, columns=["bc"]), tmp_path / "out"
+    both = tiny_plan(tmp_path / "gone", **only)
+    run(plan, out)
+    manager = out / "plane/manager-s0"
+    manager.rename(tmp_path / "aside")
+    assert run(plan, out)[1].jobs == []  # all its Workers have finished
+    with pytest.raises(ConfigError, match="its Manager plane/manager-s0 is not there any more; choose another --out"):
+        run(both, out)
+    (tmp_path / "aside").rename(manager)
+    assert run(both, out)[1].jobs == ["plane/manager-s0", "plane/td3_bc-intents-s0"]
+    train(from_dict(RunConfig, {**plan.managers["plane/manager-s0"], "num_updates": 6}), manager, resume=True)
+    with pytest.raises(ConfigError, match="other intents: it was trained on .*-intents-.*; choose another --out"):
+        run(plan, out)
+
+
+def test_random_vectors_of_another_size_are_named_before_anything_starts(tmp_path: Path) -> None:
+    plan, out = tiny_plan(tmp_path / "size", variants={"random": {}}, columns=["bc"]), tmp_path / "out"
+    run(plan, out)
+    other = tiny_plan(tmp_path / "size", variants={"random": {}})
+    other = dataclasses.replace(other, cells=[dataclasses.replace(cell, random_dim=5) for cell in other.cells])
+    with pytest.raises(ConfigError, match="bc-random-s0 has other vectors: it was trained on .*random3.*random5"):
+        run(other, out)
+
+
 def test_study_json_names_every_cell_and_keeps_those_of_earlier_sweeps(tmp_path: Path) -> None:
     out = tmp_path / "out"
     algorithms = {"bc": {}, "td3_bc": {}, "tt": {"not_implemented": "TT is not implemented"}}
@@ -156,11 +201,52 @@ def test_study_json_names_every_cell_and_keeps_those_of_earlier_sweeps(tmp_path:
     assert all((out / cell["run"] / "result.json").exists() for cell in study["cells"] if not cell["blocked"])
 
 
+def test_a_study_of_ones_own_is_reported(tmp_path: Path) -> None:
+    run(tiny_plan(tmp_path / "own", variants={"baseline": {}}, columns=["bc"]), tmp_path / "out")
+    page, numbers = write_report([tmp_path / "out"], tmp_path / "page.html")
+    assert "no tables of a paper 'test'" in str(json.loads(numbers.read_text())["warnings"])
+    assert "plane/bc-baseline-s0" in page.read_text()
+
+
 def test_stand_ins_and_originals_do_not_share_a_folder(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path / "mixed", variants={"baseline": {}}, columns=["bc"])
     run(plan, tmp_path / "out")
     with pytest.raises(ConfigError, match="their scores differ; choose another --out"):
         run(dataclasses.replace(plan, stand_ins=True), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("{", "study-tiny.json is damaged .*delete it"),
+        ("[]", "study-tiny.json is damaged"),
+        ({"cells": [{"row": "plane"}]}, "study-tiny.json is damaged .KeyError: 'column'."),
+        ({"cells": [{"row": [], "column": "bc", "variant": "baseline", "seed": 0}]}, "study-tiny.json is damaged .TypeError"),
+        ({"schema": "wmrl.study/v9"}, "study-tiny.json holds table 'tiny' with schema 'wmrl.study/v9', this version writes"),
+        ({"paper": "other"}, "study-tiny.json holds table 'tiny' of the paper 'other', not of 'test'; choose another --out"),
+    ],
+)
+def test_what_is_not_a_record_of_this_table_is_not_merged(tmp_path: Path, changes: Any, message: str) -> None:
+    plan, out = tiny_plan(tmp_path / "merge", variants={"baseline": {}}, columns=["bc"]), tmp_path / "out"
+    run(plan, out)
+    file = out / "study-tiny.json"
+    file.write_text(changes if isinstance(changes, str) else json.dumps(json.loads(file.read_text()) | changes))
+    before = file.read_text()
+    with pytest.raises(ConfigError, match=message):
+        run(plan, out)
+    assert file.read_text() == before
+
+
+def test_actions_that_are_not_finite_fail_their_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wmrl_ray.core.agents.bc import BC
+
+    def act(self: BC, obs: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, dict[str, Any]]:
+        return torch.full((len(obs), self.action_dim), torch.nan), None, {}
+
+    monkeypatch.setattr(BC, "act", act)
+    outcomes, _ = run(tiny_plan(tmp_path / "nan", variants={"baseline": {}}), tmp_path / "out")
+    assert states(outcomes) == {"plane/bc-baseline-s0": "failed", "plane/td3_bc-baseline-s0": "finished"}
+    assert "action is not finite" in str(outcomes["plane/bc-baseline-s0"].message)
 
 
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path) -> None:

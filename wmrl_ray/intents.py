@@ -104,6 +104,8 @@ def augment(
         ref_max_score=card.ref_max_score,
         description=f"{card.description} Behind the {card.obs_dim} numbers of each observation: {says}.",
         notes=card.notes,
+        base_name=card.name,
+        base_sha256=card.sha256,
     )
     arrays = {name: getattr(dataset, name) for name in ("action", "reward", "terminated", "episode_starts")}
     arrays["obs"] = np.concatenate([dataset.obs, vectors], 1)
@@ -122,16 +124,21 @@ def augmented(
     The id ends in a hash of what goes in (data and its reference scores, Manager or size and seed, environment): the same from
     any folder, another one once the Manager has been trained further.
     """
+    dataset_id = augmented_id(uri, source, env=env, seed=seed)
+    if is_local(f"minari://{dataset_id}"):
+        return dataset_id
+    return augment(uri, source, dataset_id, env=env, seed=seed, progress=progress)
+
+
+def augmented_id(uri: str, source: str | Path | int, *, env: str | None = None, seed: int = 0) -> str:
+    """What `augmented` returns for these arguments, without making it."""
     card = open_dataset(uri).card
     if isinstance(source, int):
         kind, content = f"random{source}", f"seed {seed}"
     else:
         kind, content = "intents", _content(find_checkpoint(Path(source)))
     parts = [card.sha256, card.ref_min_score, card.ref_max_score, kind, content, env or card.env_id]
-    dataset_id = _default_id(card.name, f"{kind}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}")
-    if is_local(f"minari://{dataset_id}"):
-        return dataset_id
-    return augment(uri, source, dataset_id, env=env, seed=seed, progress=progress)
+    return _default_id(card.name, f"{kind}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}")
 
 
 def intended_states(episodes: Sequence[Episode], env_id: str) -> list[np.ndarray] | None:

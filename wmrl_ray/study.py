@@ -76,6 +76,12 @@ class Study:
     grid: dict[str, list[Any]] = field(default_factory=dict)  # `manager.<setting>`: values; multiplies the cells with intents
 
     def __post_init__(self) -> None:
+        lists = {"rows": self.rows, "columns": self.columns, "seeds": self.seeds, **self.grid}
+        for name, values in lists.items():
+            check(values is None or len(values) > 0, f"{name} = []; name at least one, or leave {name} out for all")
+            check(
+                values is None or len(set(map(repr, values))) == len(values), f"{name} = {values}; one of them is there twice"
+            )
         _known("rows", self.rows or [], self.datasets)
         _known("columns", self.columns or [], self.algorithms)
         _known("variants", self.variants, VARIANTS)
@@ -88,12 +94,11 @@ class Study:
             self.manager is not None or not {"intents", "random"} & set(self.variants),
             "the variants 'intents' and 'random' need settings of a Manager: add manager: {run: {...}}",
         )
-        for axis, values in self.grid.items():
+        for axis in self.grid:
             check(
                 axis.startswith(f"{MANAGER}.") and "intents" in self.variants,
                 f"grid axis {axis!r}; an axis is a setting of the Manager of the variant 'intents', such as manager.agent.skip",
             )
-            check(bool(values), f"grid axis {axis!r} has no values")
 
     @property
     def row_names(self) -> list[str]:
@@ -126,7 +131,8 @@ class Cell:
     @property
     def record(self) -> dict[str, Any]:
         """As in study.json."""
-        return {name: getattr(self, name) for name in ("row", "dataset", "column", "variant", "seed", "run", "blocked")}
+        names = ("row", "dataset", "column", "variant", "seed", "run", "manager", "blocked")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -13,16 +13,17 @@ import dataclasses
 import fcntl
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from wmrl_ray.config import ConfigError, from_dict
+from wmrl_ray.config import ConfigError, check, from_dict
 from wmrl_ray.study import SCHEMA, Cell, Plan, Settings
 
 if TYPE_CHECKING:
     from wmrl_ray.rllib.trials import Outcome as TrialOutcome
+    from wmrl_ray.run import RunDir
 
 State = Literal["finished", "failed", "stopped", "waiting", "blocked"]
 
@@ -84,10 +85,12 @@ def sweep(
     """Runs what can run, and says of every cell what became of it.
 
     Raises:
-        ConfigError: another sweep works in `out`, or it holds runs with other settings; before anything is started.
+        ConfigError: another sweep works in `out`, or it holds runs with other settings or on other intents; before anything
+            is started.
     """
     with _locked(out):
         done = _finished(plan, out)
+        _check_vectors(plan, out, done)
         write_study(plan, out)
         open_cells = [cell for cell in plan.cells if not cell.blocked and cell.run not in done]
         first = {job.name: job for job in _first_jobs(plan, open_cells, out)}
@@ -109,7 +112,9 @@ def sweep(
 
 
 def perform(job: Job, on_progress: Callable[[int, int], None], should_stop: Callable[[], bool] = lambda: False) -> Outcome:
-    """Does the job here, from where it was left. A user's error, which would come again, is an outcome; others raise."""
+    """Does the job here, from where it was left. What would come again is an outcome: a user's error, or losses or actions
+    that are not finite. Other errors raise.
+    """
     from wmrl_ray.checkpoint import CheckpointError
     from wmrl_ray.data.datasets import open_dataset
     from wmrl_ray.data.episode import DataError
@@ -129,7 +134,7 @@ def perform(job: Job, on_progress: Callable[[int, int], None], should_stop: Call
         if job.vectors is not None and outcome.state == "finished":
             outcome = dataclasses.replace(outcome, dataset=augmented(**job.vectors))
             open_dataset(str(outcome.dataset))  # Why: read once into the cache, before its Workers start side by side
-    except (ConfigError, DataError, CheckpointError, NonFiniteLossError) as error:
+    except (ConfigError, DataError, CheckpointError, NonFiniteLossError, FloatingPointError) as error:
         return Outcome("failed", str(error))
     return outcome
 
@@ -181,23 +186,37 @@ def write_study(plan: Plan, out: Path) -> None:
     Cells of an earlier sweep of the same table stay in it.
 
     Raises:
-        ConfigError: the folder holds this table with the other kind of datasets.
+        ConfigError: the folder holds this table of another paper or with the other kind of datasets, or a damaged file.
     """
     from wmrl_ray.data.files import write_json
 
     own = out / f"study-{plan.table}.json"
-    cells = {cell.key: cell.record for cell in plan.cells}
-    if own.exists():
-        before = json.loads(own.read_text())
-        if before["stand_ins"] != plan.stand_ins:
-            kinds = ("the originals", "stand-ins")
-            was, now = kinds[before["stand_ins"]], kinds[plan.stand_ins]
-            raise ConfigError(f"{out} holds {plan.table} with {was}, not with {now}: their scores differ; choose another --out")
-        earlier = {(c["row"], c["column"], c["variant"], c["seed"]): c for c in before["cells"]}
-        cells = earlier | cells
+    cells = _earlier_cells(plan, own) | {cell.key: cell.record for cell in plan.cells}
     about = {"schema": SCHEMA, "paper": plan.paper, "table": plan.table, "stand_ins": plan.stand_ins}
     for path in (own, out / "study.json"):
         write_json(path, {**about, "cells": list(cells.values())})
+
+
+def _earlier_cells(plan: Plan, file: Path) -> dict[tuple, dict[str, Any]]:
+    """What an earlier sweep of the table recorded in `file`, by cell; see `write_study`."""
+    if not file.exists():
+        return {}
+    try:
+        before = json.loads(file.read_text())
+        schema, paper, was_stand_ins = before["schema"], before["paper"], bool(before["stand_ins"])
+        earlier = {(c["row"], c["column"], c["variant"], c["seed"]): c for c in before["cells"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({type(error).__name__}: {error}); delete it, and sweep again everything that it held: "
+            "finished runs are not repeated"
+        ) from error
+    holds = f"{file} holds table {plan.table!r}"
+    check(schema == SCHEMA, f"{holds} with schema {schema!r}, this version writes {SCHEMA!r}; choose another --out")
+    check(paper == plan.paper, f"{holds} of the paper {paper!r}, not of {plan.paper!r}; choose another --out")
+    kinds = ("the originals", "stand-ins")
+    was, now = kinds[was_stand_ins], kinds[plan.stand_ins]
+    check(was == now, f"{holds} with {was}, not with {now}: their scores differ; choose another --out")
+    return earlier
 
 
 def _finished(plan: Plan, out: Path) -> dict[str, Outcome]:
@@ -220,6 +239,44 @@ def _finished(plan: Plan, out: Path) -> dict[str, Outcome]:
         if name not in plan.managers and result and result["updates"] >= config.num_updates:
             done[name] = dataclasses.replace(_of_result(result), again=True)
     return done
+
+
+def _check_vectors(plan: Plan, out: Path, done: Collection[str]) -> None:
+    """Raises ConfigError for a Worker that learned from other intents, or random vectors, than this sweep's others would.
+
+    A Manager that is trained further, or again, has other intents. One that no open cell needs may be gone.
+    """
+    from wmrl_ray.intents import augmented_id
+    from wmrl_ray.run import RunDir
+
+    wanted = {_needs(cell) for cell in plan.cells if not cell.blocked and cell.run not in done}
+    for cell in plan.cells:
+        worker = RunDir(out / cell.run)
+        if cell.blocked or not _needs(cell) or not worker.exists():
+            continue
+        source = cell.random_dim or str((out / str(cell.manager)).resolve())
+        if cell.manager and (
+            change := _changes(RunDir(out / cell.manager), plan.managers[cell.manager], cell.manager in wanted)
+        ):
+            why = f"its Manager {cell.manager} {change}"
+        elif cell.manager and not RunDir(out / cell.manager).exists():
+            continue
+        else:
+            before, now = worker.config().dataset, augmented_id(**_vectors(cell, source))
+            if before == now:
+                continue
+            why = f"it was trained on {before}, this sweep's Workers there on {now}"
+        raise ConfigError(f"{worker.path} has other {'intents' if cell.manager else 'vectors'}: {why}; choose another --out")
+
+
+def _changes(manager: RunDir, settings: Settings, is_needed: bool) -> str | None:
+    """What would make another of this Manager, or None."""
+    if not manager.exists():
+        return "is not there any more" if is_needed else None
+    result, total = manager.result(), settings["num_updates"]
+    if result is None:
+        return "has not finished"
+    return f"would go on from {result['updates']} to {total} updates" if result["updates"] < total else None
 
 
 def _first_jobs(plan: Plan, cells: Sequence[Cell], out: Path) -> Iterator[Job]:

@@ -123,7 +123,7 @@ def test_what_a_study_includes_is_merged_below_it(tmp_path: Path) -> None:
 def test_a_terminal_shows_what_runs_what_ended_and_the_scores(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path / "data", seeds=[0, 1], columns=["bc"])
     console = Console(width=100, file=io.StringIO(), record=True)
-    panel = SweepPanel(plan, tmp_path, console)
+    panel = SweepPanel(plan, console)
     panel.begin(6, 2)
     panel.progress("plane/bc-baseline-s0", 2, 4)
     console.print(panel.render())

@@ -7,15 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.report.conftest import CARD
 from tests.report.test_report import Page
 from wmrl_ray.config import ConfigError
 from wmrl_ray.envs import maze_layout
 from wmrl_ray.report.film import FPS, HOLD, MOVING, Film, plan_film
 from wmrl_ray.report.render import read_report
+from wmrl_ray.report.runs import Run
 from wmrl_ray.video import write_video
 
 MAZE = "wmrl/PointMaze-UMaze-v0"
-WITH = {"name": "wmrl/pointmaze/umaze-intents-v0", "sha256": "cd" * 32, "env_id": f"wmrl_ray.envs.intents:0.0:{MAZE}"}
+WITH = {
+    "name": "wmrl/pointmaze/umaze-intents-manager-v0",
+    "sha256": "cd" * 32,
+    "env_id": f"intents:/data/.managers/0123:{MAZE}",
+    "base_name": "wmrl/pointmaze/umaze-v0",
+    "base_sha256": CARD["sha256"],
+}
 STEPS = 30
 
 
@@ -79,6 +87,45 @@ def test_the_panels_are_the_worker_without_and_with_intents(runs):
     assert (film.dataset, film.left_out) == (WITH["name"], [])
 
 
+def lengths_of(film: Film) -> list[tuple[str, int]]:
+    return [(panel.label, len(panel.path)) for panel in film.panels]
+
+
+@pytest.mark.parametrize("recorded", [True, False])  # which dataset the intents were put behind; by its name before
+def test_the_baseline_is_of_the_same_data_not_of_another_in_the_same_maze(tmp_path, write_run, recorded):
+    diverse = {"name": "wmrl/pointmaze/umaze-diverse-v0", "sha256": "12" * 32}
+    states = np.zeros((40, 4))
+    save_episode(write_run("a-diverse", card=diverse, trajectories=False), states[:5, :2])
+    save_episode(write_run("play", trajectories=False), states[:6, :2])
+    card = WITH if recorded else {key: value for key, value in WITH.items() if not key.startswith("base_")}
+    save_episode(write_run("worker", card=card, trajectories=False), states[:, :2], states)
+    both = tmp_path / "runs"
+    assert lengths_of(film_of(both)) == [("bc, without intents", 6), ("bc, with intents", 40)]
+    (both / "play" / "trajectories.npz").unlink()
+    assert lengths_of(film_of(both)) == [("bc, with intents", 40)]
+
+
+def test_the_baseline_has_the_same_seed_where_there_is_one(tmp_path, write_run):
+    states = np.zeros((40, 4))
+    for seed in (0, 1, 2):
+        save_episode(write_run(f"plain-{seed}", seed=seed, trajectories=False), states[: 5 + seed, :2])
+    save_episode(write_run("worker", seed=2, card=WITH, trajectories=False), states[:, :2], states)
+    assert lengths_of(film_of(tmp_path / "runs"))[0] == ("bc, without intents", 7)
+    (tmp_path / "runs/plain-2/trajectories.npz").unlink()
+    assert lengths_of(film_of(tmp_path / "runs"))[0] == ("bc, without intents (seed 0, not 2)", 5)
+
+
+def test_random_vectors_are_no_baseline_and_what_is_not_shown_is_not_read(runs, write_run, monkeypatch):
+    card = {"name": "wmrl/pointmaze/umaze-random3-v0", "sha256": "34" * 32, "env_id": f"random-intents:3:{MAZE}"}
+    save_episode(write_run("a-random", card=card, trajectories=False), np.zeros((5, 2)))
+    save_episode(write_run("iql", "iql", trajectories=False), np.zeros((5, 2)))
+    report, read = read_report([runs]), []
+    trajectories = Run.trajectories
+    monkeypatch.setattr(Run, "trajectories", lambda run: read.append(run.path.name) or trajectories(run))
+    assert lengths_of(plan_film(report.groups)) == [("bc, without intents", 11), ("bc, with intents", 31)]
+    assert sorted(read) == ["plain", "worker"]
+
+
 def test_the_video_shows_the_green_dot_where_the_intent_points(runs, tmp_path):
     film = film_of(runs)
     write_video(tmp_path / "fig2.mp4", film.frames(), FPS)
@@ -125,7 +172,7 @@ def test_a_pair_goes_before_a_worker_alone_and_what_is_left_out_is_named(runs, w
     alone = WITH | {
         "name": "a-medium-intents",
         "sha256": "ef" * 32,
-        "env_id": "wmrl_ray.envs.intents:0.0:wmrl/PointMaze-Medium-v0",
+        "env_id": "intents:/data/.managers/4567:wmrl/PointMaze-Medium-v0",
     }
     states = np.zeros((5, 4))
     save_episode(write_run("alone", card=alone, trajectories=False), states[:, :2], states)

@@ -11,13 +11,15 @@ import sys
 import numpy as np
 import pytest
 
+from wmrl_ray.cli.configs import read_study
 from wmrl_ray.config import ConfigError
 from wmrl_ray.report import write_report
+from wmrl_ray.report.summary import D4RL_NAME
 from wmrl_ray.report.words import duration, number, signed
 
 PUBLISHED = {
-    "name": "D4RL/pointmaze/umaze-v2",
-    "uri": "minari://D4RL/pointmaze/umaze-v2",
+    "name": "d4rl/maze2d-umaze-v1",
+    "uri": "minari://d4rl/maze2d-umaze-v1",
     "sha256": "ef" * 32,
     "stand_in": None,
 }
@@ -55,7 +57,11 @@ def test_stand_in_and_published_datasets_never_share_a_table(tmp_path, write_run
 @pytest.mark.parametrize(
     ("name", "scale"),
     [
-        ("D4RL/pointmaze/umaze-v2", "published"),
+        ("D4RL/pointmaze/umaze-v2", "own"),  # Minari's remake
+        ("D4RL/antmaze/large-play-v1", "own"),
+        ("d4rl/antmaze-umaze-v2", "published"),
+        ("d4rl/antmaze-large-play-intents-0123456789ab-v2", "published"),
+        ("d4rl/maze2d-umaze-intents-my_manager-v1", "published"),
         ("maze2d-umaze-v1", "published"),
         ("halfcheetah-medium-expert-v2", "published"),
         ("mine/pointmaze/umaze-v0", "own"),
@@ -68,6 +74,14 @@ def test_only_d4rls_reference_scores_count_as_published(tmp_path, write_run, nam
     page, numbers = numbers_of(tmp_path)
     assert [entry["scale"] for entry in numbers["scales"]] == [scale]
     assert ("scales of their own" in page) == (scale == "own")
+
+
+@pytest.mark.parametrize("table", ["table1", "table2", "table3"])
+def test_what_the_shipped_studies_import_is_published_and_the_remakes_are_not(table):
+    for row, spec in read_study(f"iql_td_mpc/{table}").values["datasets"].items():
+        for uri in (spec["uri"], row):
+            assert D4RL_NAME.fullmatch(uri), uri
+        assert not any(D4RL_NAME.fullmatch(uri) for uri in (spec.get("minari"), spec.get("stand_in")) if uri)
 
 
 def test_datasets_with_reference_scores_of_their_own_have_a_table_of_their_own(tmp_path, write_run):

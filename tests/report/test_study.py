@@ -178,6 +178,17 @@ def test_stand_ins_are_named_at_the_top_of_the_section(pair):
     assert f"stand-in: {OURS}" in page
 
 
+def test_an_original_that_cannot_be_had_is_not_called_a_stand_in(tmp_path, write_run):
+    write_run("bc-0", trajectories=False)
+    blocked = planned(
+        row="halfcheetah-medium-v2", run="x", blocked="there is no stand-in", dataset="d4rl/halfcheetah-medium-v2"
+    )
+    write_study(tmp_path / "runs", [planned(), blocked])
+    page, study = report(tmp_path)
+    assert {row["name"]: row["datasets"] for row in study["rows"] if row["datasets"]} == {ROW: [OURS]}
+    assert f"stand-in: {OURS}" in page and "d4rl/halfcheetah-medium-v2" not in page
+
+
 @pytest.mark.parametrize("stand_ins", [True, False])
 def test_a_run_on_the_other_kind_of_data_is_left_out(tmp_path, write_run, stand_ins):
     write_run("a", "bc", 0, (10.0,), card=D4RL, trajectories=False)
@@ -234,6 +245,37 @@ def test_an_unfinished_run_is_marked_and_not_tested(tmp_path, write_run):
     assert cell["arms"]["intents"]["unfinished"] == [0]
     assert (cell["p"], cell["verdict"]) == (None, None)
     assert "2.0 → 61.0 (+59.0) †" in page and "3 seeds, unfinished: no test" in page
+
+
+@pytest.mark.parametrize("missing", ["baseline", "intents"])
+def test_an_arm_whose_seeds_are_not_all_there_is_not_tested(tmp_path, write_run, missing):
+    cells = []
+    for variant, scores in (("baseline", (1.0, 2.0, 3.0)), ("intents", (60.0, 61.0, 62.0))):
+        for seed, score in enumerate(scores):
+            cells.append(planned(variant=variant, seed=seed, run=f"{variant}-{seed}"))
+            if (variant, seed) != (missing, 1):
+                write_run(f"{variant}-{seed}", "bc", seed, (score,), trajectories=False)
+    write_study(tmp_path / "runs", cells)
+    page, study = report(tmp_path)
+    assert (cell_of(study)["verdict"], cell_of(study)["why_no_test"]) == (None, "incomplete")
+    assert 'class="better"' not in page and "2 of 3" in page and "incomplete: no test" in page
+
+
+def test_workers_of_other_intents_than_those_beside_them_are_noted(tmp_path, write_run):
+    write_run("manager-0", "manager", 0, (), planned=100, trajectories=False)
+    write_run("manager-1", "manager", 1, (), planned=900, trajectories=False)
+    cells = []
+    for column, seed, sha in (("bc", 0, "aa"), ("bc", 1, "bb"), ("iql", 0, "aa"), ("iql", 1, "bb"), ("cql", 0, "cc")):
+        card = {"sha256": sha * 32, "obs_dim": 4 + (column == "iql" and seed)}
+        write_run(f"{column}-{seed}", column, seed, (1.0,), card=card, trajectories=False)
+        cells.append(planned(column, "intents", seed, f"{column}-{seed}") | {"manager": f"manager-{seed}"})
+    write_study(tmp_path / "runs", cells)
+    _, study = report(tmp_path)
+    longer = "the Managers of its seeds were trained with different settings, or for longer"
+    mixed = "Workers of the same seed were trained on different datasets: with other intents, or other data"
+    dims = "its seeds have vectors of different sizes behind their observations"
+    found = {c: set(notes_of(study, cell_of(study, c))) - {"not part of this study"} for c in ("bc", "iql", "cql")}
+    assert found == {"bc": {longer, mixed}, "iql": {longer, mixed, dims}, "cql": {mixed}}
 
 
 def test_a_run_that_is_not_what_the_study_says_is_left_out(tmp_path, write_run):
@@ -296,6 +338,32 @@ def test_a_study_that_the_paper_has_no_table_of_is_reported_without_one(tmp_path
     assert "table 'k_and_h' is none of the paper's" in warning and "runs/bc-0" in html.read_text()
 
 
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"paper": "test", "table": "tiny"}, "no tables of a paper 'test'"),
+    ({"cells": [planned(), planned(row="kitchen-mixed-v0")]}, "row 'kitchen-mixed-v0'"),
+    ({"cells": [planned(), planned(column="iql_tdmpc")]}, "column 'iql_tdmpc'"),
+    ({"cells": [planned(), planned(variant="flat")]}, "variant 'flat'"),
+])  # fmt: skip
+def test_a_study_beyond_the_paper_is_a_warning_and_the_tables_beside_it_are_shown(tmp_path, write_run, changes, said):
+    write_run("paper/bc-0", "bc", 0, (10.0,), trajectories=False)
+    write_study(tmp_path / "runs" / "paper", [planned()])
+    write_run("ours/bc-0", "bc", 1, (20.0,), trajectories=False)
+    file = write_study(tmp_path / "runs" / "ours", **{"cells": [planned()]} | changes)
+    html, path = write_report([tmp_path / "runs"], tmp_path / "report.html")
+    numbers = json.loads(path.read_text())
+    assert [study["path"] for study in numbers["studies"]] == [str(tmp_path / "runs" / "paper" / "study.json")]
+    (warning,) = [warning for warning in numbers["warnings"] if warning.startswith(f"{file}: ")]
+    assert said in warning and warning.endswith("its runs are in the report without a table")
+    assert "ours/bc-0" in html.read_text()
+
+
+def test_a_damaged_study_is_no_warning(tmp_path, write_run):
+    write_run("bc-0", trajectories=False)
+    write_study(tmp_path / "runs", [{"row": ROW}], paper="test")
+    with pytest.raises(ConfigError, match="a cell has no column"):
+        write_report([tmp_path / "runs"], tmp_path / "report.html")
+
+
 def test_a_cell_may_name_a_run_beside_its_study(tmp_path, write_run):
     write_run("elsewhere/bc-0", "bc", 0, (10.0,), trajectories=False)
     write_run("study/bc-1", "bc", 1, (30.0,), trajectories=False)
@@ -313,10 +381,11 @@ def test_a_cell_may_name_a_run_beside_its_study(tmp_path, write_run):
     ({"cells": [planned(row="maze2d-umaze-v2")]}, "row 'maze2d-umaze-v2' .did you mean 'maze2d-umaze-v1'"),
     ({"cells": [planned(column="tt")]}, "column 'tt'"),
     ({"cells": [planned(variant="intent")]}, "variant 'intent' .did you mean 'intents'"),
-    ({"cells": [planned(variant="random")]}, "variant 'random'.*the paper has baseline, intents"),
+    ({"cells": [planned(variant="random")]}, "variant 'random'.*the paper's table has baseline, intents"),
     ({"cells": [planned(), planned(run="bc-1")]}, "maze2d-umaze-v1 bc baseline 0 is there twice"),
     ({"cells": [{"row": ROW}]}, "a cell has no column, variant, seed, run"),
     ({"cells": ["bc"]}, "a cell has no row"),
+    ({"cells": [planned(row=[ROW])]}, "a cell's row is .'maze2d-umaze-v1'."),
 ])  # fmt: skip
 def test_a_study_that_does_not_fit_the_paper_is_one_line(tmp_path, changes, message):
     file = write_study(tmp_path, **{"cells": [planned()]} | changes)

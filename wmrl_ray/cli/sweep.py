@@ -65,7 +65,7 @@ def sweep(
         return
     _require_something_to_run(plan)
     out = out or Path("runs") / (plan.paper + "-stand-ins" * stand_ins)
-    display = make_sweep_display(plan, out, as_json)
+    display = make_sweep_display(plan, as_json)
     stop = StopRequest(lambda name: display.note(f"{name}: stopping; Ctrl-C again stops at once"))
 
     from wmrl_ray.sweep import in_process

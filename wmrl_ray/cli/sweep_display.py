@@ -6,7 +6,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmrl_ray.cli.display import JsonLines
@@ -42,12 +41,11 @@ class SweepJsonLines(JsonLines):
 class SweepPanel:
     """Lines above, what runs now below them; afterwards the table of scores over seeds."""
 
-    def __init__(self, plan: Plan, out: object, console: Console | None = None):
+    def __init__(self, plan: Plan, console: Console | None = None):
         from rich.console import Console
 
         self._console = console or Console()
         self._title = f"{plan.paper} {plan.table}" + (" (stand-ins)" if plan.stand_ins else "")
-        self._stand_ins = plan.stand_ins
         self._total, self._ended = 0, 0
         self._running: dict[str, tuple[int, int]] = {}  # name -> update, of how many
         self._notes: list[str] = []
@@ -90,7 +88,7 @@ class SweepPanel:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        from wmrl_ray.report.render import duration
+        from wmrl_ray.report.words import duration
 
         table = Table.grid(padding=(0, 2))
         running = list(self._running.items())
@@ -106,9 +104,9 @@ class SweepPanel:
         _print_reasons(self._console, [outcome.message for _, outcome in results if outcome.state != "finished"])
 
 
-def make_sweep_display(plan: Plan, out: Path, as_json: bool = False) -> Any:
+def make_sweep_display(plan: Plan, as_json: bool = False) -> Any:
     """The panel when stdout is a terminal and `as_json` is not asked for."""
-    return SweepJsonLines() if as_json or not sys.stdout.isatty() else SweepPanel(plan, out)
+    return SweepJsonLines() if as_json or not sys.stdout.isatty() else SweepPanel(plan)
 
 
 def scores_table(results: Sequence[tuple[Cell, Outcome]], title: str) -> Table:
@@ -171,7 +169,7 @@ def _entry(outcomes: Sequence[Outcome]) -> str:
 
 
 def _result(outcome: Outcome) -> str:
-    from wmrl_ray.report.render import duration
+    from wmrl_ray.report.words import duration
 
     words = [f"{outcome.updates:,} updates in {duration(outcome.seconds)}"] if outcome.updates else []
     if outcome.score is not None:

@@ -23,7 +23,8 @@ class Origin:
     """What the source says about itself, beside the arrays.
 
     env_spec: JSON of the environment (gymnasium's EnvSpec). ref_min_score, ref_max_score: mean returns of a random and of an
-    expert controller, measured as the description says. notes: what the reader changed or dropped.
+    expert controller, measured as the description says. notes: what the reader changed or dropped. base_name, base_sha256: of
+    the dataset that this one is, but for the vectors behind its observations.
     """
 
     env_id: str | None = None
@@ -32,6 +33,8 @@ class Origin:
     ref_max_score: float | None = None
     description: str = ""
     notes: tuple[str, ...] = ()
+    base_name: str | None = None
+    base_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

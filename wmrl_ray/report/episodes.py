@@ -26,33 +26,32 @@ class Panel(NamedTuple):
 def intent_panels(members: Sequence[Group], groups: Sequence[Group]) -> tuple[list[Panel], MazeLayout | None]:
     """The first episode of each Worker with intents among `members`, the runs on one dataset; ([], None) if there is none.
 
-    Before each of them, if it is among `groups`, the same algorithm in the same maze without intents.
+    Before each of them, if it is among `groups`, the same algorithm without intents: in the same maze, trained on the dataset
+    that the intents were put behind, with the same seed or, where there is none, another.
     """
     from wmrl_ray.envs import maze_layout  # lazily: only reports with intents need the mazes
 
     panels: list[Panel] = []
     layout = None
     for group in members:
-        with_intents = _first_episode(group)
-        if with_intents is None or with_intents[2] is None:
+        found = _first_episode([run for run in group.runs if _has_intents(run) and maze_layout(str(run.env_id)) is not None])
+        if found is None or found[2] is None:
             continue
-        run, path, intended = with_intents
-        here = maze_layout(str(run.env_id))
-        if here is None:
-            continue
-        layout = here
-        for other in groups:
-            without = _first_episode(other)
-            if without is not None and without[2] is None and _same_but_for_intents(without[0], run):
-                panels.append(Panel(f"{other.label}, without intents", without[1], None))
-                break
+        run, path, intended = found
+        layout = maze_layout(str(run.env_id))
+        labels = {id(other): by.label for by in groups for other in by.runs if _is_baseline_of(other, run)}
+        others = [other for by in groups for other in by.runs if id(other) in labels]
+        without = _first_episode(sorted(others, key=lambda other: other.seed != run.seed))
+        if without is not None:
+            seed = "" if without[0].seed == run.seed else f" (seed {without[0].seed}, not {run.seed})"
+            panels.append(Panel(f"{labels[id(without[0])]}, without intents{seed}", without[1], None))
         panels.append(Panel(f"{group.label}, with intents", path, intended))
     return panels, layout
 
 
-def _first_episode(group: Group) -> tuple[Run, np.ndarray, np.ndarray | None] | None:
-    """(run, observations, intended states or None) of the first seed that saved some; a damaged file was warned of."""
-    for run in group.runs:
+def _first_episode(runs: Sequence[Run]) -> tuple[Run, np.ndarray, np.ndarray | None] | None:
+    """(run, observations, intended states or None) of the first that saved some; a damaged file was warned of."""
+    for run in runs:
         try:
             if paths := run.trajectories():
                 intended = run.intended()
@@ -62,5 +61,13 @@ def _first_episode(group: Group) -> tuple[Run, np.ndarray, np.ndarray | None] | 
     return None
 
 
-def _same_but_for_intents(without: Run, run: Run) -> bool:
-    return without.algorithm == run.algorithm and str(run.env_id).endswith(f":{without.env_id}")
+def _has_intents(run: Run) -> bool:
+    return str(run.env_id).startswith("intents:")
+
+
+def _is_baseline_of(other: Run, run: Run) -> bool:
+    """Whether `other` is what the Worker `run` would be without intents."""
+    if other.algorithm != run.algorithm or not str(run.env_id).endswith(f":{other.env_id}"):
+        return False
+    (name, sha256), (other_name, other_sha256) = run.base, (other.dataset.get("name"), other.dataset.get("sha256"))
+    return name == other_name if sha256 is None else sha256 == other_sha256

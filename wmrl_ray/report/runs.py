@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,6 +45,20 @@ class Run:
     @property
     def env_id(self) -> str | None:
         return self.config.get("env") or self.dataset.get("env_id")
+
+    @property
+    def base(self) -> tuple[str, str | None]:
+        """(name, sha256) of the dataset without the vectors behind its observations; the run's own where there are none.
+
+        sha256 is None where the dataset's card does not say: then its name is that of `wmrl intents` without the vectors'.
+        """
+        card = self.dataset
+        if card.get("base_sha256"):
+            return str(card.get("base_name")), str(card["base_sha256"])
+        name = str(card.get("name"))
+        if str(self.env_id).startswith(("intents:", "random-intents:")):
+            return re.sub(r"-(intents-[\w-]+?|random\d+(-[0-9a-f]+)?)(?=(-v\d+)?$)", "", name), None
+        return name, card.get("sha256")
 
     @property
     def num_updates(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from wmrl_ray.config import ConfigError, check, did_you_mean
 from wmrl_ray.report.runs import Run, read_run
 from wmrl_ray.report.stats import welch
 from wmrl_ray.report.summary import experiment_of, scale_of
+from wmrl_ray.study import SCHEMA
 
-SCHEMA = "wmrl.study/v1"
+WITHOUT_TABLE = "its runs are in the report without a table"
 ALPHA = 0.05  # the papers' level of significance
 CELL_KEYS = ("row", "column", "variant", "seed", "run")
 
@@ -41,7 +42,7 @@ class Study:
 
 
 class NotInPaperError(ConfigError):
-    """A study of something that its paper prints no table of: there is nothing to put ours beside."""
+    """A study of something that no paper known here prints: there is nothing to put ours beside."""
 
 
 @dataclass
@@ -57,14 +58,14 @@ class Notes:
 
 
 def load_paper(name: str) -> dict[str, Any]:
-    """The tables of a paper, every value as printed there. Raises ConfigError for a paper that is not there."""
+    """The tables of a paper, every value as printed there. Raises NotInPaperError for a paper that is not there."""
     files = {
         file.name.removesuffix(".json"): file
         for file in importlib.resources.files("wmrl_ray.report").joinpath("papers").iterdir()
         if file.name.endswith(".json")
     }
     if name not in files:
-        raise ConfigError(f"no tables of a paper {name!r}{did_you_mean(name, files)}; known: {', '.join(sorted(files))}")
+        raise NotInPaperError(f"no tables of a paper {name!r}{did_you_mean(name, files)}; known: {', '.join(sorted(files))}")
     return json.loads(files[name].read_text(encoding="utf-8"))
 
 
@@ -85,8 +86,8 @@ def read_study(path: Path) -> Study:
     """Reads a study.json.
 
     Raises:
-        NotInPaperError: the paper has no such table.
-        ConfigError: it is damaged, of another schema, or names what the paper's table does not have.
+        NotInPaperError: there is no such paper, table, row, column or variant.
+        ConfigError: it is damaged, or of another schema.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -97,34 +98,42 @@ def read_study(path: Path) -> Study:
     cells, stand_ins = values.get("cells"), values.get("stand_ins")
     if not isinstance(cells, list) or not isinstance(stand_ins, bool):
         raise ConfigError(f"{path}: needs `cells`, a list, and `stand_ins`, true or false; start its sweep again")
+    _check_cells(path, cells)
     try:
         paper = load_paper(str(values.get("paper")))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except NotInPaperError as error:
+        raise NotInPaperError(f"{path}: {error}; {WITHOUT_TABLE}") from error
     key = str(values.get("table"))
     if key not in paper["tables"]:
         printed = ", ".join(paper["tables"])
-        raise NotInPaperError(
-            f"{path}: table {key!r} is none of the paper's ({printed}); its runs are in the report without one"
-        )
+        raise NotInPaperError(f"{path}: table {key!r} is none of the paper's ({printed}); {WITHOUT_TABLE}")
     study = Study(path, paper, key, stand_ins, cells)
+    for cell in cells:
+        for name, known in (("row", study.table["rows"]), ("column", study.table["columns"])):
+            _require_printed(path, name, cell[name], known)
+        if _arm_and_point(cell["variant"], study.table["arms"]) is None:
+            _require_printed(path, "variant", cell["variant"], study.table["arms"])
+    return study
+
+
+def _check_cells(path: Path, cells: Sequence[Any]) -> None:
+    """Raises ConfigError for what no sweep writes: a cell that lacks something, or is there twice."""
     seen: set[tuple] = set()
     for cell in cells:
         missing = [k for k in CELL_KEYS if k not in cell] if isinstance(cell, dict) else list(CELL_KEYS)
         check(not missing, f"{path}: a cell has no {', '.join(missing)}: {cell}")
-        for name, known in (("row", study.table["rows"]), ("column", study.table["columns"])):
-            _check_known(path, name, cell[name], known)
-        if _arm_and_point(cell["variant"], study.table["arms"]) is None:
-            _check_known(path, "variant", cell["variant"], study.table["arms"])
+        for key in CELL_KEYS:
+            expected = int if key == "seed" else str
+            check(isinstance(cell[key], expected), f"{path}: a cell's {key} is {cell[key]!r}; start its sweep again")
         where = (cell["row"], cell["column"], cell["variant"], cell["seed"])
         check(where not in seen, f"{path}: {' '.join(map(str, where))} is there twice; each seed counts once")
         seen.add(where)
-    return study
 
 
-def _check_known(path: Path, name: str, value: Any, known: Mapping[str, Any] | Sequence[str]) -> None:
+def _require_printed(path: Path, name: str, value: str, known: Mapping[str, Any] | Sequence[str]) -> None:
     if value not in known:
-        raise ConfigError(f"{path}: {name} {value!r}{did_you_mean(str(value), known)}; the paper has {', '.join(known)}")
+        has = f"the paper's table has {', '.join(known)}"
+        raise NotInPaperError(f"{path}: {name} {value!r}{did_you_mean(value, known)}; {has}; {WITHOUT_TABLE}")
 
 
 def _arm_and_point(variant: Any, arms: Sequence[str]) -> tuple[str, str] | None:
@@ -173,15 +182,18 @@ def summarize_study(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     for cell in study.cells:
         planned[cell["row"], cell["column"], cell["variant"]].append(cell)
     known = {run.path.resolve(): run for run in runs}
+    mixed = _mixed(study, known)
     rows = []
     for name, printed in table["rows"].items():
-        cells = [
-            _cell(study, column, printed[column], {arm: planned[name, column, arm] for arm in table["arms"]}, known, notes)
-            for column in table["columns"]
-        ]
+        cells = []
+        for column in table["columns"]:
+            arms = {arm: planned[name, column, arm] for arm in table["arms"]}
+            cells.append(_cell(study, column, printed[column], arms, known, mixed, notes))
         if table["form"] == "score":
             _mark_best(cells)
-        datasets = sorted({str(cell["dataset"]) for cell in study.cells if cell["row"] == name and cell.get("dataset")})
+        # Why none that is blocked: it may name the original that no stand-in was made of
+        own = [cell for cell in study.cells if cell["row"] == name and not cell.get("blocked")]
+        datasets = sorted({str(cell["dataset"]) for cell in own if cell.get("dataset")})
         rows.append({"name": name, "datasets": datasets, "cells": cells})
     shown = [arm for row in rows for cell in row["cells"] for arm in cell["arms"].values() if arm["seeds"]]
     updates = [update for arm in shown for update in arm["updates"]]
@@ -208,6 +220,7 @@ def _cell(
     printed: Mapping[str, float],
     planned: Mapping[str, list[Cell]],
     known: Mapping[Path, Run],
+    mixed: Collection[tuple],
     notes: Notes,
 ) -> dict[str, Any]:
     """Both arms (or the only one) of one cell, and their comparison."""
@@ -217,7 +230,7 @@ def _cell(
         reasons += [] if cells else ["not part of this study"]
         kept[arm] = []
         for cell in cells:
-            run = _find_run(study, cell, known)
+            run = _find_run(study, cell["run"], known)
             why = _why_left_out(study, cell, run)
             if run is None or why is not None:
                 reasons.append(str(why))
@@ -229,8 +242,13 @@ def _cell(
         names = sorted({str(run.dataset.get("name")) for run in runs})
         reasons.append(f"scores on different scales are neither averaged nor compared: {', '.join(names)}")
         kept = {arm: [] for arm in kept}
-    for members in kept.values():
-        reasons += _uneven(members)
+    for arm, members in kept.items():
+        seeds = {run.seed for run in members}
+        cells = [cell for cell in planned[arm] if cell["seed"] in seeds]
+        managers = [_find_run(study, cell["manager"], known) for cell in cells if cell.get("manager")]
+        reasons += _uneven(members, [manager for manager in managers if manager is not None])
+        if any((cell["row"], arm, cell["seed"]) in mixed for cell in cells):
+            reasons.append("Workers of the same seed were trained on different datasets: with other intents, or other data")
     arms = {arm: _arm(members, len(planned[arm])) for arm, members in kept.items()}
     cell = {"column": column, "paper": dict(printed), "arms": arms, "delta": None, "p": None, "why_no_test": None}
     cell |= {"verdict": None, "bold": False, "delta_to_paper": None}
@@ -242,9 +260,18 @@ def _cell(
     return cell | {"notes": sorted({notes.number(reason) for reason in reasons})}
 
 
-def _find_run(study: Study, cell: Cell, known: Mapping[Path, Run]) -> Run | None:
-    """The run of a cell: one of those read already, or another of the study's; None before it has started."""
-    path = study.path.parent / str(cell["run"])
+def _mixed(study: Study, known: Mapping[Path, Run]) -> set[tuple]:
+    """(row, variant, seed) of which not all columns were trained on the same dataset."""
+    contents: dict[tuple, set[str]] = defaultdict(set)
+    for cell in study.cells:
+        if (run := _find_run(study, cell["run"], known)) is not None and run.dataset.get("sha256"):
+            contents[cell["row"], cell["variant"], cell["seed"]].add(run.dataset["sha256"])
+    return {where for where, found in contents.items() if len(found) > 1}
+
+
+def _find_run(study: Study, name: str, known: Mapping[Path, Run]) -> Run | None:
+    """The run in a folder: one of those read already, or another of the study's; None before it has started."""
+    path = study.path.parent / name
     if (run := known.get(path.resolve())) is not None:
         return run
     return read_run(path) if (path / "config.json").exists() else None
@@ -266,9 +293,13 @@ def _why_left_out(study: Study, cell: Cell, run: Run | None) -> str | None:
     return "no evaluation yet" if run.final("eval/score_mean") is None else None
 
 
-def _uneven(runs: Sequence[Run]) -> list[str]:
+def _uneven(runs: Sequence[Run], managers: Sequence[Run]) -> list[str]:
     """What tells the seeds of one arm apart besides the seed."""
     reasons = []
+    if len({(experiment_of(manager), manager.num_updates) for manager in managers}) > 1:
+        reasons.append("the Managers of its seeds were trained with different settings, or for longer")
+    if len({run.dataset.get("obs_dim") for run in runs}) > 1:
+        reasons.append("its seeds have vectors of different sizes behind their observations")
     if len({experiment_of(run) for run in runs}) > 1:
         reasons.append("its seeds were run with different settings")
     if len({run.evaluations[-1]["update"] for run in runs}) > 1:
@@ -296,6 +327,8 @@ def _compare(baseline: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, 
     delta = ours["mean"] - baseline["mean"]
     if baseline["unfinished"] or ours["unfinished"]:  # Why: testing until it is significant finds what is not there
         return {"delta": delta, "why_no_test": "unfinished"}
+    if any(len(arm["seeds"]) < arm["num_planned"] for arm in (baseline, ours)):
+        return {"delta": delta, "why_no_test": "incomplete"}
     test = welch(baseline["scores"], ours["scores"])
     if test.p is None:
         return {"delta": delta, "why_no_test": test.why}

@@ -23,10 +23,10 @@ SCALES = {  # one table each, never mixed: a score of 60 on one is not a 60 on t
     "returns": "Datasets without reference scores (raw returns)",
 }
 
-# Minari's copies, and the names of D4RL's files: hopper-medium-v2, maze2d-umaze-v1, antmaze-large-play-v2, ...
+# The names of D4RL's files, and of what our studies import them as: hopper-medium-v2, d4rl/antmaze-large-play-v2, also with
+# intents. Why not Minari's D4RL/...: those are remakes, in other simulators, with reference scores of their own.
 D4RL_NAME = re.compile(
-    r"D4RL/.+"
-    r"|(maze2d|antmaze|halfcheetah|hopper|walker2d|ant|pen|hammer|door|relocate|kitchen|minigrid|carla|flow)-[a-z0-9-]+-v\d+"
+    r"(d4rl/)?(maze2d|antmaze|halfcheetah|hopper|walker2d|ant|pen|hammer|door|relocate|kitchen|minigrid|carla|flow)-[\w-]+-v\d+"
 )
 
 

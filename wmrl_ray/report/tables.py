@@ -17,7 +17,8 @@ STAND_INS = (
 )
 LEGEND = {
     "pair": "▲ green: better than the baseline, ▼ red: worse (Welch's two-sided t-test over seeds, p < 0.05). † a run is "
-    "unfinished, so nothing is tested. Grey, last: the paper's values; which of them it prints green or red is not known here.",
+    "unfinished. Nothing is tested before all planned seeds have finished. Grey, last: the paper's values; which of them it "
+    "prints green or red is not known here.",
     "score": "Mean ± sample deviation over seeds; bold: within one standard deviation of the best of ours in the row. "
     "† a run is unfinished. Grey, last: the paper's values.",
 }

@@ -163,6 +163,7 @@ def _origin(metadata: Mapping[str, Any], leaves: list[Leaf]) -> Origin:
     notes = tuple(metadata.get("wmrl_notes", ()))
     if len(leaves) > 1:
         notes += ("Dict observation joined as " + ", ".join(f"{'.'.join(leaf.keys)}[{leaf.size}]" for leaf in leaves),)
+    vectors = json.loads(metadata.get("wmrl_intents") or "{}")
     return Origin(
         env_id=json.loads(spec).get("id") if spec else metadata.get("wmrl_env_id"),
         env_spec=spec,
@@ -170,4 +171,6 @@ def _origin(metadata: Mapping[str, Any], leaves: list[Leaf]) -> Origin:
         ref_max_score=metadata.get("ref_max_score"),
         description=metadata.get("description") or "",
         notes=notes,
+        base_name=vectors.get("dataset"),
+        base_sha256=vectors.get("dataset_sha256"),
     )
