@@ -94,7 +94,7 @@ def test_the_papers_numbers_of_updates_and_episodes_and_its_k_and_h() -> None:
         ("antmaze-umaze-v2", "iql", {"expectile": 0.9, "beta": 10.0, "reward_shift": -1.0}),
         ("maze2d-large-v1", "iql", {"expectile": 0.7, "beta": 3.0, "reward_shift": 0.0}),
         ("antmaze-ultra-play-v0", "awac", {"temperature": 0.1, "reward_shift": -1.0}),
-        ("halfcheetah-medium-v2", "awac", {"temperature": 0.333333, "reward_shift": 0.0}),
+        ("halfcheetah-medium-v2", "awac", {"temperature": 0.3333, "reward_shift": 0.0}),
         ("antmaze-medium-play-v2", "cql", {"lagrange": False, "clip_difference": None, "actor_lr": 3e-5, "reward_shift": -1.0}),
         ("maze2d-umaze-v1", "cql", {"lagrange": True, "action_gap": 5.0, "conservative_coef": 10.0}),
         ("halfcheetah-medium-v2", "dt", {"lr": 8e-4, "reward_scale": 0.001, "target_return": 12000.0}),

@@ -237,7 +237,10 @@ def how_to_get(row: str, spec: DatasetSpec, uri: str) -> str:
         f"wmrl data import FILE {uri} --env {spec.env or 'ENV'}{scores}"
     )
     if spec.env is None:
-        line += f" (ENV: the environment of {spec.source} as a Gymnasium id, module:id)"
+        line += (
+            f" (ENV: you have to supply an environment in {spec.source}'s coordinates as a Gymnasium "
+            "id, module:id; none of the mazes here is in them)"
+        )
     if spec.minari:
         line += f"; or a remake with scores of its own, as uri of this row: minari download {spec.minari}"
     return line if spec.stand_in is None else f"{line}; or --stand-ins"

@@ -3,10 +3,9 @@
 Kumar, Zhou, Tucker, Levine: Conservative Q-Learning for Offline Reinforcement Learning (2020); its Eq. 4 with the entropy
 regulariser, importance sampling over random and policy actions, and optionally its Lagrangian form (Section 4).
 
-Hyper-parameters are CORL's, as in the CQL column of Tables I and II of the IQL-TD-MPC paper: that column was made with the
-defaults below (no Lagrange multiplier, alpha 10, no clip, policy lr 3e-5), on antmaze with `reward_shift` -1. CORL's files of
-today differ by task:
-- maze2d: `lagrange`, `action_gap` 5.
+Hyper-parameters are CORL's, as in the CQL column of Table II of the IQL-TD-MPC paper: CORL's files of its time (57e4037) have
+the defaults below (no Lagrange multiplier, alpha 10, no clip, policy lr 3e-5), on antmaze with `reward_shift` -1, and on maze2d
+`lagrange` with `action_gap` 5, as today. CORL's files of today differ on
 - antmaze: rewards 10 r - 5, `lagrange` with `action_gap` 0.8, `conservative_coef` 5, `clip_difference` -200,
   `max_target_backup`, `critic_layers` 5, `actor_lr` 1e-4, observations not normalised.
 

@@ -4,7 +4,7 @@ Chen, Lu, Rajeswaran, Lee, Grover, Laskin, Abbeel, Srinivas, Mordatch: Decision 
 Modeling (2021). A causal transformer reads (return-to-go, observation, action) of the last K steps and predicts each action
 from the tokens up to its observation.
 
-Hyper-parameters are CORL's, as in the DT column of Tables I and II of the IQL-TD-MPC paper. By task (100k updates each):
+Hyper-parameters are CORL's, as in the DT column of Table II of the IQL-TD-MPC paper. By task (100k updates each):
 batch 64 and lr 1e-4 on antmaze, 4096 and 8e-4 on maze2d and gym; `reward_scale` 1 on mazes, 0.001 on gym; `target_return` 12000
 or 6000 (halfcheetah), 3600 or 1800 (hopper), 5000 or 2500 (walker2d), 280 or 140 (maze2d), 1 or 0.5 (antmaze).
 
