@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 
 from wmrl_ray.config import check
 
@@ -140,7 +140,11 @@ class _Listener(tune.Callback):
 
 def _cause(trial: Any) -> str:
     """One line: the error of the trial's last attempt."""
-    error = trial.get_pickled_error() or trial.get_error()
+    # Why not trial.get_pickled_error(): it reads the storage's copy of this file, which may not be there yet
+    if (file := trial.pickled_error_file) is not None:
+        error = cloudpickle.loads(Path(file).read_bytes())
+    else:
+        error = Path(trial.error_file).read_text() if trial.error_file else "no message"
     error = getattr(error, "cause", None) or error
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process died (killed, or out of memory; see Ray's logs of the node)"
