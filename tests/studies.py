@@ -1,4 +1,4 @@
-"""A study of seconds: two Workers of a tiny Manager on the plane."""
+"""A study of seconds, two Workers of a tiny Manager on the plane, and a sweep of it that is listened to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from tests.rllib import fakes
 from wmrl_ray.config import from_dict
 from wmrl_ray.study import Plan, Study, expand
+from wmrl_ray.sweep import Execute, Job, Outcome, sweep
 
 MANAGER_AGENT = {
     "model": {"latent_dim": 3, "encoder_dim": 8, "hidden_dim": 8},
@@ -38,3 +39,28 @@ def tiny_values(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def tiny_plan(folder: Path, **changes: Any) -> Plan:
     return expand(from_dict(Study, tiny_values(folder, **changes)))
+
+
+class SweepLog:
+    """What a sweep told: names of the jobs that ended, in order."""
+
+    def __init__(self) -> None:
+        self.jobs: list[str] = []
+        self.updates: list[tuple[str, int, int]] = []
+
+    def begin(self, num_jobs: int, num_finished: int) -> None:
+        self.numbers = (num_jobs, num_finished)
+
+    def progress(self, name: str, update: int, total: int) -> None:
+        self.updates.append((name, update, total))
+
+    def end(self, job: Job, outcome: Outcome) -> None:
+        self.jobs.append(job.name)
+
+
+def run_sweep(plan: Plan, out: Path, execute: Execute, **kwargs: Any) -> tuple[dict[str, Outcome], SweepLog]:
+    """The outcome of every cell, by run, and what the sweep told."""
+    log = SweepLog()
+    results = sweep(plan, out, execute, log, **kwargs)
+    assert [cell for cell, _ in results] == plan.cells
+    return {cell.run: outcome for cell, outcome in results}, log

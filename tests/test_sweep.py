@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.rllib import fakes
-from tests.studies import MANAGER_AGENT, tiny_plan
+from tests.studies import MANAGER_AGENT, SweepLog, run_sweep, tiny_plan
 from wmrl_ray import intents
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.data.datasets import open_dataset
@@ -24,28 +24,8 @@ from wmrl_ray.sweep import Job, Outcome, in_process, sweep
 from wmrl_ray.train import train
 
 
-class Log:
-    """What a sweep told: names of the jobs that ended, in order."""
-
-    def __init__(self) -> None:
-        self.jobs: list[str] = []
-        self.updates: list[tuple[str, int, int]] = []
-
-    def begin(self, num_jobs: int, num_finished: int) -> None:
-        self.numbers = (num_jobs, num_finished)
-
-    def progress(self, name: str, update: int, total: int) -> None:
-        self.updates.append((name, update, total))
-
-    def end(self, job: Job, outcome: Outcome) -> None:
-        self.jobs.append(job.name)
-
-
-def run(plan: Plan, out: Path, **kwargs: Any) -> tuple[dict[str, Outcome], Log]:
-    log = Log()
-    results = sweep(plan, out, in_process, log, **kwargs)
-    assert [cell for cell, _ in results] == plan.cells
-    return {cell.run: outcome for cell, outcome in results}, log
+def run(plan: Plan, out: Path, **kwargs: Any) -> tuple[dict[str, Outcome], SweepLog]:
+    return run_sweep(plan, out, in_process, **kwargs)
 
 
 def states(outcomes: dict[str, Outcome]) -> dict[str, str]:
@@ -257,7 +237,7 @@ def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path) -> None:
             run(plan, tmp_path / "out")
         return {job.name: Outcome("stopped") for job in jobs}
 
-    sweep(plan, tmp_path / "out", meanwhile, Log())
+    sweep(plan, tmp_path / "out", meanwhile, SweepLog())
     assert set(states(run(plan, tmp_path / "out")[0]).values()) == {"finished"}
 
 

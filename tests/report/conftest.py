@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.report.studies import ROW, planned, report, write_study
+
 STAND_IN = "A replacement of D4RL's maze2d-umaze, made by wmrl_ray with the same recipe; scores are on its own scale."
 CARD = {
     "uri": "minari://wmrl/pointmaze/umaze-v0",
@@ -87,3 +89,20 @@ def _write_trajectories(path: Path, seed: int, num_episodes: int = 5, steps: int
     xy = np.clip(generator.normal(0, 0.06, (num_episodes, steps + 1, 2)).cumsum(axis=1), -0.4, 0.4) + [1.0, 0.0]
     obs = np.concatenate([xy, np.zeros_like(xy)], axis=-1).astype(np.float32).reshape(-1, 4)
     np.savez(path, obs=obs, offsets=np.arange(num_episodes + 1) * (steps + 1), returns=np.zeros(num_episodes))
+
+
+@pytest.fixture
+def pair(tmp_path, write_run):
+    """pair(baseline scores, scores with intents, ...) -> page, numbers of the study; one run for each score."""
+
+    def make(baseline, ours, *, column="bc", table="table2", other="intents", row=ROW, **changes):
+        cells = []
+        for variant, scores in (("baseline", baseline), (other, ours)):
+            for seed, score in enumerate(scores):
+                run = f"{column}-{variant}-{seed}"
+                write_run(run, column, seed, (0.0, score), trajectories=False)
+                cells.append(planned(column, variant, seed, run, row))
+        write_study(tmp_path / "runs", cells, table, **changes)
+        return report(tmp_path)
+
+    return make

@@ -3,54 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
+from tests.report.studies import D4RL, OTHER_ROW, OURS, ROW, planned, report, write_study
 from tests.report.test_report import Page
 from wmrl_ray.config import ConfigError
 from wmrl_ray.report import write_report
-from wmrl_ray.report.study import find_studies, load_paper, read_study
+from wmrl_ray.report.study import find_studies, read_study
 from wmrl_ray.report.tables import as_markdown, as_text
-
-ROW, OTHER_ROW = "maze2d-umaze-v1", "antmaze-ultra-play-v0"
-OURS = "wmrl/pointmaze/umaze-v0"
-D4RL = {"name": "maze2d-umaze-v1", "uri": "maze2d-umaze-v1.hdf5", "stand_in": None}
-
-
-def planned(column="bc", variant="baseline", seed=0, run="bc-0", row=ROW, blocked=None, dataset=OURS):
-    return locals()
-
-
-def write_study(folder: Path, cells, table="table2", **changes) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {"schema": "wmrl.study/v1", "paper": "iql_td_mpc", "table": table, "stand_ins": True, "cells": cells}
-    (folder / "study.json").write_text(json.dumps(values | changes))
-    return folder / "study.json"
-
-
-@pytest.fixture
-def pair(tmp_path, write_run):
-    """pair(baseline scores, scores with intents, ...) -> page, numbers of the study; one run for each score."""
-
-    def make(baseline, ours, *, column="bc", table="table2", other="intents", row=ROW, **changes):
-        cells = []
-        for variant, scores in (("baseline", baseline), (other, ours)):
-            for seed, score in enumerate(scores):
-                run = f"{column}-{variant}-{seed}"
-                write_run(run, column, seed, (0.0, score), trajectories=False)
-                cells.append(planned(column, variant, seed, run, row))
-        write_study(tmp_path / "runs", cells, table, **changes)
-        return report(tmp_path)
-
-    return make
-
-
-def report(tmp_path):
-    html, numbers = write_report([tmp_path / "runs"], tmp_path / "report.html")
-    (study,) = json.loads(numbers.read_text())["studies"]
-    return html.read_text(), study
 
 
 def cell_of(study, column="bc", row=ROW):
@@ -60,46 +21,6 @@ def cell_of(study, column="bc", row=ROW):
 
 def notes_of(study, cell):
     return [study["notes"][i - 1] for i in cell["notes"]]
-
-
-SUMS = {  # added up over the rows from the printed tables: a digit that is wrong shows here
-    "table1": {"iql": 725.1, "tt": 781.2, "tap": 747.2, "tdmpc": 420.1, "iql_tdmpc": 860.7},
-    "table2": {"awac": 606.8, "bc": 239.2, "dt": 305.2, "iql": 651, "td3_bc": 521.6, "cql": 429.6},
-    "table3": {"awac": 189.8, "bc": 133.2, "iql": 401, "td3_bc": 177.6},
-}
-SUMS_BEHIND = {  # of the standard deviations; of the values behind the arrow
-    "table1": {"iql": 103.61, "tt": 63.7, "tap": 35.3, "tdmpc": 116.21, "iql_tdmpc": 300.2},
-    "table2": {"awac": 803, "bc": 736, "dt": 673, "iql": 836, "td3_bc": 749, "cql": 405},
-    "table3": {"awac": 185.2, "bc": 137, "iql": 379, "td3_bc": 178.2},
-}
-
-
-@pytest.mark.parametrize(("table", "num_rows", "keys"), [
-    ("table1", 14, ("mean", "std")), ("table2", 14, ("baseline", "ours")), ("table3", 7, ("baseline", "ours"))
-])  # fmt: skip
-def test_the_papers_tables_are_complete_and_add_up(table, num_rows, keys):
-    values = load_paper("iql_td_mpc")["tables"][table]
-    assert len(values["rows"]) == num_rows
-    assert all(list(row) == list(values["columns"]) for row in values["rows"].values())
-    assert all(tuple(cell) == keys for row in values["rows"].values() for cell in row.values())
-    for key, sums in zip(keys, (SUMS, SUMS_BEHIND), strict=True):
-        added = {column: sum(row[column][key] for row in values["rows"].values()) for column in values["columns"]}
-        assert added == pytest.approx(sums[table])
-
-
-def test_single_values_are_as_printed():
-    tables = load_paper("iql_td_mpc")["tables"]
-    assert tables["table1"]["rows"]["antmaze-medium-play-v2"]["tdmpc"] == {"mean": 1.8, "std": 3.91}
-    assert tables["table1"]["rows"]["maze2d-large-v1"]["tap"] == {"mean": -2.1, "std": 0.1}
-    assert tables["table2"]["rows"]["maze2d-umaze-v1"]["cql"] == {"baseline": -14, "ours": 7}
-    assert tables["table2"]["rows"]["antmaze-medium-play-v2"]["td3_bc"] == {"baseline": 0.2, "ours": 60}
-    assert tables["table3"]["rows"]["antmaze-large-play-v2"]["iql"] == {"baseline": 54, "ours": 25}
-
-
-def test_the_ablation_has_the_main_experiments_baselines():
-    main, ablation = (load_paper("iql_td_mpc")["tables"][key]["rows"] for key in ("table2", "table3"))
-    for row, cells in ablation.items():
-        assert {c: v["baseline"] for c, v in cells.items()} == {c: main[row][c]["baseline"] for c in cells}
 
 
 def test_an_improvement_is_green_with_the_papers_value_in_the_same_cell(pair):
@@ -407,39 +328,3 @@ def test_the_page_with_a_table_is_well_formed_offline_and_escaped(pair):
     page.feed(page_text)
     page.close()
     assert (page.open, page.fetched) == ([], [])
-
-
-@pytest.mark.parametrize("width", [60, 80, 120, 240])
-def test_the_text_fits_the_terminal_and_shows_every_cell(pair, width):
-    _, study = pair([1.0, 2.0, 3.0], [60.0, 64.0, 65.0])
-    lines = as_text(study, width).splitlines()
-    table = lines[lines.index("") : len(lines) - lines[::-1].index("")]
-    assert max(map(len, table)) <= width
-    text = "\n".join(table)
-    assert all(head in text for head in study["columns"].values())
-    assert text.count("(+61.0) ▲") == 1 and text.count("3 → 64 (+61)") == 1
-    assert sum(line.startswith(ROW) for line in table) == sum("maze2d-umaze-v1" in line for line in table)
-
-
-def test_the_markdown_is_one_table_whose_rows_have_all_columns(pair):
-    _, study = pair([1.0, 2.0, 3.0], [60.0, 64.0, 65.0])
-    rows = [line for line in as_markdown(study).splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 14
-    assert {row.count("|") for row in rows} == {8}
-    assert "**2.0 → 63.0 (+61.0) ▲**<br>3 seeds, p \\< 0.001<br><sub>paper 3 → 64 (+61)</sub>" in as_markdown(study)
-
-
-def test_the_command_prints_the_table_and_writes_markdown(pair, tmp_path, capsys, monkeypatch):
-    from wmrl_ray.cli.app import app
-
-    pair([1.0, 2.0, 3.0], [60.0, 64.0, 65.0])
-    capsys.readouterr()
-    monkeypatch.setitem(os.environ, "COLUMNS", "100")
-    out, markdown = tmp_path / "page.html", tmp_path / "table.md"
-    app(["report", str(tmp_path / "runs"), "-o", str(out), "--markdown", str(markdown)], standalone_mode=False)
-    printed = capsys.readouterr().out
-    assert "2.0 → 63.0 (+61.0) ▲" in printed and "3 → 64 (+61)" in printed
-    assert printed.splitlines()[-1] == f"{out}   (numbers: {out.with_suffix('.json')})"
-    assert markdown.read_text().startswith("### Table II of IQL-TD-MPC")
-    with pytest.raises(ConfigError, match="there is no study.json"):
-        app(["report", str(tmp_path / "runs" / "bc-baseline-0"), "-o", str(out), "--markdown", "x.md"], standalone_mode=False)

@@ -6,41 +6,26 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 from tests.rllib import fakes
-from tests.studies import tiny_plan
+from tests.studies import SweepLog, run_sweep, tiny_plan
 from wmrl_ray.config import ConfigError
-from wmrl_ray.rllib.trials import Outcome, run_trials
+from wmrl_ray.rllib.trials import Outcome, _cause, run_trials
 from wmrl_ray.run import RunDir
 from wmrl_ray.study import Plan
-from wmrl_ray.sweep import Job, on_ray, sweep
 from wmrl_ray.sweep import Outcome as SweepOutcome
+from wmrl_ray.sweep import on_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
-class Log:
-    def __init__(self) -> None:
-        self.jobs: list[str] = []
-        self.updates: list[tuple[str, int, int]] = []
-
-    def begin(self, num_jobs: int, num_finished: int) -> None:
-        self.numbers = (num_jobs, num_finished)
-
-    def progress(self, name: str, update: int, total: int) -> None:
-        self.updates.append((name, update, total))
-
-    def end(self, job: Job, outcome: SweepOutcome) -> None:
-        self.jobs.append(job.name)
-
-
-def run(plan: Plan, out: Path, **kwargs: Any) -> tuple[dict[str, SweepOutcome], Log]:
-    log = Log()
-    results = sweep(plan, out, on_ray(out, **kwargs), log)
-    return {cell.run: outcome for cell, outcome in results}, log
+def run(plan: Plan, out: Path, **kwargs: Any) -> tuple[dict[str, SweepOutcome], SweepLog]:
+    return run_sweep(plan, out, on_ray(out, **kwargs))
 
 
 def test_a_sweep_trains_its_manager_once_and_repeats_nothing(tmp_path: Path) -> None:
@@ -112,6 +97,16 @@ def test_a_trial_that_crashes_is_started_again_up_to_the_limit(tmp_path: Path, c
     assert (tmp_path / "broken.txt").read_text() == "2"
     assert sorted(ended) == ["broken", "killed", "well"]
     assert "experiment" not in capfd.readouterr().out.lower()  # Tune's own displays are off: stdout is ours
+
+
+def test_the_cause_is_read_where_the_trial_wrote_it(tmp_path: Path) -> None:
+    """Tune copies it to the storage, which `trial.get_error()` reads, when it pleases."""
+    pickled, text = tmp_path / "error.pkl", tmp_path / "error.txt"
+    pickled.write_bytes(cloudpickle.dumps(ValueError("boom\nin two lines")))
+    text.write_text("Failure # 1\nlost\n")
+    assert _cause(SimpleNamespace(pickled_error_file=str(pickled), error_file=str(text))) == "ValueError: in two lines"
+    assert _cause(SimpleNamespace(pickled_error_file=None, error_file=str(text))) == "lost"
+    assert _cause(SimpleNamespace(pickled_error_file=None, error_file=None)) == "no message"
 
 
 def test_all_trials_stop_when_asked(tmp_path: Path) -> None:

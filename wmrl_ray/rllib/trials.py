@@ -141,12 +141,14 @@ class _Listener(tune.Callback):
 def _cause(trial: Any) -> str:
     """One line: the error of the trial's last attempt."""
     # Why not trial.get_pickled_error(): it reads the storage's copy of this file, which may not be there yet
-    if (file := trial.pickled_error_file) is not None:
-        error = cloudpickle.loads(Path(file).read_bytes())
-    else:
-        error = Path(trial.error_file).read_text() if trial.error_file else "no message"
+    if trial.pickled_error_file is None:
+        return _last_line(Path(trial.error_file).read_text() if trial.error_file else "")
+    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     error = getattr(error, "cause", None) or error
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process died (killed, or out of memory; see Ray's logs of the node)"
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+    return f"{type(error).__name__}: {_last_line(str(error))}"
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no message")

@@ -1,0 +1,44 @@
+"""The papers' own values are those that the papers print."""
+
+import pytest
+
+from wmrl_ray.report.study import load_paper
+
+SUMS = {  # added up over the rows from the printed tables: a digit that is wrong shows here
+    "table1": {"iql": 725.1, "tt": 781.2, "tap": 747.2, "tdmpc": 420.1, "iql_tdmpc": 860.7},
+    "table2": {"awac": 606.8, "bc": 239.2, "dt": 305.2, "iql": 651, "td3_bc": 521.6, "cql": 429.6},
+    "table3": {"awac": 189.8, "bc": 133.2, "iql": 401, "td3_bc": 177.6},
+}
+SUMS_BEHIND = {  # of the standard deviations; of the values behind the arrow
+    "table1": {"iql": 103.61, "tt": 63.7, "tap": 35.3, "tdmpc": 116.21, "iql_tdmpc": 300.2},
+    "table2": {"awac": 803, "bc": 736, "dt": 673, "iql": 836, "td3_bc": 749, "cql": 405},
+    "table3": {"awac": 185.2, "bc": 137, "iql": 379, "td3_bc": 178.2},
+}
+
+
+@pytest.mark.parametrize(("table", "num_rows", "keys"), [
+    ("table1", 14, ("mean", "std")), ("table2", 14, ("baseline", "ours")), ("table3", 7, ("baseline", "ours"))
+])  # fmt: skip
+def test_the_papers_tables_are_complete_and_add_up(table, num_rows, keys):
+    values = load_paper("iql_td_mpc")["tables"][table]
+    assert len(values["rows"]) == num_rows
+    assert all(list(row) == list(values["columns"]) for row in values["rows"].values())
+    assert all(tuple(cell) == keys for row in values["rows"].values() for cell in row.values())
+    for key, sums in zip(keys, (SUMS, SUMS_BEHIND), strict=True):
+        added = {column: sum(row[column][key] for row in values["rows"].values()) for column in values["columns"]}
+        assert added == pytest.approx(sums[table])
+
+
+def test_single_values_are_as_printed():
+    tables = load_paper("iql_td_mpc")["tables"]
+    assert tables["table1"]["rows"]["antmaze-medium-play-v2"]["tdmpc"] == {"mean": 1.8, "std": 3.91}
+    assert tables["table1"]["rows"]["maze2d-large-v1"]["tap"] == {"mean": -2.1, "std": 0.1}
+    assert tables["table2"]["rows"]["maze2d-umaze-v1"]["cql"] == {"baseline": -14, "ours": 7}
+    assert tables["table2"]["rows"]["antmaze-medium-play-v2"]["td3_bc"] == {"baseline": 0.2, "ours": 60}
+    assert tables["table3"]["rows"]["antmaze-large-play-v2"]["iql"] == {"baseline": 54, "ours": 25}
+
+
+def test_the_ablation_has_the_main_experiments_baselines():
+    main, ablation = (load_paper("iql_td_mpc")["tables"][key]["rows"] for key in ("table2", "table3"))
+    for row, cells in ablation.items():
+        assert {c: v["baseline"] for c, v in cells.items()} == {c: main[row][c]["baseline"] for c in cells}
