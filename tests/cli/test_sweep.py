@@ -141,6 +141,26 @@ def test_a_terminal_shows_what_runs_what_ended_and_the_scores(tmp_path: Path) ->
     assert scores_table(good, "t").row_count == 1
 
 
+def test_scores_and_returns_are_never_averaged_together(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path / "data", seeds=[0, 1], columns=["bc"], variants={"baseline": {}})
+    entry = {}
+    for name, outcomes in {
+        "returns": [Outcome("finished", episode_return=4.0), Outcome("finished", episode_return=6.0)],
+        "mixed": [Outcome("finished", score=90.0, episode_return=4.0), Outcome("finished", episode_return=6.0)],
+    }.items():
+        console = Console(width=100, file=io.StringIO(), record=True)
+        console.print(scores_table(list(zip(plan.cells, outcomes, strict=True)), "t"))
+        entry[name] = console.export_text().splitlines()[-1].split()[1:]
+    assert entry == {"returns": ["5.0", "return", "(2)"], "mixed": ["5.0", "return", "(2)"]}
+
+
+@pytest.mark.parametrize("option", [("--num-cpus", "2"), ("--gpus-per-run", "0.5"), ("--max-failures", "1")])
+def test_what_has_no_effect_without_ray_is_refused(wmrl: Wmrl, option: tuple[str, str]) -> None:
+    outcome = wmrl("sweep", "iql_td_mpc/table1", "--no-ray", *option)
+    assert outcome.code == 2
+    assert f"{' '.join(option)} has no effect with --no-ray" in outcome.err
+
+
 def test_a_terminal_shows_a_plan_with_its_reasons_below(tmp_path: Path) -> None:
     datasets = {"gone": {"uri": "gone-v0"}, **tiny_values(tmp_path)["datasets"]}
     console = Console(width=160, file=io.StringIO(), record=True)

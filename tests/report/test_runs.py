@@ -29,6 +29,15 @@ def test_an_unfinished_run_says_how_far_it_came(write_run):
     assert run.updates_per_s == pytest.approx(50.0)
 
 
+def test_a_manager_needs_no_evaluation_and_others_do(write_run):
+    for algorithm, expected in (("manager", []), ("bc", ["no evaluation yet: it is left out of the tables"])):
+        path = write_run(f"{algorithm}-0", algorithm=algorithm)
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        kept = [line for line in lines if "eval/return_mean" not in line]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+        assert read_run(path).warnings == expected
+
+
 @pytest.mark.parametrize(
     ("obs", "offsets"),
     [(np.zeros((4, 2)), [0, 2, 5]), (np.zeros((4, 2)), [0, 0, 4]), (np.zeros(4), [0, 4]), (np.zeros((4, 2)), [])],

@@ -44,14 +44,20 @@ def sweep(
     num_cpus: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time, on a Ray started here. Default: CPUs of the machine.")
     ] = None,
-    gpus_per_run: Annotated[float, typer.Option(min=0.0, help="Such as 0.25: four runs share a GPU.")] = 0.0,
-    max_failures: Annotated[int, typer.Option(min=0, help="Times that a run which crashed is started again.")] = 2,
+    gpus_per_run: Annotated[
+        float | None, typer.Option(min=0.0, help="Such as 0.25: four runs share a GPU. Default: 0.")
+    ] = None,
+    max_failures: Annotated[
+        int | None, typer.Option(min=0, help="Times that a run which crashed is started again. Default: 2.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines even on a terminal.")] = False,
 ) -> None:
     """Train every cell of a study: each Manager once for all its Workers, finished runs never again.
 
     Ctrl-C stops; the same command goes on from the runs' checkpoints.
     """
+    for option, value in (("num-cpus", num_cpus), ("gpus-per-run", gpus_per_run), ("max-failures", max_failures)):
+        check(not no_ray or value is None, f"--{option} {value} has no effect with --no-ray: one run after another, here")
     source = read_study(file_or_name)
     values: dict[str, Any] = {}
     apply_overrides(values, overrides or [])
@@ -71,7 +77,7 @@ def sweep(
     from wmrl_ray.sweep import in_process
     from wmrl_ray.sweep import sweep as run_sweep
 
-    execute = in_process if no_ray else _on_ray(out, num_cpus, gpus_per_run, max_failures)
+    execute = in_process if no_ray else _on_ray(out, num_cpus, gpus_per_run or 0.0, 2 if max_failures is None else max_failures)
     with display, stop:
         results = run_sweep(plan, out, execute, display, stop)
     display.summary(results)

@@ -160,10 +160,14 @@ def _print_reasons(console: Console, reasons: Sequence[str | None]) -> None:
 
 
 def _entry(outcomes: Sequence[Outcome]) -> str:
-    scores = [o.score if o.score is not None else o.episode_return for o in outcomes]
-    known = [score for score in scores if score is not None]
-    if known:
-        return f"{sum(known) / len(known):.1f} [dim]({len(known)})[/]"
+    """Scores where every seed has one; returns, marked so, where one has none: the two are never averaged together."""
+    finished = [o for o in outcomes if o.score is not None or o.episode_return is not None]
+    scores = [o.score for o in finished if o.score is not None]
+    returns = [o.episode_return for o in finished if o.episode_return is not None]
+    if scores and len(scores) == len(finished):
+        return f"{sum(scores) / len(scores):.1f} [dim]({len(scores)})[/]"
+    if returns:
+        return f"{sum(returns) / len(returns):.1f} [dim]return ({len(returns)})[/]"
     state = next((o.state for o in outcomes if o.state != "finished"), "")
     return f"[{COLOURS[state]}]{state}[/]" if state else ""
 

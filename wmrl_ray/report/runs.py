@@ -179,7 +179,9 @@ def read_run(path: Path) -> Run:
     planned = int(config.get("num_updates", 0))
     if not run.is_complete:
         warnings.append(f"incomplete: {run.num_updates} of {planned} updates; its last evaluation is what the tables show")
-    if not run.evaluations:
+    if run.algorithm == "manager":
+        pass  # its actions are not the environment's: it is judged by its Workers
+    elif not run.evaluations:
         warnings.append("no evaluation yet: it is left out of the tables")
     elif run.is_complete and run.evaluations[-1]["update"] < planned:
         warnings.append(f"the last evaluation is at update {run.evaluations[-1]['update']}, not at {planned}")
