@@ -96,7 +96,7 @@ def test_a_remote_loss_that_is_not_finite_and_then_the_learners_death_reach_the_
     algorithm = bc.learners(num_learners=1).build_algo()
     algorithm.train()
     algorithm.on_learners(spoil_learning_rate)
-    with pytest.raises(RemoteError, match=r"NonFiniteLossError: .*not finite: .*loss/actor.*grad_norm/actor"):
+    with pytest.raises(RemoteError, match=r"NonFiniteLossError: .*not finite: .*loss/actor"):
         train_until_error(algorithm)
     with pytest.raises(RemoteError, match="learner"):
         algorithm.on_learners(lambda learner: os.kill(os.getpid(), signal.SIGKILL))
@@ -105,10 +105,10 @@ def test_a_remote_loss_that_is_not_finite_and_then_the_learners_death_reach_the_
     algorithm.stop()
 
 
-def test_a_local_loss_that_is_not_finite_raises_with_all_metrics(bc: Any) -> None:
+def test_a_local_loss_that_is_not_finite_raises_with_its_metrics(bc: Any) -> None:
     algorithm = bc.build_algo()
     algorithm.on_learners(spoil_learning_rate)
-    with pytest.raises(NonFiniteLossError, match=r"not finite: .*loss/actor.*grad_norm/actor"):
+    with pytest.raises(NonFiniteLossError, match=r"not finite: .*loss/actor"):
         train_until_error(algorithm)
     algorithm.stop()
 

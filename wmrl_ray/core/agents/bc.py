@@ -53,6 +53,9 @@ class BC(Agent):
     def step(self, batch: Batch) -> Metrics:
         with self.autocast():
             loss = self.actor_loss(batch)
+        if self.config.grad_clip is None:
+            self.descend("actor", loss)
+            return {"loss/actor": loss.detach()}
         norm = self.optimize("actor", loss, self.config.grad_clip)
         return {"loss/actor": loss.detach(), "grad_norm/actor": norm}
 
