@@ -3,7 +3,8 @@
 play: starts and goals from a short list picked by hand. diverse: any free cell. An episode ends as a success within 0.5 of the
 evaluation goal, whatever goal was commanded; a reached goal is followed by the next one; the task's step limit truncates, and
 so does a fall.
-Not D4RL's: the walk is scripted (`gait.py`; D4RL trained SAC).
+Not D4RL's: the walk is scripted (`gait.py`; D4RL trained SAC), in lanes that change, so that the data also shows how to leave a
+wall: clones of a walk in the middle of the corridors slid along walls, where that data has nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from wmrl_ray.envs.layouts import Cell, MazeLayout
 
 ACTION_NOISE = 0.2
+LANE = 1.5  # metres beside the middle of a corridor, at most; from about 1.2 on the ant leans on the wall
+LANE_STEPS = 80  # in a lane, before another one is drawn
 REACHED = 1.0  # metres from a commanded goal that is not the evaluation goal
 FALLEN = 0.0  # uprightness below which the ant does not get up
 
@@ -35,14 +38,18 @@ PLAY: dict[str, tuple[list[Cell], list[Cell]]] = {
 
 
 class AntController:
-    """Walks the ant along the middle of the corridors to a goal."""
+    """Walks the ant along the corridors to a goal.
 
-    PULL = 0.8  # towards the middle, per metre beside it
+    lane: metres to the left of the corridor's middle that it keeps to.
+    """
+
+    PULL = 0.8  # towards the lane, per metre beside it
 
     def __init__(self, maze: MazeLayout):
         self.maze, self.navigator = maze, Navigator(maze)
         self._free = set(self.navigator.free_cells)
         self.goal, self._goal_cell, self._cell = maze.goal, maze.goal_cell, maze.goal_cell
+        self.lane = 0.0
 
     def command(self, goal: tuple[float, float]) -> None:
         self.goal, self._goal_cell = goal, self.maze.cell_at(*goal)
@@ -62,7 +69,7 @@ class AntController:
         following = self.navigator.next_cell(cell, self._goal_cell)
         (cx, cy), (nx, ny) = self.maze.centre(cell), self.maze.centre(following)
         ax, ay = (nx - cx) / self.maze.cell_size, (ny - cy) / self.maze.cell_size
-        beside = (x - cx) * -ay + (y - cy) * ax
+        beside = (x - cx) * -ay + (y - cy) * ax - self.lane
         return math.atan2(ay - self.PULL * beside * ax, ax + self.PULL * beside * ay)
 
 
@@ -112,10 +119,12 @@ def _episode(
     first, _ = env.reset(seed=int(rng.integers(2**31)), options={"start_cell": start})
     controller.command(_draw_goal(maze, goals, start, rng))
     noise = rng.standard_normal((limit, 8)) * ACTION_NOISE
+    lanes = rng.uniform(-LANE, LANE, limit // LANE_STEPS + 1).tolist()
     obs, action = np.empty((limit + 1, len(first)), np.float32), np.empty((limit, 8), np.float32)
     reward = np.empty(limit, np.float32)
     obs[0], t, reached, terminated = first, 0, 0, False
     while t < limit and not terminated and uprightness(obs[t]) > FALLEN:
+        controller.lane = lanes[t // LANE_STEPS]
         action[t] = np.clip(controller.act(obs[t]) + noise[t], -1.0, 1.0)
         obs[t + 1], reward[t], terminated, _, _ = env.step(action[t])
         t += 1
