@@ -20,7 +20,7 @@ SCALES = {  # one table each, never mixed: a score of 60 on one is not a 60 on t
     "stand_in": "Stand-in datasets",
     "published": "D4RL datasets (published reference scores)",
     "own": "Datasets with reference scores of their own",
-    "returns": "Datasets without reference scores (raw returns)",
+    "returns": "Datasets and environments without reference scores (raw returns)",
 }
 
 # The names of D4RL's files, and of what our studies import them as: hopper-medium-v2, d4rl/antmaze-large-play-v2, also with
