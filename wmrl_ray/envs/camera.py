@@ -7,16 +7,20 @@ default ones.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
 import importlib
 import os
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
 
 from wmrl_ray.config import ConfigError
 
+_OPEN: weakref.WeakSet[Camera] = weakref.WeakSet()
 FIX = "set MUJOCO_GL=egl or osmesa before Python starts"
 
 
@@ -30,6 +34,16 @@ def prefer_egl() -> None:
         os.environ["MUJOCO_GL"] = "egl"
 
 
+@functools.cache  # once
+def _close_all_at_exit() -> None:
+    """Why after MuJoCo's import: what is registered last runs first, and MuJoCo's own ends EGL under the open renderers."""
+
+    @atexit.register
+    def close_all() -> None:
+        for camera in list(_OPEN):
+            camera.close()
+
+
 def camera_of(env: Any, size: int = 256) -> Camera | None:
     """A camera for any MuJoCo environment that shows its `model` and `data`, None for others.
 
@@ -39,7 +53,7 @@ def camera_of(env: Any, size: int = 256) -> Camera | None:
     model, data = getattr(inner, "model", None), getattr(inner, "data", None)
     if type(model).__name__ != "MjModel" or type(data).__name__ != "MjData":
         return None
-    return Camera(model, data, size, top_down=hasattr(inner, "layout"), camera_id=getattr(inner, "camera_id", 0))
+    return Camera(model, data, size, top_down=hasattr(inner, "layout"), camera_id=getattr(inner, "camera_id", None) or 0)
 
 
 class Camera:
@@ -63,6 +77,8 @@ class Camera:
             raise ConfigError(f"no OpenGL for pictures ({error}); {FIX}") from error
         finally:
             quality.offsamples, screen.offwidth, screen.offheight = before
+        _close_all_at_exit()
+        _OPEN.add(self)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = False
         self._view = mujoco.MjvCamera()
@@ -93,6 +109,7 @@ class Camera:
         scene.ngeom += 1
 
     def close(self) -> None:
+        _OPEN.discard(self)
         self._renderer.close()
 
 

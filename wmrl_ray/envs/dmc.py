@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -46,7 +46,7 @@ class DMCEnv(gym.Env[np.ndarray, np.ndarray]):
     reset(seed=k) starts where `suite.load(..., task_kwargs={"random": k})` starts, without loading anything.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
 
     def __init__(
         self,
@@ -59,7 +59,10 @@ class DMCEnv(gym.Env[np.ndarray, np.ndarray]):
     ):
         check(obs in ("state", "pixels"), f"obs = {obs!r}; it must be 'state' or 'pixels'")
         check(action_repeat >= 1, f"action_repeat = {action_repeat}; at least 1 is needed")
-        check(max_episode_steps is None or max_episode_steps >= 1, f"max_episode_steps = {max_episode_steps}; at least 1 is needed")
+        check(
+            max_episode_steps is None or max_episode_steps >= 1,
+            f"max_episode_steps = {max_episode_steps}; at least 1 is needed",
+        )
         self._suite = suite = _load(domain, task)
         self._task, self._physics = suite.task, suite.physics
         self._mujoco = mujoco = load_simulator("mujoco", "DMControl's tasks", "dmc")

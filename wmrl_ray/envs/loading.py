@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import re
 from types import ModuleType
 
@@ -37,13 +38,17 @@ def load_simulator(module: str, what: str, extra: str) -> ModuleType:
             return importlib.import_module(module)
     except (ImportError, OSError) as error:
         if library := missing_library(error):
-            raise ConfigError(f"{what} need the system's library {library} ({_first_line(error)}); {library_fix(library)}") from error
+            raise ConfigError(f"{what} need {library}, a library of the system; {library_fix(library)}") from error
         package = module.partition(".")[0].replace("_", "-")
         raise ConfigError(
             f"{what} need {package} ({_first_line(error)}); install it with: pip install 'wmrl-ray[{extra}]'"
         ) from error
     except (RuntimeError, AttributeError) as error:  # MuJoCo's, for a MUJOCO_GL that does not exist or does not work
-        raise ConfigError(f"{what} cannot load {module}: {_first_line(error)}; `wmrl doctor` says more") from error
+        backend = os.environ.get("MUJOCO_GL", "")
+        about = f"with MUJOCO_GL={backend} " if backend else ""
+        raise ConfigError(
+            f"{what} cannot load {module} {about}({_first_line(error)}); `wmrl doctor` looks for the cause"
+        ) from error
 
 
 def missing_library(error: BaseException) -> str | None:
