@@ -175,7 +175,8 @@ def _run(group: Group, run: Run) -> dict[str, Any]:
 
 def _card(card: dict[str, Any]) -> dict[str, Any]:
     """The card without long arrays and this machine's paths; with the score of the data's own behaviour."""
-    shown = {key: value for key, value in card.items() if key not in ("obs_mean", "obs_std", "env_spec", "cache_path")}
+    shown: dict[str, Any] = {"stand_in": None, "sha256": None}  # for the page: a run without a dataset has neither
+    shown |= {key: value for key, value in card.items() if key not in ("obs_mean", "obs_std", "env_spec", "cache_path")}
     low, high, mean = (card.get(key) for key in ("ref_min_score", "ref_max_score", "return_mean"))
     if low is not None and high is not None and mean is not None and high != low and has_comparable_episodes(card):
         shown["behaviour_score"] = 100.0 * (mean - low) / (high - low)

@@ -15,7 +15,7 @@ from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.nets import Normalizer
 
 Metrics = dict[str, Tensor]
-ObsDim = int | tuple[int, ...]  # O of vectors, (C, h, w) of images
+ObsDim = int | tuple[int, int, int]  # O of vectors, (C, h, w) of images
 
 
 @dataclass(frozen=True)
