@@ -32,6 +32,7 @@ CONFIGS = {
         "plan": {"horizon": 2, "num_samples": 0, "num_policy": 32, "num_elites": 8, "iterations": 1},
         "skip": 2,
     },
+    "iq_sac": {"hidden_dim": 32},
 }
 
 
@@ -212,6 +213,9 @@ def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
         ("cql", {"log_std_min": 3.0}, "log_std_min = 3.0"),
         ("dt", {"num_heads": 3}, "num_heads = 3"),
         ("dt", {"dropout": 1.0}, "dropout = 1.0"),
+        ("iq_sac", {"alpha": 0.0}, "alpha = 0.0"),
+        ("iq_sac", {"gamma": 1.0}, "gamma = 1.0"),
+        ("iq_sac", {"num_critics": 0}, "num_critics = 0"),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(name, values, named):

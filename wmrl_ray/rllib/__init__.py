@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, TD3BC, TDMPC, Manager
+    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, IQSAC, TD3BC, TDMPC, Manager
     from wmrl_ray.rllib.compat import debug_config, init
     from wmrl_ray.rllib.config import (
         AWACConfig,
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         DTConfig,
         IQLConfig,
         IQLTDMPCConfig,
+        IQSACConfig,
         ManagerConfig,
         TD3BCConfig,
         TDMPCConfig,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from wmrl_ray.rllib.train import train_on_ray
 
 _HOMES = {
-    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "Manager", "TD3BC", "TDMPC"),
+    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "IQSAC", "Manager", "TD3BC", "TDMPC"),
     "compat": ("debug_config", "init"),
     "config": (
         "AWACConfig",
@@ -34,6 +35,7 @@ _HOMES = {
         "DTConfig",
         "IQLConfig",
         "IQLTDMPCConfig",
+        "IQSACConfig",
         "ManagerConfig",
         "TD3BCConfig",
         "TDMPCConfig",
@@ -49,6 +51,7 @@ __all__ = [
     "DT",
     "IQL",
     "IQLTDMPC",
+    "IQSAC",
     "TD3BC",
     "TDMPC",
     "AWACConfig",
@@ -57,6 +60,7 @@ __all__ = [
     "DTConfig",
     "IQLConfig",
     "IQLTDMPCConfig",
+    "IQSACConfig",
     "Manager",
     "ManagerConfig",
     "TD3BCConfig",

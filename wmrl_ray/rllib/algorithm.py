@@ -264,3 +264,7 @@ class IQLTDMPC(AgentAlgorithm):
 
 class Manager(AgentAlgorithm):
     """The Manager of IQL-TD-MPC: trained here, evaluated through its Workers."""
+
+
+class IQSAC(AgentAlgorithm):
+    """IQ-Learn on soft actor-critic: imitation without a world model."""

@@ -253,6 +253,11 @@ class ManagerConfig(AgentAlgorithmConfig):
     default_algo_class = algorithms.Manager
 
 
+class IQSACConfig(AgentAlgorithmConfig):
+    agent_name = "iq_sac"
+    default_algo_class = algorithms.IQSAC
+
+
 CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
     c.agent_name: c
     for c in (
@@ -265,5 +270,6 @@ CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
         TDMPCConfig,
         IQLTDMPCConfig,
         ManagerConfig,
+        IQSACConfig,
     )
 }

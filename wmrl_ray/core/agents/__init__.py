@@ -13,6 +13,7 @@ from wmrl_ray.core.agents.base import Agent, AgentConfig
 from wmrl_ray.core.agents.bc import BC
 from wmrl_ray.core.agents.cql import CQL
 from wmrl_ray.core.agents.dt import DT
+from wmrl_ray.core.agents.iq_sac import IQSAC
 from wmrl_ray.core.agents.iql import IQL
 from wmrl_ray.core.agents.iql_tdmpc import IQLTDMPC
 from wmrl_ray.core.agents.manager import Manager
@@ -29,6 +30,7 @@ AGENTS: dict[str, type[Agent]] = {
     "tdmpc": TDMPC,
     "iql_tdmpc": IQLTDMPC,
     "manager": Manager,
+    "iq_sac": IQSAC,
 }
 
 

@@ -41,6 +41,8 @@ class Agent:
 
     Config: ClassVar[type[AgentConfig]]
     acts: ClassVar[bool] = True  # its actions are the environment's; those of a Manager are not
+    learns_online: ClassVar[bool] = False  # takes its own steps in the environment while it learns
+    needs_demonstrations: ClassVar[bool] = False  # its batches hold rows of an expert's episodes, marked by `is_expert`
     compiled_functions: ClassVar[tuple[str, ...]] = ()  # methods of tensors alone, which `config.compile` compiles
 
     model: nn.Module
@@ -265,6 +267,22 @@ def adam_step(optimizer: torch.optim.Optimizer, grads: Sequence[Tensor]) -> None
             state["exp_avg_sq"].lerp_(grad.square(), 1 - beta2)
             scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
             p.sub_(group["lr"] / (1 - beta1**step) * state["exp_avg"] / scale)
+
+
+def demonstration_rows(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The indices of a batch's expert rows and of its behaviour rows.
+
+    Raises:
+        ConfigError: there are no expert rows.
+    """
+    check(
+        batch.is_expert is not None,
+        "the batch does not say which rows are an expert's (is_expert); give the run demonstrations",
+    )
+    assert batch.is_expert is not None
+    expert, behaviour = batch.is_expert.nonzero().squeeze(-1), (~batch.is_expert).nonzero().squeeze(-1)
+    check(len(expert) > 0, f"none of the batch's {len(batch.is_expert)} rows is an expert's; give the run demonstrations")
+    return expert, behaviour
 
 
 @torch.no_grad()
