@@ -80,3 +80,81 @@ def truncated_noise(mean: Tensor, std: float | Tensor, noise: Tensor, clip: floa
     action = mean + (std * noise).clamp(-clip, clip)
     inside = action.clamp(-1 + 1e-6, 1 - 1e-6)
     return action + (inside - action).detach()
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|): large numbers of either sign made small."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """sign(x) (exp|x| - 1), the inverse of symlog."""
+    return x.sign() * x.abs().expm1()
+
+
+def two_hot_parts(x: Tensor, num_bins: int, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Where symlog(x) [...] lies among `num_bins` even bins from low to high: the bin below, and the share of the one above.
+
+    x is clamped to the bins' range. The bin below is at most num_bins - 2, so that the one above exists.
+    """
+    place = (symlog(x.float()).clamp(low, high) - low) * ((num_bins - 1) / (high - low))
+    below = place.floor().clamp(max=num_bins - 2)
+    return below.long(), place - below
+
+
+def two_hot(x: Tensor, num_bins: int, low: float, high: float) -> Tensor:
+    """[...] -> [..., C] probabilities of the two bins around symlog(x), whose mean it is."""
+    below, share = (part.unsqueeze(-1) for part in two_hot_parts(x, num_bins, low, high))
+    empty = torch.zeros(*x.shape, num_bins, device=x.device)
+    return empty.scatter(-1, below, 1 - share).scatter(-1, below + 1, share)
+
+
+def two_hot_decode(logits: Tensor, low: float, high: float) -> Tensor:
+    """[..., C] -> [...] symexp of the mean bin, in float32."""
+    bins = torch.linspace(low, high, logits.shape[-1], device=logits.device)
+    return symexp(logits.float().softmax(-1) @ bins)
+
+
+def two_hot_loss(logits: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """Cross entropy [...] of the bins' distribution `logits` [..., C] against the two-hot code of x [...], in float32.
+
+    x may lack leading axes of the logits (critics that share a target).
+    """
+    below, share = two_hot_parts(x, logits.shape[-1], low, high)
+    shape = logits.shape[:-1]
+    log_probs = logits.float().log_softmax(-1)
+    below, share = below.expand(shape).unsqueeze(-1), share.expand(shape)
+    at_below, at_above = (log_probs.gather(-1, index).squeeze(-1) for index in (below, below + 1))
+    return -((1 - share) * at_below + share * at_above)
+
+
+def simnorm(x: Tensor, group: int) -> Tensor:
+    """[..., D] -> [..., D]: a softmax over each `group` neighbours, so that x becomes a point on D / group simplices."""
+    return x.reshape(*x.shape[:-1], -1, group).softmax(-1).reshape(x.shape)
+
+
+def update_scale(scale: Tensor, values: Tensor, valid: Tensor, rate: float) -> None:
+    """Moves `scale` [] towards the range between the 5th and the 95th percentile of `values` where `valid`, at least 1.
+
+    Both have the same shape. In place; values where nothing is valid change nothing.
+    """
+    chosen = values.detach().float().flatten()
+    count = valid.sum()
+    ordered = chosen.masked_fill(~valid.flatten(), torch.inf).sort().values  # those that do not count go last
+    low, high = (_ordered_quantile(ordered, count, share) for share in (0.05, 0.95))
+    spread = torch.where(count > 0, (high - low).clamp(min=1.0), scale)
+    scale.lerp_(spread, rate)
+
+
+def _ordered_quantile(ordered: Tensor, count: Tensor, share: float) -> Tensor:
+    """Of the first `count` of the ordered numbers [N], between neighbours by linear interpolation."""
+    last = (count - 1).clamp(min=0)
+    place = share * last
+    below = place.floor().long()
+    a, b = ordered[below], ordered[torch.minimum(below + 1, last)]
+    return a + (place - below) * (b - a)
+
+
+def sample_pair(noise: Tensor) -> Tensor:
+    """[Q] independent noise -> [2] two different indices below Q, every pair being equally likely; of one, [1]."""
+    return noise.topk(min(2, len(noise))).indices
