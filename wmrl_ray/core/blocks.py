@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -75,21 +76,46 @@ class HeadEnsemble(nn.Module):
         Args:
             mask: [k, N, hidden] factors on the first product's N = prod(...) rows.
         """
+        return self.select(heads)(x, mask)
 
-        def of(parameters: nn.ParameterList, layer: int) -> Tensor:
-            return parameters[layer] if heads is None else parameters[layer][heads]
+    def select(self, heads: Tensor | None = None) -> Heads:
+        """The heads with the indices `heads` [k], or all: to be asked more than once, for their weights are copied here."""
+        groups = (self.weights, self.biases, self.scales, self.shifts)
+        return Heads(*([p if heads is None else p[heads] for p in parameters] for parameters in groups))
 
-        k = self.num if heads is None else len(heads)
-        y = x.reshape(-1, x.shape[-1]).expand(k, -1, -1)
-        last = len(self.weights) - 1
-        for layer in range(last):
-            y = stacked_product(y, of(self.weights, layer), of(self.biases, layer))
-            if layer == 0 and mask is not None:
-                y = y * mask
-            y = F.layer_norm(y, y.shape[-1:]) * of(self.scales, layer) + of(self.shifts, layer)
-            y = F.mish(y)
-        y = stacked_product(y, of(self.weights, last), of(self.biases, last))
-        return y.unflatten(1, x.shape[:-1])
+
+@dataclass(frozen=True)
+class Heads:
+    """k of an ensemble's heads: each layer's weights [k, in, out], biases, and the LayerNorms' scales and shifts [k, 1, out]."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    scales: list[Tensor]
+    shifts: list[Tensor]
+
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [..., in] -> [k, ..., out]; mask as in `HeadEnsemble`."""
+        y = self.begin(x.reshape(-1, x.shape[-1]))
+        return self._finish(y if mask is None else y * mask).unflatten(1, x.shape[:-1])
+
+    def begin(self, x: Tensor) -> Tensor:
+        """x [N, n], the first n inputs of a row -> [k, N, hidden], their share of the first product."""
+        weight = self.weights[0][:, : x.shape[-1]]
+        return stacked_product(x.to(weight.dtype).expand(len(weight), -1, -1), weight, self.biases[0])
+
+    def end(self, share: Tensor, x: Tensor) -> Tensor:
+        """share [k, N, hidden] of `begin`, x [..., N, n], the last n inputs -> [k, ..., N, out]."""
+        weight = self.weights[0][:, -x.shape[-1] :]
+        flat = x.to(weight.dtype).reshape(-1, x.shape[-1]).expand(len(weight), -1, -1)
+        y = torch.bmm(flat, weight).unflatten(1, x.shape[:-1]) + share.view(len(share), *[1] * (x.dim() - 2), *share.shape[1:])
+        return self._finish(y.flatten(1, -2)).unflatten(1, x.shape[:-1])
+
+    def _finish(self, y: Tensor) -> Tensor:
+        """What follows the first product [k, N, hidden] -> [k, N, out]."""
+        for layer, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
+            y = F.mish(F.layer_norm(y, y.shape[-1:]) * scale + shift)
+            y = stacked_product(y, self.weights[layer + 1], self.biases[layer + 1])
+        return y
 
 
 def dropout_mask(shape: Sequence[int], rate: float, generator: torch.Generator) -> Tensor:
