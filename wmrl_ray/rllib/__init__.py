@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, TD3BC, TDMPC, Manager
+    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, TD3BC, TDMPC, TDMPC2, Manager
     from wmrl_ray.rllib.compat import debug_config, init
     from wmrl_ray.rllib.config import (
         AWACConfig,
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
         IQLTDMPCConfig,
         ManagerConfig,
         TD3BCConfig,
+        TDMPC2Config,
         TDMPCConfig,
     )
     from wmrl_ray.rllib.train import train_on_ray
 
 _HOMES = {
-    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "Manager", "TD3BC", "TDMPC"),
+    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "Manager", "TD3BC", "TDMPC", "TDMPC2"),
     "compat": ("debug_config", "init"),
     "config": (
         "AWACConfig",
@@ -36,6 +37,7 @@ _HOMES = {
         "IQLTDMPCConfig",
         "ManagerConfig",
         "TD3BCConfig",
+        "TDMPC2Config",
         "TDMPCConfig",
     ),
     "train": ("train_on_ray",),
@@ -51,6 +53,7 @@ __all__ = [
     "IQLTDMPC",
     "TD3BC",
     "TDMPC",
+    "TDMPC2",
     "AWACConfig",
     "BCConfig",
     "CQLConfig",
@@ -60,6 +63,7 @@ __all__ = [
     "Manager",
     "ManagerConfig",
     "TD3BCConfig",
+    "TDMPC2Config",
     "TDMPCConfig",
     "debug_config",
     "init",
