@@ -109,20 +109,12 @@ def test_simnorm_is_a_softmax_in_each_group():
     assert np.allclose(m.simnorm(x, 4).numpy(), expected, atol=1e-6)
 
 
-def test_the_scale_follows_the_percentiles_range_of_what_counts():
-    values, valid = torch.randn(40) * 10, torch.rand(40) > 0.3
-    low, high = np.percentile(values[valid].numpy(), [5, 95])
-    scale = torch.ones(())
-    m.update_scale(scale, values, valid, 0.25)
-    assert scale.item() == pytest.approx(0.75 + 0.25 * (high - low), rel=1e-5)
-
-
-def test_the_scale_is_at_least_one_and_stays_where_nothing_counts():
-    scale = torch.tensor(5.0)
-    m.update_scale(scale, torch.full((7,), 3.0), torch.ones(7, dtype=torch.bool), 0.5)
-    assert scale.item() == pytest.approx(3.0)
-    m.update_scale(scale, torch.randn(7), torch.zeros(7, dtype=torch.bool), 0.5)
-    assert scale.item() == pytest.approx(3.0)
+def test_the_scale_moves_towards_the_range_between_the_percentiles_and_is_at_least_one():
+    x = torch.randn(41) * 10
+    low, high = np.percentile(x.numpy(), [5, 95])
+    assert m.running_scale(torch.tensor(3.0), x, 0.25).item() == pytest.approx(0.75 * 3 + 0.25 * (high - low), rel=1e-5)
+    assert m.running_scale(torch.tensor(3.0), torch.full((7,), 3.0), 0.5).item() == pytest.approx(2.0)
+    assert not m.running_scale(torch.ones(()), x.requires_grad_(), 0.5).requires_grad
 
 
 def test_a_pair_is_two_different_heads_and_every_pair_is_as_likely():

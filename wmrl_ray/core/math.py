@@ -32,6 +32,11 @@ def rescale_log_std(raw: Tensor, low: float, high: float) -> Tensor:
     return low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
 
 
+def tanh_log_det(before: Tensor) -> Tensor:
+    """Elementwise log(1 - tanh(u)^2), in the form that stays finite for large |u|."""
+    return 2 * (math.log(2) - before - F.softplus(-2 * before))
+
+
 def squashed_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
     """[..., A] tanh(mean + std * noise), a sample of the squashed Gaussian for standard normal noise."""
     return torch.tanh(mean + log_std.exp() * noise)
@@ -41,8 +46,7 @@ def squashed_sample_log_prob(mean: Tensor, log_std: Tensor, noise: Tensor) -> tu
     """A sample [..., A] of the squashed Gaussian and its log density [...], without inverting the tanh: exact at +-1."""
     before = mean + log_std.exp() * noise
     normal = -0.5 * noise.square() - log_std - 0.5 * LOG_2PI
-    log_jacobian = 2 * (math.log(2) - before - F.softplus(-2 * before))
-    return torch.tanh(before), (normal - log_jacobian).sum(-1)
+    return torch.tanh(before), (normal - tanh_log_det(before)).sum(-1)
 
 
 def squashed_log_prob(mean: Tensor, log_std: Tensor, action: Tensor, margin: float) -> Tensor:
@@ -53,9 +57,7 @@ def squashed_log_prob(mean: Tensor, log_std: Tensor, action: Tensor, margin: flo
     """
     before = torch.atanh(action.clamp(-1 + margin, 1 - margin))
     normal = -0.5 * ((before - mean) * (-log_std).exp()).square() - log_std - 0.5 * LOG_2PI
-    # log(1 - tanh(u)^2) in the form that stays finite for large |u|
-    log_jacobian = 2 * (math.log(2) - before - F.softplus(-2 * before))
-    return (normal - log_jacobian).sum(-1)
+    return (normal - tanh_log_det(before)).sum(-1)
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
@@ -133,26 +135,15 @@ def simnorm(x: Tensor, group: int) -> Tensor:
     return x.reshape(*x.shape[:-1], -1, group).softmax(-1).reshape(x.shape)
 
 
-def update_scale(scale: Tensor, values: Tensor, valid: Tensor, rate: float) -> None:
-    """Moves `scale` [] towards the range between the 5th and the 95th percentile of `values` where `valid`, at least 1.
-
-    Both have the same shape. In place; values where nothing is valid change nothing.
-    """
-    chosen = values.detach().float().flatten()
-    count = valid.sum()
-    ordered = chosen.masked_fill(~valid.flatten(), torch.inf).sort().values  # those that do not count go last
-    low, high = (_ordered_quantile(ordered, count, share) for share in (0.05, 0.95))
-    spread = torch.where(count > 0, (high - low).clamp(min=1.0), scale)
-    scale.lerp_(spread, rate)
+def percentile_range(x: Tensor) -> Tensor:
+    """[] from the 5th to the 95th percentile of x, between neighbours by linear interpolation; without gradient."""
+    low, high = torch.quantile(x.detach().float(), torch.tensor([0.05, 0.95], device=x.device)).unbind()
+    return high - low
 
 
-def _ordered_quantile(ordered: Tensor, count: Tensor, share: float) -> Tensor:
-    """Of the first `count` of the ordered numbers [N], between neighbours by linear interpolation."""
-    last = (count - 1).clamp(min=0)
-    place = share * last
-    below = place.floor().long()
-    a, b = ordered[below], ordered[torch.minimum(below + 1, last)]
-    return a + (place - below) * (b - a)
+def running_scale(scale: Tensor, x: Tensor, rate: float) -> Tensor:
+    """`scale` [] moved by `rate` towards the percentiles' range of x, which counts as at least 1: what TD-MPC2 divides Q by."""
+    return scale.lerp(percentile_range(x).clamp(min=1.0), rate)
 
 
 def sample_pair(noise: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, IQSAC, TD3BC, TDMPC, Manager
+    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, IQSAC, TD3BC, TDMPC, TDMPC2, Manager
     from wmrl_ray.rllib.compat import debug_config, init
     from wmrl_ray.rllib.config import (
         AWACConfig,
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
         IQSACConfig,
         ManagerConfig,
         TD3BCConfig,
+        TDMPC2Config,
         TDMPCConfig,
     )
     from wmrl_ray.rllib.train import train_on_ray
 
 _HOMES = {
-    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "IQSAC", "Manager", "TD3BC", "TDMPC"),
+    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "IQSAC", "Manager", "TD3BC", "TDMPC", "TDMPC2"),
     "compat": ("debug_config", "init"),
     "config": (
         "AWACConfig",
@@ -38,6 +39,7 @@ _HOMES = {
         "IQSACConfig",
         "ManagerConfig",
         "TD3BCConfig",
+        "TDMPC2Config",
         "TDMPCConfig",
     ),
     "train": ("train_on_ray",),
@@ -54,6 +56,7 @@ __all__ = [
     "IQSAC",
     "TD3BC",
     "TDMPC",
+    "TDMPC2",
     "AWACConfig",
     "BCConfig",
     "CQLConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "Manager",
     "ManagerConfig",
     "TD3BCConfig",
+    "TDMPC2Config",
     "TDMPCConfig",
     "debug_config",
     "init",

@@ -258,6 +258,10 @@ class TDMPC(AgentAlgorithm):
     """TD-MPC on a fixed dataset."""
 
 
+class TDMPC2(AgentAlgorithm):
+    """TD-MPC2 on a fixed dataset."""
+
+
 class IQLTDMPC(AgentAlgorithm):
     """IQL-TD-MPC."""
 

@@ -243,6 +243,11 @@ class TDMPCConfig(AgentAlgorithmConfig):
     default_algo_class = algorithms.TDMPC
 
 
+class TDMPC2Config(AgentAlgorithmConfig):
+    agent_name = "tdmpc2"
+    default_algo_class = algorithms.TDMPC2
+
+
 class IQLTDMPCConfig(AgentAlgorithmConfig):
     agent_name = "iql_tdmpc"
     default_algo_class = algorithms.IQLTDMPC
@@ -268,6 +273,7 @@ CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
         CQLConfig,
         DTConfig,
         TDMPCConfig,
+        TDMPC2Config,
         IQLTDMPCConfig,
         ManagerConfig,
         IQSACConfig,

@@ -19,6 +19,7 @@ from wmrl_ray.core.agents.iql_tdmpc import IQLTDMPC
 from wmrl_ray.core.agents.manager import Manager
 from wmrl_ray.core.agents.td3_bc import TD3BC
 from wmrl_ray.core.agents.tdmpc import TDMPC
+from wmrl_ray.core.agents.tdmpc2 import TDMPC2
 
 AGENTS: dict[str, type[Agent]] = {
     "bc": BC,
@@ -28,6 +29,7 @@ AGENTS: dict[str, type[Agent]] = {
     "cql": CQL,
     "dt": DT,
     "tdmpc": TDMPC,
+    "tdmpc2": TDMPC2,
     "iql_tdmpc": IQLTDMPC,
     "manager": Manager,
     "iq_sac": IQSAC,
@@ -46,12 +48,12 @@ def agent_config(name: str, values: Mapping[str, Any] | AgentConfig) -> AgentCon
 def make_agent(
     name: str,
     config: Mapping[str, Any] | AgentConfig,
-    obs_dim: int,
+    obs_dim: int | tuple[int, int, int],
     action_dim: int,
     *,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Agent:
-    """Builds the agent `name`. Raises ConfigError for an unknown name or key."""
+    """Builds the agent `name`; obs_dim is O, or (C, h, w) of images. Raises ConfigError for an unknown name or key."""
     checked = agent_config(name, config)
     return AGENTS[name](checked, obs_dim, action_dim, seed=seed, device=device)

@@ -43,13 +43,27 @@ class Agent:
     acts: ClassVar[bool] = True  # its actions are the environment's; those of a Manager are not
     learns_online: ClassVar[bool] = False  # takes its own steps in the environment while it learns
     needs_demonstrations: ClassVar[bool] = False  # its batches hold rows of an expert's episodes, marked by `is_expert`
+    takes_images: ClassVar[bool] = False  # obs may be uint8 [..., C, h, w], and obs_dim (C, h, w)
     compiled_functions: ClassVar[tuple[str, ...]] = ()  # methods of tensors alone, which `config.compile` compiles
 
+    obs_dim: Any  # O, or (C, h, w) where it takes images
     model: nn.Module
     target: nn.Module | None
     optimizers: dict[str, torch.optim.Optimizer]
 
-    def __init__(self, config: Any, obs_dim: int, action_dim: int, *, seed: int = 0, device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        config: Any,
+        obs_dim: int | tuple[int, int, int],
+        action_dim: int,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ):
+        check(
+            isinstance(obs_dim, int) or self.takes_images,
+            f"observations of shape {obs_dim}: {type(self).__name__} takes vectors only",
+        )
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         self.device = torch.device(device)
         self._compiled_steps = config.compile != "off" and self.compiles_steps()

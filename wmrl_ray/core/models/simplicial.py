@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmrl_ray.config import check
@@ -83,6 +85,11 @@ class SimplicialModel(nn.Module):
         if self.reward_head is not None:
             nn.init.zeros_(self.reward_head[-1].weight)  # type: ignore[arg-type]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and latents."""
+        return self.critic.weights[0].dtype
+
     def encode(self, obs: Tensor) -> Tensor:
         """[..., O], or images uint8 [..., C, h, w] -> z [..., Z]."""
         return self.encoder(obs)
@@ -90,6 +97,18 @@ class SimplicialModel(nn.Module):
     def next(self, z: Tensor, action: Tensor) -> Tensor:
         """z [..., Z], action [..., A] -> next z [..., Z]."""
         return self.dynamics(join(z, action))
+
+    def start(self, z: Tensor) -> Tensor:
+        """z [..., Z] -> [..., S], its share of the first products of reward head and dynamics, for `first_step`."""
+        assert self.reward_head is not None
+        return torch.cat([share_of_latent(network, z) for network in (self.reward_head, self.dynamics)], -1)
+
+    def first_step(self, start: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """start [..., S], action [..., A] -> `reward` [...] and `next` [..., Z] of the latent that `start` was made of."""
+        assert self.reward_head is not None
+        to_reward, to_dynamics = start.chunk(2, -1)
+        reward = self.decode(with_action(self.reward_head, to_reward, action))
+        return reward, with_action(self.dynamics, to_dynamics, action)
 
     def reward_logits(self, z: Tensor, action: Tensor) -> Tensor:
         """z [..., Z], action [..., A] -> [..., C]. Only for models built with a reward head."""
@@ -149,6 +168,20 @@ def decode(config: SimplicialModelConfig, logits: Tensor) -> Tensor:
 
 def join(z: Tensor, action: Tensor) -> Tensor:
     return torch.cat([z, action.to(z.dtype)], -1)
+
+
+def share_of_latent(network: nn.Sequential, z: Tensor) -> Tensor:
+    """The first product of `network`, which takes latent and action, without the action's columns."""
+    first: Any = network[0]
+    weight = first.linear.weight
+    return F.linear(z.to(weight.dtype), weight[:, : z.shape[-1]], first.linear.bias)
+
+
+def with_action(network: nn.Sequential, share: Tensor, action: Tensor) -> Tensor:
+    """`network` on a latent, whose share of the first product is given, and an action."""
+    first: Any = network[0]
+    columns = first.linear.weight[:, -action.shape[-1] :]
+    return network[1:](first.finish(share + F.linear(action.to(share.dtype), columns)))
 
 
 def _pixel_encoder(config: SimplicialModelConfig, shape: tuple[int, int, int]) -> PixelEncoder:
