@@ -37,6 +37,10 @@ CONFIGS = {
         "skip": 2,
     },
     "iq_sac": {"hidden_dim": 32},
+    "iq_mpc": {
+        "model": {"latent_dim": 16, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
+        "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2},
+    },
 }
 
 
@@ -223,6 +227,9 @@ def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
         ("iq_sac", {"alpha": 0.0}, "alpha = 0.0"),
         ("iq_sac", {"gamma": 1.0}, "gamma = 1.0"),
         ("iq_sac", {"num_critics": 0}, "num_critics = 0"),
+        ("iq_mpc", {"model": {"num_bins": 101}}, "num_bins = 101"),
+        ("iq_mpc", {"gamma": 1.0}, "gamma = 1.0"),
+        ("iq_mpc", {"penalty_coef": -1.0}, "penalty_coef = -1.0"),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(name, values, named):

@@ -86,7 +86,7 @@ class HeadEnsemble(nn.Module):
 
 @dataclass(frozen=True)
 class Heads:
-    """k of an ensemble's heads: each layer's weights [k, in, out], biases, and the LayerNorms' scales and shifts [k, 1, out]."""
+    """k of an ensemble's heads: each layer's weights [k, in, out], biases, and LayerNorms' scales and shifts [k, 1, out]."""
 
     weights: list[Tensor]
     biases: list[Tensor]

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, IQSAC, TD3BC, TDMPC, TDMPC2, Manager
+    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, IQMPC, IQSAC, TD3BC, TDMPC, TDMPC2, Manager
     from wmrl_ray.rllib.compat import debug_config, init
     from wmrl_ray.rllib.config import (
         AWACConfig,
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         DTConfig,
         IQLConfig,
         IQLTDMPCConfig,
+        IQMPCConfig,
         IQSACConfig,
         ManagerConfig,
         TD3BCConfig,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from wmrl_ray.rllib.train import train_on_ray
 
 _HOMES = {
-    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "IQSAC", "Manager", "TD3BC", "TDMPC", "TDMPC2"),
+    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "IQMPC", "IQSAC", "Manager", "TD3BC", "TDMPC", "TDMPC2"),
     "compat": ("debug_config", "init"),
     "config": (
         "AWACConfig",
@@ -36,6 +37,7 @@ _HOMES = {
         "DTConfig",
         "IQLConfig",
         "IQLTDMPCConfig",
+        "IQMPCConfig",
         "IQSACConfig",
         "ManagerConfig",
         "TD3BCConfig",
@@ -53,6 +55,7 @@ __all__ = [
     "DT",
     "IQL",
     "IQLTDMPC",
+    "IQMPC",
     "IQSAC",
     "TD3BC",
     "TDMPC",
@@ -63,6 +66,7 @@ __all__ = [
     "DTConfig",
     "IQLConfig",
     "IQLTDMPCConfig",
+    "IQMPCConfig",
     "IQSACConfig",
     "Manager",
     "ManagerConfig",

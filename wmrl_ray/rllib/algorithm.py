@@ -272,3 +272,7 @@ class Manager(AgentAlgorithm):
 
 class IQSAC(AgentAlgorithm):
     """IQ-Learn on soft actor-critic: imitation without a world model."""
+
+
+class IQMPC(AgentAlgorithm):
+    """IQ-MPC: imitation by a world model without rewards."""

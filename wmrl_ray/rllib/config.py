@@ -263,6 +263,11 @@ class IQSACConfig(AgentAlgorithmConfig):
     default_algo_class = algorithms.IQSAC
 
 
+class IQMPCConfig(AgentAlgorithmConfig):
+    agent_name = "iq_mpc"
+    default_algo_class = algorithms.IQMPC
+
+
 CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
     c.agent_name: c
     for c in (
@@ -277,5 +282,6 @@ CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
         IQLTDMPCConfig,
         ManagerConfig,
         IQSACConfig,
+        IQMPCConfig,
     )
 }

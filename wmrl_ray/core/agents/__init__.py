@@ -13,6 +13,7 @@ from wmrl_ray.core.agents.base import Agent, AgentConfig
 from wmrl_ray.core.agents.bc import BC
 from wmrl_ray.core.agents.cql import CQL
 from wmrl_ray.core.agents.dt import DT
+from wmrl_ray.core.agents.iq_mpc import IQMPC
 from wmrl_ray.core.agents.iq_sac import IQSAC
 from wmrl_ray.core.agents.iql import IQL
 from wmrl_ray.core.agents.iql_tdmpc import IQLTDMPC
@@ -33,6 +34,7 @@ AGENTS: dict[str, type[Agent]] = {
     "iql_tdmpc": IQLTDMPC,
     "manager": Manager,
     "iq_sac": IQSAC,
+    "iq_mpc": IQMPC,
 }
 
 

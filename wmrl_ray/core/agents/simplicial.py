@@ -1,4 +1,4 @@
-"""What agents on the simplicial world model share outside their losses: acting by planning, also in bfloat16."""
+"""What agents on the simplicial world model share outside their losses: acting by planning, also in bfloat16, and dropout."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
+from wmrl_ray.core.blocks import dropout_mask, random_shift
 from wmrl_ray.core.math import sample_pair, squashed_sample
 from wmrl_ray.core.models.simplicial import SimplicialModel, SimplicialModelConfig, TargetCritic
 from wmrl_ray.core.planner import PlanConfig, plan
@@ -38,6 +39,7 @@ class SimplicialAgentConfig(AgentConfig):
     tau: float = 0.01  # rate of the target critics
     consistency_coef: float = 20.0
     entropy_coef: float = 1e-4
+    shift: int = 3  # pixels that images move at most, in updates
 
     def __post_init__(self) -> None:
         check(self.gamma is None or 0 < self.gamma <= 1, f"gamma = {self.gamma}; it must be in (0, 1], or None")
@@ -49,6 +51,7 @@ class SimplicialAgentConfig(AgentConfig):
         check(self.encoder_lr_scale > 0, f"encoder_lr_scale = {self.encoder_lr_scale}; it must be positive")
         check(self.grad_clip > 0, f"grad_clip = {self.grad_clip}; it must be positive")
         check(self.entropy_coef >= 0, f"entropy_coef = {self.entropy_coef}; it must not be negative")
+        check(self.shift >= 0, f"shift = {self.shift}; it must not be negative")
 
     @property
     def discount(self) -> float:
@@ -109,6 +112,21 @@ class SimplicialAgent(Agent):
         self.planned = self.model if self.low_precision is None else self.low_precision.of(self.model)
         z = self.model.encode(obs)
         return plan(self, z, plan_state, is_first, self.plan_config, self.action_dim, self.act_generator, explore=explore)
+
+    def draw_mask(self, num_heads: int, rows: int) -> Tensor | None:
+        """Dropout of the critics' first layer."""
+        c = self.config.model
+        if c.dropout == 0:
+            return None
+        return dropout_mask((num_heads, rows, c.mlp_dim), c.dropout, self.update_generator)
+
+    def shifted(self, obs: Tensor) -> Tensor:
+        """Images moved at random, each by its own whole number of pixels; vectors as they are."""
+        if obs.dim() == 3 or self.config.shift == 0:
+            return obs
+        limit, shape = self.config.shift, (*obs.shape[:2], 2)
+        offset = torch.randint(-limit, limit + 1, shape, generator=self.update_generator, device=self.device)
+        return random_shift(obs, offset)
 
     # -- RedrawingPlanModel ---------------------------------------------------------------------------------------------------
 

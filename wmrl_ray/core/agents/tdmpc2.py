@@ -29,7 +29,6 @@ from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Metrics, frozen, soft_update
 from wmrl_ray.core.agents.simplicial import SimplicialAgent, SimplicialAgentConfig
 from wmrl_ray.core.batch import Batch
-from wmrl_ray.core.blocks import dropout_mask, random_shift
 from wmrl_ray.core.math import LOG_2PI, masked_mean, running_scale, sample_pair, squashed_sample, tanh_log_det, time_weights
 from wmrl_ray.core.models.simplicial import SimplicialModel, TargetCritic
 
@@ -40,13 +39,11 @@ class Config(SimplicialAgentConfig):
     critic_coef: float = 0.1
     entropy: Literal["gaussian", "squashed"] = "gaussian"  # see above
     scale_rate: float = 0.01  # of the running scale of Q
-    shift: int = 3  # pixels that images move at most
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.model.num_bins >= 2, f"model.num_bins = {self.model.num_bins}; TD-MPC2's heads need at least 2")
         check(0 < self.scale_rate <= 1, f"scale_rate = {self.scale_rate}; it must be in (0, 1]")
-        check(self.shift >= 0, f"shift = {self.shift}; it must not be negative")
 
 
 class Target(TargetCritic):
@@ -169,18 +166,3 @@ class TDMPC2(SimplicialAgent):
         soft_update(self.target.critic, self.model.critic, self.config.tau)
         self.num_updates += 1
         return info | actor_info
-
-    def draw_mask(self, num_heads: int, rows: int) -> Tensor | None:
-        """Dropout of the critics' first layer."""
-        c = self.config.model
-        if c.dropout == 0:
-            return None
-        return dropout_mask((num_heads, rows, c.mlp_dim), c.dropout, self.update_generator)
-
-    def shifted(self, obs: Tensor) -> Tensor:
-        """Images moved at random, each by its own whole number of pixels; vectors as they are."""
-        if obs.dim() == 3 or self.config.shift == 0:
-            return obs
-        limit, shape = self.config.shift, (*obs.shape[:2], 2)
-        offset = torch.randint(-limit, limit + 1, shape, generator=self.update_generator, device=self.device)
-        return random_shift(obs, offset)
