@@ -23,8 +23,8 @@ STYLES = {
 CHECK_TIMEOUT_S = 300
 MARK = "wmrl-envs:"  # before a line of ours among what a simulator prints
 HINT = (
-    "Also: every other task of DMControl (dmc/DOMAIN-TASK) and of MyoSuite, and any Gymnasium id with Box spaces. For all of them:\n"
-    "action_repeat, p_tremble and fixed_length in env_config."
+    "Also: every other task of DMControl (dmc/DOMAIN-TASK) and of MyoSuite, and any Gymnasium id with Box spaces.\n"
+    "env_config takes action_repeat, p_tremble and fixed_length for all of them."
 )
 
 
@@ -32,7 +32,7 @@ def envs(
     check: Annotated[bool, typer.Option("--check", help="Really make and step each one, which takes a minute.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the environments: sizes, steps of an episode, and what is missing for them; with --check exit with 1 if one fails."""
+    """List the environments with their sizes, and what is missing for them; with --check, exit with 1 if one fails."""
     from wmrl_ray.envs.catalog import FAMILIES
 
     rows = [row for family in FAMILIES for row in describe(family)]
@@ -151,7 +151,7 @@ def try_environment(env_id: str, family: Family, **kwargs: Any) -> str:
         env.close()
     except Exception as error:  # Why all: a simulator may raise anything, and this is a report about it
         return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-    if not np.isfinite(obs).all() or not np.isfinite(reward):
+    if not np.isfinite(obs).all() or not np.isfinite(float(reward)):
         return "what it returns is not finite"
     sizes = family.environments[env_id]
     expected = sizes.action_dim if kwargs else (sizes.obs_dim, sizes.action_dim)

@@ -1,10 +1,10 @@
 """ManiSkill: a Panda arm and a cube, as TD-MPC2 and IQ-MPC use them.
 
 "PickCube-v1" is ManiSkill 3's task; "LiftCube-v1", which ManiSkill 3 dropped, is made again here with ManiSkill 2's reward and
-success. Control mode pd_ee_delta_pos (where the hand moves, and the gripper), each action taken twice, 100 steps, no termination.
-The observations are ManiSkill 2's, of the papers' sizes 51 and 42: joint positions and velocities, poses of the base and of the
-hand, then what the task adds. What is not ManiSkill 2's: PickCube's reward, which in ManiSkill 3 also rewards holding the cube
-still at the goal, and physics, robot model and start poses.
+success. Control mode pd_ee_delta_pos (where the hand moves, and the gripper), each action taken twice, 100 steps, and no
+termination. The observations are ManiSkill 2's, of the paper's sizes 51 and 42: joint positions and velocities, poses of the
+base and of the hand, then what the task adds. What is not ManiSkill 2's: PickCube's reward, which in ManiSkill 3 also rewards
+holding the cube still at the goal, and physics, robot model and start poses.
 
 SAPIEN wants a Vulkan renderer even for a task that shows no pictures. Where there is none, the scene is built here without what
 is only seen; then there are states and no pictures. Where there is one, nothing is changed.
@@ -63,7 +63,7 @@ class ManiSkillEnv(gym.Env[np.ndarray, np.ndarray]):
         draws = obs == "pixels" or render_mode == "rgb_array"
         if draws and not has_vulkan():
             raise ConfigError(
-                f"env = {env_id!r}: SAPIEN finds no Vulkan renderer for pictures; use obs='state', or a GPU's driver"
+                f"env = {env_id!r}: SAPIEN finds no Vulkan renderer; pictures need a GPU and its driver, obs='state' does not"
             )
         shown = {"render_backend": "gpu", "sensor_configs": {"width": PIXELS, "height": PIXELS}} if draws else {}
         with contextlib.nullcontext() if has_vulkan() else _without_visuals():
