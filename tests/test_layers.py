@@ -34,7 +34,7 @@ EXTRAS = frozenset(
 )
 SCREEN = frozenset({"typer", "click", "rich", "jinja2", "yaml", "numpy"})
 
-SHARED_AGENT_FILES = ("base", "latent")  # what several algorithms build on; no algorithm of its own
+SHARED_AGENT_FILES = ("base", "latent", "simplicial")  # what several algorithms build on; no algorithm of its own
 
 # By the longest matching prefix. `report` reads files only: neither torch nor ray, directly or through what it imports.
 LAYERS = {
@@ -46,6 +46,9 @@ LAYERS = {
     "wmrl_ray.envs": Layer(2, SYSTEM, EXTRAS | READERS),
     "wmrl_ray.envs.mazes": Layer(2, SYSTEM | {"mujoco"}, EXTRAS),  # a family's file, imported when one of its ids is made
     "wmrl_ray.rollout": Layer(2, SYSTEM, EXTRAS),
+    "wmrl_ray.collect": Layer(2, SYSTEM),
+    "wmrl_ray.online": Layer(2, SYSTEM),
+    "wmrl_ray.rewards": Layer(2, SYSTEM),
     "wmrl_ray.run": Layer(2, SYSTEM),
     "wmrl_ray.checkpoint": Layer(2, SYSTEM),
     "wmrl_ray.policy": Layer(2, SYSTEM),

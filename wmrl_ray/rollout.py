@@ -17,11 +17,12 @@ from wmrl_ray.data.episode import Episode
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.camera import Camera, camera_of
 from wmrl_ray.envs.intents import Intents, make_intents, split_intent_env_id
+from wmrl_ray.envs.wrappers import is_pixels
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
-    from wmrl_ray.core.agents.base import Agent
+    from wmrl_ray.core.agents.base import Agent, ObsDim
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,28 @@ def episode_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
 
 
-def env_dims(env_id: str, env_config: Mapping[str, Any] | None = None) -> tuple[int, int]:
-    """(O, A) of an environment; made once per process to find out. Raises ConfigError as `make_env`."""
-    return _env_dims(env_id, json.dumps(env_config or {}, sort_keys=True))
+def env_dims(env_id: str, env_config: Mapping[str, Any] | None = None) -> tuple[ObsDim, int]:
+    """(O, A) of an environment, O = (C, h, w) of images. Raises ConfigError as `make_env`."""
+    return _probe(env_id, json.dumps(env_config or {}, sort_keys=True))[:2]
+
+
+def step_limit(env_id: str, env_config: Mapping[str, Any] | None = None) -> int | None:
+    """T, after which an episode is truncated; None for none. Raises ConfigError as `make_env`."""
+    return _probe(env_id, json.dumps(env_config or {}, sort_keys=True))[2]
 
 
 @functools.cache
-def _env_dims(env_id: str, env_config: str) -> tuple[int, int]:
+def _probe(env_id: str, env_config: str) -> tuple[ObsDim, int, int | None]:
+    """(O, A, T) of an environment, made once per process to find out."""
     env = make_env(env_id, **json.loads(env_config))
     try:
-        assert env.observation_space.shape is not None
-        assert env.action_space.shape is not None
-        return env.observation_space.shape[0], env.action_space.shape[0]
+        obs, action = env.observation_space.shape, env.action_space.shape
+        assert obs is not None and action is not None
+        if env.has_wrapper_attr("max_episode_steps"):  # families that count by themselves
+            limit = env.get_wrapper_attr("max_episode_steps")
+        else:
+            limit = None if env.spec is None else env.spec.max_episode_steps
+        return (obs[0], obs[1], obs[2]) if is_pixels(env.observation_space) else obs[0], action[0], limit
     finally:
         env.close()
 

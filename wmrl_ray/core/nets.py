@@ -43,9 +43,10 @@ class _OneDnnLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         to_x, to_weight, to_bias = ctx.needs_input_grad
+        product = F.linear if torch.is_grad_enabled() else _product  # Why: oneDNN's has no second derivative
         return (
-            _product(grad_rows, weight.t(), None).view_as(x) if to_x else None,
-            _weight_gradient(rows, grad_rows, _product) if to_weight else None,
+            product(grad_rows, weight.t(), None).view_as(x) if to_x else None,
+            _weight_gradient(rows, grad_rows, product) if to_weight else None,
             grad_rows.sum(0) if to_bias and ctx.has_bias else None,
         )
 
@@ -196,11 +197,16 @@ class StackedLinear(nn.Module):
             x = x.expand(len(weight), -1, -1)
         elif len(x) < len(weight):
             weight, bias = weight[: len(x)], bias[: len(x)]
-        exact = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if ONEDNN and min(weight.shape[1:]) >= NARROW and exact and x.device.type == "cpu":
-            members = zip(x.unbind(), weight.unbind(), bias.unbind(), strict=True)
-            return torch.stack([_OneDnnLinear.apply(a, w.t(), b[0]) for a, w, b in members])
-        return torch.baddbmm(bias, x, weight)
+        return stacked_product(x, weight, bias)
+
+
+def stacked_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [q, B, in], weight [q, in, out], bias [q, 1, out] -> x[i] weight[i] + bias[i], [q, B, out]."""
+    exact = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if ONEDNN and min(weight.shape[1:]) >= NARROW and exact and x.device.type == "cpu":
+        members = zip(x.unbind(), weight.unbind(), bias.unbind(), strict=True)
+        return torch.stack([_OneDnnLinear.apply(a, w.t(), b[0]) for a, w, b in members])
+    return torch.baddbmm(bias, x, weight)
 
 
 def stacked_mlp(num: int, in_dim: int, hidden: Sequence[int], out_dim: int) -> nn.Sequential:

@@ -243,6 +243,11 @@ class TDMPCConfig(AgentAlgorithmConfig):
     default_algo_class = algorithms.TDMPC
 
 
+class TDMPC2Config(AgentAlgorithmConfig):
+    agent_name = "tdmpc2"
+    default_algo_class = algorithms.TDMPC2
+
+
 class IQLTDMPCConfig(AgentAlgorithmConfig):
     agent_name = "iql_tdmpc"
     default_algo_class = algorithms.IQLTDMPC
@@ -251,6 +256,16 @@ class IQLTDMPCConfig(AgentAlgorithmConfig):
 class ManagerConfig(AgentAlgorithmConfig):
     agent_name = "manager"
     default_algo_class = algorithms.Manager
+
+
+class IQSACConfig(AgentAlgorithmConfig):
+    agent_name = "iq_sac"
+    default_algo_class = algorithms.IQSAC
+
+
+class IQMPCConfig(AgentAlgorithmConfig):
+    agent_name = "iq_mpc"
+    default_algo_class = algorithms.IQMPC
 
 
 CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
@@ -263,7 +278,10 @@ CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
         CQLConfig,
         DTConfig,
         TDMPCConfig,
+        TDMPC2Config,
         IQLTDMPCConfig,
         ManagerConfig,
+        IQSACConfig,
+        IQMPCConfig,
     )
 }

@@ -9,15 +9,18 @@ import torch
 
 from wmrl_ray.config import ConfigError, did_you_mean, from_dict
 from wmrl_ray.core.agents.awac import AWAC
-from wmrl_ray.core.agents.base import Agent, AgentConfig
+from wmrl_ray.core.agents.base import Agent, AgentConfig, ObsDim
 from wmrl_ray.core.agents.bc import BC
 from wmrl_ray.core.agents.cql import CQL
 from wmrl_ray.core.agents.dt import DT
+from wmrl_ray.core.agents.iq_mpc import IQMPC
+from wmrl_ray.core.agents.iq_sac import IQSAC
 from wmrl_ray.core.agents.iql import IQL
 from wmrl_ray.core.agents.iql_tdmpc import IQLTDMPC
 from wmrl_ray.core.agents.manager import Manager
 from wmrl_ray.core.agents.td3_bc import TD3BC
 from wmrl_ray.core.agents.tdmpc import TDMPC
+from wmrl_ray.core.agents.tdmpc2 import TDMPC2
 
 AGENTS: dict[str, type[Agent]] = {
     "bc": BC,
@@ -27,8 +30,11 @@ AGENTS: dict[str, type[Agent]] = {
     "cql": CQL,
     "dt": DT,
     "tdmpc": TDMPC,
+    "tdmpc2": TDMPC2,
     "iql_tdmpc": IQLTDMPC,
     "manager": Manager,
+    "iq_sac": IQSAC,
+    "iq_mpc": IQMPC,
 }
 
 
@@ -44,12 +50,12 @@ def agent_config(name: str, values: Mapping[str, Any] | AgentConfig) -> AgentCon
 def make_agent(
     name: str,
     config: Mapping[str, Any] | AgentConfig,
-    obs_dim: int,
+    obs_dim: ObsDim,
     action_dim: int,
     *,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Agent:
-    """Builds the agent `name`. Raises ConfigError for an unknown name or key."""
+    """Builds the agent `name`; obs_dim is O, or (C, h, w) of images. Raises ConfigError for an unknown name or key."""
     checked = agent_config(name, config)
     return AGENTS[name](checked, obs_dim, action_dim, seed=seed, device=device)
