@@ -92,7 +92,8 @@ def test_in_any_order_of_events_bounds_hold_nothing_is_lost_or_taken_twice_and_n
     limits: Limits, seed: int, deaths: float, tight: bool
 ) -> None:
     if tight:
-        least = limits.request_steps + limits.updates_per_call / limits.updates_per_step
+        late = max(0, limits.updates_per_call - limits.max_updates_ahead)
+        least = limits.request_steps + late / limits.updates_per_step
         limits = Limits(**{**vars(limits), "max_steps_ahead": int(least) + 1})
     world = World(limits, seed, deaths=deaths)
     longest_answer = 0

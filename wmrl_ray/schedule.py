@@ -35,7 +35,7 @@ class Limits:
         for name in ("seed_steps", "max_updates_ahead"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
         check(self.updates_per_step > 0, f"updates_per_step = {self.updates_per_step}; it must be positive")
-        needed = self.request_steps + self.updates_per_call / self.updates_per_step
+        needed = self.request_steps + max(0, self.updates_per_call - self.max_updates_ahead) / self.updates_per_step
         check(
             self.steps_ahead >= needed,
             f"max_steps_ahead = {self.max_steps_ahead}: runners would wait for learners and learners for runners; "
