@@ -46,6 +46,8 @@ LAYERS = {
     "wmrl_ray.envs": Layer(2, SYSTEM, EXTRAS | READERS),
     "wmrl_ray.envs.mazes": Layer(2, SYSTEM | {"mujoco"}, EXTRAS),  # a family's file, imported when one of its ids is made
     "wmrl_ray.rollout": Layer(2, SYSTEM, EXTRAS),
+    "wmrl_ray.collect": Layer(2, SYSTEM),
+    "wmrl_ray.online": Layer(2, SYSTEM),
     "wmrl_ray.run": Layer(2, SYSTEM),
     "wmrl_ray.checkpoint": Layer(2, SYSTEM),
     "wmrl_ray.policy": Layer(2, SYSTEM),

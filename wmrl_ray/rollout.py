@@ -21,7 +21,7 @@ from wmrl_ray.envs.intents import Intents, make_intents, split_intent_env_id
 if TYPE_CHECKING:
     import gymnasium as gym
 
-    from wmrl_ray.core.agents.base import Agent
+    from wmrl_ray.core.agents.base import Agent, ObsDim
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,26 @@ def episode_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
 
 
-def env_dims(env_id: str, env_config: Mapping[str, Any] | None = None) -> tuple[int, int]:
-    """(O, A) of an environment; made once per process to find out. Raises ConfigError as `make_env`."""
-    return _env_dims(env_id, json.dumps(env_config or {}, sort_keys=True))
+def env_dims(env_id: str, env_config: Mapping[str, Any] | None = None) -> tuple[ObsDim, int]:
+    """(O, A) of an environment, O = (C, h, w) of images. Raises ConfigError as `make_env`."""
+    return _probe(env_id, json.dumps(env_config or {}, sort_keys=True))[:2]
+
+
+def step_limit(env_id: str, env_config: Mapping[str, Any] | None = None) -> int | None:
+    """T, after which an episode is truncated; None for none. Raises ConfigError as `make_env`."""
+    return _probe(env_id, json.dumps(env_config or {}, sort_keys=True))[2]
 
 
 @functools.cache
-def _env_dims(env_id: str, env_config: str) -> tuple[int, int]:
+def _probe(env_id: str, env_config: str) -> tuple[ObsDim, int, int | None]:
+    """(O, A, T) of an environment, made once per process to find out."""
     env = make_env(env_id, **json.loads(env_config))
     try:
         assert env.observation_space.shape is not None
         assert env.action_space.shape is not None
-        return env.observation_space.shape[0], env.action_space.shape[0]
+        shape = env.observation_space.shape
+        limit = None if env.spec is None else env.spec.max_episode_steps
+        return shape[0] if len(shape) == 1 else shape, env.action_space.shape[0], limit
     finally:
         env.close()
 

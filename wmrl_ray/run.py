@@ -19,13 +19,56 @@ from typing import TYPE_CHECKING, Any, Literal
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
 from wmrl_ray.config import ConfigError, check, flatten, from_dict, to_dict
-from wmrl_ray.core.agents import agent_config
+from wmrl_ray.core.agents import AGENTS, agent_config
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from wmrl_ray.core.agents import Agent
     from wmrl_ray.data.datasets import Dataset
     from wmrl_ray.rollout import Evaluation
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """How an agent takes its own steps. A step is one action of the agent in one environment, whatever its action repeat."""
+
+    num_runners: int = 0  # actors that plan and step while learners train; 0: in the learner's process, in turn
+    num_envs: int = 1  # W, environments of each runner, planned for in one call
+    schedule: Literal["synchronous", "asynchronous"] = "synchronous"
+    steps_per_turn: int = 1  # synchronous: of every environment between two turns of the learner; 1 is the papers' loop
+    seed_steps: int | None = None  # random ones at first; None: see `online.Clock`
+    updates_per_step: float = 1.0  # U
+    capacity: int = 1_000_000  # steps in the replay; the oldest whole episodes leave
+    num_demonstrations: int | None = None  # the first episodes of `dataset`; None: all
+    replay_unfinished: bool = True  # when resumed; False drops the unfinished episodes of simulators that cannot repeat them
+    # asynchronous: how far runners and learners may get away from each other
+    max_steps_ahead: int = 1_000  # steps taken beyond what the updates so far are due for
+    max_updates_ahead: int = 1_000  # updates made beyond what the steps so far are due for
+    max_queued_episodes: int = 64  # ended, not yet in a learner's replay
+
+    def __post_init__(self) -> None:
+        counts = ("num_envs", "steps_per_turn", "capacity", "max_steps_ahead", "max_updates_ahead", "max_queued_episodes")
+        for name in counts:
+            check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
+        check(self.num_runners >= 0, f"num_runners = {self.num_runners}; it must not be negative")
+        check(self.updates_per_step > 0, f"updates_per_step = {self.updates_per_step}; it must be positive")
+        for name in ("seed_steps", "num_demonstrations"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"{name} = {value}; it must be at least 1, or None")
+        check(
+            self.schedule == "synchronous" or self.num_runners >= 1,
+            "schedule = 'asynchronous' with num_runners = 0; it needs at least 1 runner of its own",
+        )
+
+    @property
+    def total_envs(self) -> int:
+        """Of all runners."""
+        return max(1, self.num_runners) * self.num_envs
+
+    @property
+    def updates_per_turn(self) -> float:
+        return self.updates_per_step * self.steps_per_turn * self.total_envs
 
 
 @dataclass(frozen=True)
@@ -33,8 +76,8 @@ class RunConfig:
     """What a training YAML holds. Times are counted in updates."""
 
     algorithm: str
-    dataset: str  # URI: a Minari id, a file or a folder
-    env: str | None = None  # evaluation environment; None: the dataset's own
+    dataset: str | None = None  # URI: a Minari id, a file or a folder; None: the agent learns from its own steps alone
+    env: str | None = None  # evaluation environment, and where an online agent steps; None: the dataset's own
     env_config: dict[str, Any] = field(default_factory=dict)  # its arguments, such as max_episode_steps
     seed: int = 0
     num_updates: int = 100_000
@@ -48,6 +91,7 @@ class RunConfig:
     num_learners: int = 0  # 0: in the driver process; 2 or more: data parallel
     num_eval_runners: int = 1  # actors that plan and step environments; 0: in the driver process
     envs_per_runner: int = 10
+    online: OnlineConfig = field(default_factory=OnlineConfig)  # of agents that learn online
     agent: dict[str, Any] = field(default_factory=dict)  # the agent's Config
 
     def __post_init__(self) -> None:
@@ -66,6 +110,35 @@ class RunConfig:
             json.dumps(self.env_config)
         except TypeError as error:
             raise ConfigError(f"env_config = {self.env_config} cannot be recorded ({error}); use what JSON can hold") from None
+        if self.algorithm in AGENTS:  # Why: an unknown one has an error of its own
+            self._check_data(AGENTS[self.algorithm])
+
+    @property
+    def learns_online(self) -> bool:
+        return AGENTS[self.algorithm].learns_online
+
+    def _check_data(self, agent: type[Agent]) -> None:
+        """What an agent learns from is there, and fits it."""
+        name = f"algorithm = {self.algorithm!r}"
+        if not agent.learns_online:
+            check(self.dataset is not None, f"{name} learns from a dataset; set dataset = <Minari id, file or folder>")
+            changed = [key for key in to_dict(self.online) if getattr(self.online, key) != getattr(OnlineConfig(), key)]
+            check(not changed, f"{name} takes no steps of its own; drop online.{', online.'.join(changed)}")
+            return
+        if self.dataset is None:
+            check(
+                not agent.needs_demonstrations,
+                f"{name} imitates; set dataset = <demonstrations>, such as those of `wmrl data make expert:TASK`",
+            )
+            check(self.env is not None, f"{name} steps in an environment; set env = <gymnasium id>")
+            check(self.online.num_demonstrations is None, "online.num_demonstrations, but no dataset; set dataset")
+        if self.online.schedule == "synchronous":
+            turn = self.online.updates_per_turn
+            check(
+                turn == round(turn) and self.updates_per_call % round(turn) == 0,
+                f"updates_per_call = {self.updates_per_call} is not a multiple of the {turn:g} updates of a turn "
+                "(online: updates_per_step x steps_per_turn x num_envs x runners); loops stop between calls",
+            )
 
     def resolved(self) -> RunConfig:
         """The same run with every default of the agent written out: what config.json keeps."""
@@ -93,6 +166,7 @@ MAY_CHANGE = frozenset(
         "device",
         "num_eval_runners",
         "envs_per_runner",
+        "online.replay_unfinished",
     ]
 )
 

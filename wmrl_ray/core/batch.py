@@ -17,7 +17,7 @@ class Batch:
     Why padded: windows that have to fit hold an episode's last step once where they hold others H times, and always at
     t = H-1. Terminal steps, which anchor every value, would hardly be seen.
 
-    obs: [B, H+1, O] f32; obs[:, t+1] follows action[:, t].
+    obs: [B, H+1, O] f32, or images [B, H+1, C, h, w] u8; obs[:, t+1] follows action[:, t].
     action: [B, H, A] f32 in [-1, 1].
     reward: [B, H] f32, the result of action[:, t].
     terminated: [B, H] bool, the true end of the MDP: no bootstrap. (A truncated step bootstraps and is not marked here.)
@@ -25,6 +25,7 @@ class Batch:
         and no loss may see it.
     time: [B] i64, the place of the window's first step in its episode; None unless asked for.
     return_to_go: [B, H] f32, the sum of rewards from this step to the episode's end, undiscounted; None unless asked for.
+    is_expert: [B] bool, the window is of a demonstration; None where nobody demonstrates.
     """
 
     obs: Tensor
@@ -34,6 +35,7 @@ class Batch:
     valid: Tensor
     time: Tensor | None = None
     return_to_go: Tensor | None = None
+    is_expert: Tensor | None = None
 
     def __post_init__(self) -> None:
         B, H = self.action.shape[:2]
@@ -46,6 +48,8 @@ class Batch:
             expect(self.time, "B", B=B)
         if self.return_to_go is not None:
             expect(self.return_to_go, "B H", B=B, H=H)
+        if self.is_expert is not None:
+            expect(self.is_expert, "B", B=B)
 
     def to(self, device: torch.device | str) -> Batch:
         if self.obs.device == torch.device(device):

@@ -87,7 +87,9 @@ def open_dataset(
     return Cache(Path(cache_dir) if cache_dir is not None else None).open(resolve(uri), progress)
 
 
-def check_compatible(dataset: Dataset, env_obs_dim: int, env_action_dim: int, env_id: str | None = None) -> None:
+def check_compatible(
+    dataset: Dataset, env_obs_dim: int | tuple[int, ...], env_action_dim: int, env_id: str | None = None
+) -> None:
     """Checks that an agent trained on `dataset` can be evaluated in the environment.
 
     Raises:

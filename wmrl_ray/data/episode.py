@@ -15,7 +15,7 @@ class DataError(ValueError):
 class Episode:
     """One trajectory of T steps.
 
-    obs: [T+1, O] f32, one more than actions. action: [T, A] f32 in [-1, 1]. reward: [T] f32.
+    obs: [T+1, O] f32, or images [T+1, C, h, w] u8; one more than actions. action: [T, A] f32 in [-1, 1]. reward: [T] f32.
     terminated: the MDP truly ended after the last step (no bootstrap). Otherwise the episode was truncated (bootstrap).
     """
 
@@ -33,10 +33,12 @@ class Episode:
 
     def validate(self, where: str = "episode") -> Episode:
         """Returns itself; raises DataError with `where` (file, id and number) in the message."""
-        if (self.obs.ndim, self.action.ndim, self.reward.ndim) != (2, 2, 1):
+        obs_axes = 4 if self.obs.dtype == np.uint8 else 2
+        if (self.obs.ndim, self.action.ndim, self.reward.ndim) != (obs_axes, 2, 1):
             raise DataError(
-                f"{where}: obs {list(self.obs.shape)}, action {list(self.action.shape)} and reward {list(self.reward.shape)} "
-                "must have the shapes [T+1, O], [T, A] and [T]; reshape them"
+                f"{where}: obs {list(self.obs.shape)} ({self.obs.dtype}), action {list(self.action.shape)} and reward "
+                f"{list(self.reward.shape)} must have the shapes [T+1, O] (images: [T+1, C, h, w] uint8), [T, A] and [T]; "
+                "reshape them"
             )
         steps = len(self.action)
         if steps == 0:
@@ -48,6 +50,8 @@ class Episode:
             )
         for name in ("obs", "action", "reward"):
             values = getattr(self, name)
+            if values.dtype == np.uint8:
+                continue  # Why: images are finite; asking would copy them
             if not np.isfinite(values).all():
                 first = np.argwhere(~np.isfinite(values))[0]
                 raise DataError(

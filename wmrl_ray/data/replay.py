@@ -10,7 +10,7 @@ import torch
 
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.data.episode import DataError, Episode
-from wmrl_ray.data.storage import EpisodeStore, FlatEpisodes
+from wmrl_ray.data.storage import EpisodeStore, FlatEpisodes, obs_dim_of
 
 if TYPE_CHECKING:
     from wmrl_ray.data.datasets import Dataset
@@ -28,7 +28,8 @@ class Replay:
         self,
         dataset: Dataset | None = None,
         *,
-        obs_dim: int | None = None,
+        num_episodes: int | None = None,
+        obs_dim: int | tuple[int, ...] | None = None,
         action_dim: int | None = None,
         capacity: int | None = None,
         seed: int | Sequence[int] = 0,
@@ -37,30 +38,36 @@ class Replay:
 
         Args:
             dataset: an opened dataset; never evicted.
-            obs_dim: size of one observation, O.
+            num_episodes: only the dataset's first so many; None: all.
+            obs_dim: size of one observation, O; or (C, h, w) of images, which are kept as uint8.
             action_dim: size of one action, A.
             capacity: the most steps that episodes added online may hold together; the oldest whole episodes go first.
                 None: no limit.
             seed: of this replay's own generator.
 
         Raises:
-            DataError: sizes missing or in conflict with the dataset, or a capacity below 1.
+            DataError: sizes missing or in conflict with the dataset, more episodes than it has, or a capacity below 1.
         """
         if dataset is not None:
             for name, given, found in (
-                ("obs_dim", obs_dim, dataset.obs.shape[1]),
+                ("obs_dim", obs_dim, obs_dim_of(dataset.obs)),
                 ("action_dim", action_dim, dataset.action.shape[1]),
             ):
                 if given is not None and given != found:
                     raise DataError(f"{name} = {given}, but dataset {dataset.card.name!r} has {found}; leave {name} out")
-            obs_dim, action_dim = dataset.obs.shape[1], dataset.action.shape[1]
+            obs_dim, action_dim = obs_dim_of(dataset.obs), dataset.action.shape[1]
+            if num_episodes is not None and not 1 <= num_episodes <= len(dataset):
+                raise DataError(
+                    f"{num_episodes} episodes of dataset {dataset.card.name!r}, which has {len(dataset)}; ask for 1 to "
+                    f"{len(dataset)}"
+                )
         if obs_dim is None or action_dim is None:
             raise DataError("a replay needs a dataset, or obs_dim and action_dim")
         if capacity is not None and capacity < 1:
             raise DataError(f"capacity = {capacity}; it must be at least 1 step, or None for no limit")
         self.obs_dim, self.action_dim, self.capacity = obs_dim, action_dim, capacity
         self._dataset_sha256 = dataset.card.sha256 if dataset is not None else ""
-        self._fixed = FlatEpisodes.of_dataset(dataset) if dataset is not None else None
+        self._fixed = FlatEpisodes.of_dataset(dataset, num_episodes) if dataset is not None else None
         self._online = EpisodeStore(obs_dim, action_dim, capacity)
         self._generator = np.random.Generator(np.random.PCG64(seed if isinstance(seed, int | np.integer) else list(seed)))
 
@@ -85,7 +92,7 @@ class Replay:
             )
 
     def add(self, episode: Episode) -> None:
-        """Takes one episode online and evicts the oldest online ones beyond `capacity`.
+        """Takes one episode online (a copy) and evicts the oldest online ones beyond `capacity`.
 
         Raises:
             DataError: invalid episode, wrong sizes, or longer than `capacity`; the replay is then unchanged.
@@ -119,16 +126,9 @@ class Replay:
 
     def get_state(self) -> dict[str, Any]:
         """The generator, the dataset's sha256 ("" for none) and the online episodes: arrays, numbers and strings only."""
-        generator = self._generator.bit_generator.state
         return {
             "dataset_sha256": self._dataset_sha256,
-            # Why strings: these are 128-bit integers, which few stores keep exactly.
-            "generator": {
-                "state": str(generator["state"]["state"]),
-                "inc": str(generator["state"]["inc"]),
-                "has_uint32": int(generator["has_uint32"]),
-                "uinteger": int(generator["uinteger"]),
-            },
+            "generator": generator_state(self._generator),
             "online": self._online.get_state(),
         }
 
@@ -144,16 +144,77 @@ class Replay:
                 f"{self._dataset_sha256[:12] or '(none)'}; resume with the dataset of the saved run"
             )
         self._online.set_state(state["online"])
-        saved = state["generator"]
-        self._generator.bit_generator.state = {
-            "bit_generator": "PCG64",
-            "state": {"state": int(saved["state"]), "inc": int(saved["inc"])},
-            "has_uint32": int(saved["has_uint32"]),
-            "uinteger": int(saved["uinteger"]),
-        }
+        set_generator_state(self._generator, state["generator"])
 
     def _parts(self) -> list[FlatEpisodes]:
         return [self._fixed, self._online] if self._fixed is not None else [self._online]
+
+
+class DemonstrationReplay:
+    """An expert's demonstrations beside the agent's own episodes; every batch is half of each. Used as a `Replay` is."""
+
+    def __init__(self, demonstrations: Replay, behaviour: Replay) -> None:
+        """Both draw from their own generators. Raises DataError if their sizes differ."""
+        for name in ("obs_dim", "action_dim"):
+            expert, own = getattr(demonstrations, name), getattr(behaviour, name)
+            if expert != own:
+                raise DataError(f"demonstrations with {name} = {expert}, but the agent's own episodes have {own}")
+        self.demonstrations, self.behaviour = demonstrations, behaviour
+
+    @property
+    def num_steps(self) -> int:
+        return self.demonstrations.num_steps + self.behaviour.num_steps
+
+    @property
+    def num_episodes(self) -> int:
+        return self.demonstrations.num_episodes + self.behaviour.num_episodes
+
+    def check_window(self, horizon: int) -> None:
+        """Raises DataError unless each half can fill a window of `horizon` steps."""
+        self.demonstrations.check_window(horizon)
+        self.behaviour.check_window(horizon)
+
+    def add(self, episode: Episode) -> None:
+        """Takes an episode of the agent's own; see `Replay.add`."""
+        self.behaviour.add(episode)
+
+    def sample(self, batch_size: int, horizon: int, *, return_to_go: bool = False) -> Batch:
+        """2 B windows: B = `batch_size` of the agent's own, then B of the expert's; `Batch.is_expert` says which is which."""
+        own = self.behaviour.sample(batch_size, horizon, return_to_go=return_to_go)
+        expert = self.demonstrations.sample(batch_size, horizon, return_to_go=return_to_go)
+        halves = {name: (getattr(own, name), getattr(expert, name)) for name in Batch.__dataclass_fields__}
+        joined = {name: torch.cat(both) for name, both in halves.items() if both[0] is not None}
+        return Batch(**joined, is_expert=torch.arange(2 * batch_size) >= batch_size)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"demonstrations": self.demonstrations.get_state(), "behaviour": self.behaviour.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restores what `get_state` returned. Raises DataError as `Replay.set_state`."""
+        self.demonstrations.set_state(state["demonstrations"])
+        self.behaviour.set_state(state["behaviour"])
+
+
+def generator_state(generator: np.random.Generator) -> dict[str, Any]:
+    """Of a PCG64: numbers and strings."""
+    state = generator.bit_generator.state
+    return {
+        # Why strings: these are 128-bit integers, which few stores keep exactly.
+        "state": str(state["state"]["state"]),
+        "inc": str(state["state"]["inc"]),
+        "has_uint32": int(state["has_uint32"]),
+        "uinteger": int(state["uinteger"]),
+    }
+
+
+def set_generator_state(generator: np.random.Generator, saved: Mapping[str, Any]) -> None:
+    """The inverse of `generator_state`."""
+    generator.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": int(saved["state"]), "inc": int(saved["inc"])},
+        "has_uint32": int(saved["has_uint32"]),
+        "uinteger": int(saved["uinteger"]),
+    }
 
 
 def _batch(arrays: Sequence[np.ndarray]) -> Batch:

@@ -19,7 +19,8 @@ FIELDS = ("obs", "action", "reward", "terminated")
 class FlatEpisodes:
     """Read access to episodes that lie one after the other: one row per observation, so T steps take T+1 rows.
 
-    obs [N, O] f32, action [N, A] f32, reward [N] f32, terminated [N] bool (the last three are 0 in an episode's last row);
+    obs [N, O] f32 or images [N, C, h, w] u8, action [N, A] f32, reward [N] f32, terminated [N] bool (the last three are 0 in an
+    episode's last row);
     starts [E+1] i64: episode i takes rows starts[i] to starts[i+1].
     """
 
@@ -32,10 +33,10 @@ class FlatEpisodes:
         self._returns: np.ndarray | None = None
 
     @classmethod
-    def of_dataset(cls, dataset: Dataset) -> FlatEpisodes:
-        return FlatEpisodes(
-            dataset.obs, dataset.action, dataset.reward, dataset.terminated.view(np.bool_), dataset.episode_starts
-        )
+    def of_dataset(cls, dataset: Dataset, num_episodes: int | None = None) -> FlatEpisodes:
+        """All of the dataset, or its first `num_episodes`."""
+        starts = dataset.episode_starts if num_episodes is None else dataset.episode_starts[: num_episodes + 1]
+        return FlatEpisodes(dataset.obs, dataset.action, dataset.reward, dataset.terminated.view(np.bool_), starts)
 
     @property
     def starts(self) -> np.ndarray:
@@ -58,7 +59,8 @@ class FlatEpisodes:
 
         Past its episode's end a window repeats the last row: the last observation, action, reward and terminated 0.
 
-        Returns: obs [B, H+1, O], action [B, H, A], reward, terminated, valid [B, H]; fresh contiguous arrays.
+        Returns: obs [B, H+1, O] (images [B, H+1, C, h, w] u8), action [B, H, A], reward, terminated, valid [B, H]; fresh
+        contiguous arrays.
         """
         rows, episode = self._rows(windows, horizon + 1)  # [B, H+1], [B]
         last = (self.starts[episode + 1] - 1)[:, None]
@@ -101,7 +103,7 @@ class EpisodeStore(FlatEpisodes):
     its front (or to a bigger buffer), so an episode never wraps around and each row is moved a bounded number of times.
     """
 
-    def __init__(self, obs_dim: int, action_dim: int, capacity: int | None = None) -> None:
+    def __init__(self, obs_dim: int | tuple[int, ...], action_dim: int, capacity: int | None = None) -> None:
         super().__init__(*_empty_rows(0, obs_dim, action_dim), starts=np.zeros(1, np.int64))
         self.capacity = capacity
         self._edges: list[int] = [0]  # edges[front:] are the row numbers that `starts` holds
@@ -124,11 +126,12 @@ class EpisodeStore(FlatEpisodes):
 
     def add(self, episode: Episode) -> None:
         steps = len(episode)
-        obs_dim, action_dim = self.obs.shape[1], self.action.shape[1]
-        if episode.obs.shape[1:] != (obs_dim,) or episode.action.shape[1:] != (action_dim,):
+        same = episode.obs.shape[1:] == self.obs.shape[1:] and (episode.obs.dtype == np.uint8) == (self.obs.dtype == np.uint8)
+        if not same or episode.action.shape[1:] != self.action.shape[1:]:
             raise DataError(
-                f"an episode with obs {list(episode.obs.shape)} and action {list(episode.action.shape)} does not fit a replay "
-                f"with obs_dim = {obs_dim} and action_dim = {action_dim}; add episodes of the same environment"
+                f"an episode with obs {list(episode.obs.shape)} ({episode.obs.dtype}) and action {list(episode.action.shape)} "
+                f"does not fit a replay with obs_dim = {obs_dim_of(self.obs)} ({self.obs.dtype}) and action_dim = "
+                f"{self.action.shape[1]}; add episodes of the same environment"
             )
         if self.capacity is not None:
             if steps > self.capacity:
@@ -155,8 +158,8 @@ class EpisodeStore(FlatEpisodes):
         arrays = [np.asarray(state[name]) for name in FIELDS]
         if arrays[0].shape[1:] != self.obs.shape[1:] or arrays[1].shape[1:] != self.action.shape[1:]:
             raise DataError(
-                f"the saved online episodes have obs_dim = {arrays[0].shape[1]} and action_dim = {arrays[1].shape[1]}, this "
-                f"replay {self.obs.shape[1]} and {self.action.shape[1]}; restore into a replay of the same environment"
+                f"the saved online episodes have obs_dim = {obs_dim_of(arrays[0])} and action_dim = {arrays[1].shape[1]}, this "
+                f"replay {obs_dim_of(self.obs)} and {self.action.shape[1]}; restore into a replay of the same environment"
             )
         for name, array in zip(FIELDS, arrays, strict=True):
             setattr(self, name, np.array(array, dtype=getattr(self, name).dtype))
@@ -170,7 +173,7 @@ class EpisodeStore(FlatEpisodes):
         # A quarter of slack bounds the moving to 4 copies per row; without eviction the buffer doubles.
         if needed * 1.25 > len(self.obs):
             size = max(2 * needed if self.capacity is None else needed + needed // 2, 1024)
-            fresh = _empty_rows(size, self.obs.shape[1], self.action.shape[1])
+            fresh = _empty_rows(size, obs_dim_of(self.obs), self.action.shape[1])
         else:
             fresh = (self.obs, self.action, self.reward, self.terminated)
         for name, target in zip(FIELDS, fresh, strict=True):
@@ -184,9 +187,17 @@ class EpisodeStore(FlatEpisodes):
         self._returns = None
 
 
-def _empty_rows(rows: int, obs_dim: int, action_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def obs_dim_of(obs: np.ndarray) -> int | tuple[int, ...]:
+    """O of vectors [N, O], (C, h, w) of images [N, C, h, w]."""
+    return obs.shape[1] if obs.ndim == 2 else obs.shape[1:]
+
+
+def _empty_rows(
+    rows: int, obs_dim: int | tuple[int, ...], action_dim: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    obs = np.empty((rows, obs_dim), np.float32) if isinstance(obs_dim, int) else np.empty((rows, *obs_dim), np.uint8)
     return (
-        np.empty((rows, obs_dim), np.float32),
+        obs,
         np.empty((rows, action_dim), np.float32),
         np.empty(rows, np.float32),
         np.empty(rows, np.bool_),

@@ -9,7 +9,7 @@ import torch
 
 from wmrl_ray.config import ConfigError, did_you_mean, from_dict
 from wmrl_ray.core.agents.awac import AWAC
-from wmrl_ray.core.agents.base import Agent, AgentConfig
+from wmrl_ray.core.agents.base import Agent, AgentConfig, ObsDim
 from wmrl_ray.core.agents.bc import BC
 from wmrl_ray.core.agents.cql import CQL
 from wmrl_ray.core.agents.dt import DT
@@ -44,7 +44,7 @@ def agent_config(name: str, values: Mapping[str, Any] | AgentConfig) -> AgentCon
 def make_agent(
     name: str,
     config: Mapping[str, Any] | AgentConfig,
-    obs_dim: int,
+    obs_dim: ObsDim,
     action_dim: int,
     *,
     seed: int = 0,

@@ -15,6 +15,7 @@ from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.nets import Normalizer
 
 Metrics = dict[str, Tensor]
+ObsDim = int | tuple[int, ...]  # O of vectors, (C, h, w) of images
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,16 @@ class Agent:
 
     Config: ClassVar[type[AgentConfig]]
     acts: ClassVar[bool] = True  # its actions are the environment's; those of a Manager are not
+    learns_online: ClassVar[bool] = False  # takes its own steps in the environment while it learns
+    needs_demonstrations: ClassVar[bool] = False  # half of every batch is an expert's
     compiled_functions: ClassVar[tuple[str, ...]] = ()  # methods of tensors alone, which `config.compile` compiles
 
     model: nn.Module
     target: nn.Module | None
     optimizers: dict[str, torch.optim.Optimizer]
+    obs_dim: Any  # ObsDim; most agents take vectors only
 
-    def __init__(self, config: Any, obs_dim: int, action_dim: int, *, seed: int = 0, device: str | torch.device = "cpu"):
+    def __init__(self, config: Any, obs_dim: ObsDim, action_dim: int, *, seed: int = 0, device: str | torch.device = "cpu"):
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         self.device = torch.device(device)
         self._compiled_steps = config.compile != "off" and self.compiles_steps()
@@ -127,7 +131,7 @@ class Agent:
         """Actions for W environments.
 
         Args:
-            obs: [W, O]. is_first: [W] bool, the environment has just been reset.
+            obs: [W, O], or images [W, C, h, w] u8. is_first: [W] bool, the environment has just been reset.
             plan_state: what the previous call returned (None at first); a planner's warm start, or a sequence model's history.
             reward: [W], what the previous action earned; not read where is_first. None: 0.
 
