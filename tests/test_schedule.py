@@ -66,8 +66,8 @@ class World:
 
     def check(self) -> None:
         schedule, limits, counts = self.schedule, self.limits, self.schedule.counts
-        assert counts.steps == counts.delivered_steps + schedule.unfinished_steps + counts.lost_steps
-        assert schedule.unfinished_steps == sum(self.progress)
+        assert counts.steps == counts.delivered_steps + schedule.ledger.unfinished_steps + counts.lost_steps
+        assert schedule.ledger.unfinished_steps == sum(self.progress)
         assert counts.episodes == len(self.delivered)
         assert self.taken + [delivery.reference for delivery in schedule.queue] == self.delivered  # once each, in order
         assert counts.updates <= limits.updates_per_step * counts.steps + limits.max_updates_ahead + 1e-6
@@ -170,7 +170,7 @@ def test_an_episode_longer_than_the_seed_keeps_everybody_seeding_until_it_ends()
     assert request is not None
     schedule.receive(request.number, 10, [Delivery("long", 45)])
     assert schedule.next_call() == Call((Delivery("long", 45),), 5)
-    assert schedule.unfinished_steps == 5
+    assert schedule.ledger.unfinished_steps == 5
 
 
 def test_a_full_queue_stops_requests_and_is_taken_without_updates() -> None:

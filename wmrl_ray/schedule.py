@@ -9,7 +9,7 @@ A step is one action in one environment. Updates follow steps at the rate U; nei
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,55 @@ class Counts:
     lost_runners: int = 0
 
 
+class Ledger:
+    """What became of every step that a runner reported, in either schedule.
+
+    incarnations: how often each runner has been replaced.
+    """
+
+    def __init__(self, num_runners: int) -> None:
+        self.counts = Counts()
+        self.incarnations = [0] * num_runners
+        self._unfinished = [0] * num_runners  # steps reported of each runner's unfinished episodes
+
+    @property
+    def unfinished_steps(self) -> int:
+        return sum(self._unfinished)
+
+    def enter(self, runner: int, steps: int, lengths: Sequence[int]) -> None:
+        """A runner took `steps` steps, with which episodes of these lengths ended (begun earlier or not)."""
+        delivered = sum(lengths)
+        unfinished = self._unfinished[runner] + steps - delivered
+        if steps < 0 or unfinished < 0:
+            raise RuntimeError(f"runner {runner} delivered {-unfinished} steps more than it reported")
+        self._unfinished[runner] = unfinished
+        self.counts.steps += steps
+        self.counts.episodes += len(lengths)
+        self.counts.delivered_steps += delivered
+
+    def lose(self, runner: int) -> int:
+        """The runner died with its unfinished episodes; what it delivered is untouched. Returns its new incarnation."""
+        self.counts.lost_steps += self._unfinished[runner]
+        self.counts.lost_runners += 1
+        self._unfinished[runner] = 0
+        self.incarnations[runner] += 1
+        return self.incarnations[runner]
+
+    def get_state(self) -> dict[str, Any]:
+        return {**vars(self.counts), "unfinished": list(self._unfinished), "incarnations": list(self.incarnations)}
+
+    def set_state(self, state: Mapping[str, Any], *, goes_on: bool) -> None:
+        """Continues with the saved runners' unfinished episodes, or with new runners, which lose them."""
+        self.counts = Counts(**{name: int(state[name]) for name in vars(Counts())})
+        if goes_on:
+            self._unfinished, self.incarnations = list(state["unfinished"]), list(state["incarnations"])
+            return
+        self.counts.lost_steps += sum(state["unfinished"])
+        self._unfinished = [0] * len(self._unfinished)
+        # Why: no runner may repeat the random streams of one of the saved run
+        self.incarnations = [1 + max(state["incarnations"])] * len(self.incarnations)
+
+
 @dataclass
 class Lags:
     """Since the last `take_metrics`: how old the weights were that acted, in updates, and how long the queue was."""
@@ -109,15 +158,17 @@ class Schedule:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.counts = Counts()
+        self.ledger = Ledger(limits.num_runners)
         self.queue: deque[Delivery] = deque()
         self._in_flight: dict[int, Request] = {}
         self._idle: deque[int] = deque(range(limits.num_runners))  # those that wait longest first
-        self._incarnations = [0] * limits.num_runners
-        self._unfinished = [0] * limits.num_runners  # steps reported of each runner's unfinished episodes
         self._call: Call | None = None
         self._next_number = 0
         self._lags = Lags()
+
+    @property
+    def counts(self) -> Counts:
+        return self.ledger.counts
 
     # -- what may be done now -------------------------------------------------------------------------------------------------
 
@@ -148,7 +199,7 @@ class Schedule:
         if not may_start:
             return None
         runner = self._idle.popleft()
-        request = Request(self._next_number, runner, self._incarnations[runner], seeding, c.updates)
+        request = Request(self._next_number, runner, self.ledger.incarnations[runner], seeding, c.updates)
         self._next_number += 1
         self._in_flight[request.number] = request
         return request
@@ -190,14 +241,7 @@ class Schedule:
             raise RuntimeError(f"request {number} is not in flight: answered twice, or by a runner that was given up")
         self._idle.append(request.runner)
         deliveries = list(deliveries)
-        delivered = sum(delivery.steps for delivery in deliveries)
-        unfinished = self._unfinished[request.runner] + steps - delivered
-        if steps < 0 or unfinished < 0:
-            raise RuntimeError(f"runner {request.runner} delivered {-unfinished} steps more than it reported")
-        self._unfinished[request.runner] = unfinished
-        self.counts.steps += steps
-        self.counts.episodes += len(deliveries)
-        self.counts.delivered_steps += delivered
+        self.ledger.enter(request.runner, steps, [delivery.steps for delivery in deliveries])
         self.queue.extend(deliveries)
         if not request.random:
             lag = self.counts.updates - request.version
@@ -206,18 +250,11 @@ class Schedule:
             self._lags.largest = max(self._lags.largest, lag)
 
     def lose(self, runner: int) -> int:
-        """The runner died: its request is void, its unfinished episodes are gone. Returns its new incarnation.
-
-        Nothing that it delivered is touched.
-        """
+        """The runner died: its request is void, its unfinished episodes are gone. Returns its new incarnation."""
         for number in [number for number, request in self._in_flight.items() if request.runner == runner]:
             del self._in_flight[number]
             self._idle.append(runner)
-        self.counts.lost_steps += self._unfinished[runner]
-        self.counts.lost_runners += 1
-        self._unfinished[runner] = 0
-        self._incarnations[runner] += 1
-        return self._incarnations[runner]
+        return self.ledger.lose(runner)
 
     def finish_call(self) -> int:
         """The learners have done what `next_call` said. Returns the version of their weights."""
@@ -229,16 +266,10 @@ class Schedule:
 
     # -- reports --------------------------------------------------------------------------------------------------------------
 
-    @property
-    def unfinished_steps(self) -> int:
-        return sum(self._unfinished)
-
     def take_metrics(self) -> dict[str, float]:
-        """Counts, and since the last call of this: the policy lag in updates and the queue's length in episodes."""
+        """Since the last call of this: the policy lag in updates, and the queue's length in episodes."""
         lags, self._lags = self._lags, Lags()
         return {
-            "online/lost_steps": float(self.counts.lost_steps),
-            "online/lost_runners": float(self.counts.lost_runners),
             "online/policy_lag_mean": lags.total / lags.weight if lags.weight else 0.0,
             "online/policy_lag_max": float(lags.largest),
             "online/queue_mean": sum(lags.queued) / len(lags.queued) if lags.queued else 0.0,
@@ -249,14 +280,11 @@ class Schedule:
         """The counts. What is queued must have been drained: a reference means nothing to another process."""
         if self.queue or self._call is not None:
             raise RuntimeError(f"{len(self.queue)} episodes are queued or with the learners; drain() first")
-        return {**vars(self.counts), "unfinished_steps": self.unfinished_steps, "incarnations": list(self._incarnations)}
+        return self.ledger.get_state()
 
     @classmethod
     def resumed(cls, limits: Limits, state: Mapping[str, Any]) -> Schedule:
         """Continues from `get_state` with new runners: the unfinished episodes of the old ones are lost."""
         schedule = cls(limits)
-        schedule.counts = Counts(**{name: int(state[name]) for name in vars(Counts())})
-        schedule.counts.lost_steps += int(state["unfinished_steps"])
-        # Why: no runner may repeat the random streams of one of the saved run
-        schedule._incarnations = [1 + max(state["incarnations"])] * limits.num_runners
+        schedule.ledger.set_state(state, goes_on=False)
         return schedule
