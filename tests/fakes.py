@@ -1,11 +1,21 @@
-"""Small stand-ins for agents, whose behaviour a test can predict."""
+"""Small stand-ins for agents and environments, whose behaviour a test can predict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from wmrl_ray.core.agents import AGENTS
+from wmrl_ray.core.agents.base import Agent, AgentConfig
+from wmrl_ray.core.agents.tdmpc import TDMPC
+from wmrl_ray.core.batch import Batch
 
 
 class FakeAgent:
@@ -41,3 +51,107 @@ class FakeAgent:
 def constant(*action: float) -> Callable[[Tensor], Tensor]:
     """A law that ignores the observation."""
     return lambda obs: torch.tensor(action).expand(len(obs), -1)
+
+
+class OnlineTDMPC(TDMPC):
+    """TD-MPC learning from its own steps."""
+
+    learns_online = True
+
+
+class Imitator(OnlineTDMPC):
+    """Needs demonstrations; reports the share of its batch that they are."""
+
+    needs_demonstrations = True
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.is_expert is not None
+        return super().update(dataclasses.replace(batch, is_expert=None)) | {"batch/expert": batch.is_expert.float().mean()}
+
+
+class ImageActor(Agent):
+    """Acts and learns on images uint8: a linear map of their mean colours, fitted to the rewards."""
+
+    Config = AgentConfig
+    learns_online = True
+
+    def build(self) -> tuple[nn.Module, nn.Module | None]:
+        return nn.Linear(self.obs_dim[0], self.action_dim), None
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"model": torch.optim.Adam(self.model.parameters(), lr=1e-2)}
+
+    def colours(self, obs: Tensor) -> Tensor:
+        assert obs.dtype == torch.uint8
+        return obs.float().mean((-2, -1)) / 255
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        batch = batch.to(self.device)
+        predicted = self.model(self.colours(batch.obs[:, 0])).mean(-1)
+        loss = (predicted - batch.reward[:, 0]).square().mean()
+        self.optimize("model", loss, None)
+        self.num_updates += 1
+        return {"loss/model": loss.detach()}
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Tensor,
+        plan_state: Tensor | None,
+        is_first: Tensor,
+        *,
+        explore: bool = False,
+        reward: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        action = self.model(self.colours(obs))
+        if explore:
+            action = action + torch.randn(action.shape, generator=self.act_generator, device=self.device)
+        return action.clamp(-1, 1), None, {}
+
+
+@contextlib.contextmanager
+def registered(**agents: type[Agent]) -> Iterator[None]:
+    """These agents are known by these names inside."""
+    AGENTS.update(agents)
+    try:
+        yield
+    finally:
+        for name in agents:
+            del AGENTS[name]
+
+
+class Drift(gym.Env):
+    """A point that drifts at random to where it is pushed: deterministic given its seed, quick, of episodes of many lengths.
+
+    It terminates far out; the reward is nearness to 0.
+    """
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.at = self.np_random.standard_normal(3)
+        return self.obs(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.at = self.at + 0.3 * self.np_random.standard_normal(3)
+        self.at[:2] += 0.5 * action
+        distance = float(np.abs(self.at).max())
+        return self.obs(), 1.0 - distance, distance > 4, False, {"success": distance < 0.5}
+
+    def obs(self) -> np.ndarray:
+        return self.at.astype(np.float32)
+
+
+class DriftImages(Drift):
+    """The same, seen as 3 planes of 4 x 4 uint8."""
+
+    observation_space = gym.spaces.Box(0, 255, (3, 4, 4), np.uint8)
+
+    def obs(self) -> np.ndarray:
+        return np.broadcast_to((self.at * 20 + 128).clip(0, 255).astype(np.uint8)[:, None, None], (3, 4, 4))
+
+
+gym.register("Drift-v0", entry_point=Drift, max_episode_steps=20)
+gym.register("DriftImages-v0", entry_point=DriftImages, max_episode_steps=20)

@@ -6,11 +6,35 @@ Random steps at first; then, in turns, steps of the exploring agent and updates 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from wmrl_ray.config import ConfigError
-from wmrl_ray.rollout import step_limit
-from wmrl_ray.run import OnlineConfig, RunConfig
+import torch
+
+from wmrl_ray import checkpoint
+from wmrl_ray.collect import Collector, Statistics
+from wmrl_ray.config import ConfigError, check
+from wmrl_ray.core.agents import Agent, agent_config
+from wmrl_ray.data.datasets import Dataset, open_dataset
+from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.replay import DemonstrationReplay, Replay
+from wmrl_ray.intents import intended_states
+from wmrl_ray.rollout import evaluate, step_limit
+from wmrl_ray.run import Event, OnEvent, OnlineConfig, RunConfig, RunDir
+from wmrl_ray.train import (
+    Progress,
+    build_agent,
+    build_replay,
+    checkpoint_meta,
+    evaluation_env,
+    evaluation_metrics,
+    finite_metrics,
+    open_run,
+    update_steps,
+)
 
 
 @dataclass(frozen=True)
@@ -60,3 +84,140 @@ def make_clock(config: RunConfig, env_id: str) -> Clock:
             raise ConfigError(f"env = {env_id!r} has no step limit; set online.seed_steps, the number of random steps at first")
         steps = max(1000, 5 * limit, limit * config.online.total_envs)
     return Clock(config.online, steps)
+
+
+def train_online(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    on_event: OnEvent | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Trains, evaluates and records one run of an agent that takes its own steps, as `train.train` does offline.
+
+    Args, returns, and what a stopped run continues with: as there. A resumed run is the one that was never stopped: replay,
+    random streams, plans and unfinished episodes are in the checkpoint.
+    """
+    torch.set_num_threads(1)  # Why: one core per process; runs share the machine
+    tell = on_event or (lambda event: None)
+    agent_config(config.algorithm, config.agent)  # for its errors, before anything is read or made
+    check_in_process(config)
+    dataset = None if config.dataset is None else open_dataset(config.dataset)
+    env_id = evaluation_env(config, dataset)
+    assert env_id is not None
+    clock = make_clock(config, env_id)
+    agent, replay = build_agent(config, dataset), build_replay(config, dataset)
+    collector = Collector(env_id, config.env_config, config.online.num_envs, seed=(config.seed, 0))
+
+    run = open_run(run_dir, config, dataset, resume)
+    progress = Progress(config)
+    if (newest := run.newest_checkpoint()) is not None:
+        tree, meta = checkpoint.load(newest)
+        agent.set_state(tree["agent"])
+        replay.set_state(tree["replay"])
+        collector.set_state(tree["collector"], replay_unfinished=config.online.replay_unfinished)
+        progress.update = meta["update"]
+        del tree  # Why: it holds a second replay
+    run.open_metrics(progress.update)
+
+    def event(kind: Any, metrics: dict[str, float]) -> None:
+        tell(Event(kind, progress.update, config.num_updates, metrics))
+
+    def save() -> None:
+        tree = {"agent": agent.get_state(), "replay": replay.get_state(), "collector": collector.get_state()}
+        checkpoint.save(run.checkpoint_path(progress.update), tree, checkpoint_meta(config, dataset, env_id, progress.update))
+        run.prune_checkpoints()
+        event("checkpoint", {})
+
+    event("start", {})
+    last_eval = run.last_evaluation()
+    last_log, update_s = (progress.update, time.monotonic()), 0.0
+    while not progress.finished:
+        until, tensors = progress.update + config.updates_per_call, {}
+        while progress.update < until:
+            turn = clock.turn(progress.update, collector.num_steps, until)
+            for episode in collector.collect(None if turn.random else agent, turn.steps):
+                replay.add(episode)
+            started = time.monotonic()
+            if turn.updates:
+                check_replay(replay, agent, collector.num_steps)
+                tensors = update_steps(agent, replay, turn.updates, config.batch_size)
+            update_s += time.monotonic() - started
+            progress.update += turn.updates
+        metrics = finite_metrics(agent, tensors)
+        if progress.due(config.log_every):
+            now = time.monotonic()
+            metrics |= online_metrics(collector.take_statistics(), collector.num_steps, collector.num_episodes, replay)
+            metrics["time/update_s"] = update_s
+            metrics["time/updates_per_s"] = (progress.update - last_log[0]) / (now - last_log[1])
+            last_log, update_s = (progress.update, now), 0.0
+            run.log(progress.update, metrics)
+            event("update", metrics)
+        if progress.evaluation_due:
+            paused = time.monotonic()
+            last_eval = evaluate_run(run, config, agent, env_id, dataset, progress.update)
+            event("eval", last_eval)
+            last_log = (last_log[0], last_log[1] + time.monotonic() - paused)
+        stopping = should_stop is not None and should_stop()
+        if progress.due(config.checkpoint_every) or stopping:
+            save()
+        if stopping and not progress.finished:
+            break
+
+    collector.close()
+    result = {"updates": progress.update, "seconds": run.seconds(), "finished": progress.finished}
+    result |= {"steps": collector.num_steps, "episodes": collector.num_episodes, **last_eval}
+    if progress.finished:
+        run.finish(result)
+    event("end", last_eval)
+    return result
+
+
+def check_in_process(config: RunConfig) -> None:
+    """Raises ConfigError for an agent that does not learn online, or a run that needs actors."""
+    check(
+        config.learns_online,
+        f"algorithm = {config.algorithm!r} takes no steps of its own; train it with train.train",
+    )
+    check(
+        config.online.num_runners == 0,
+        f"online.num_runners = {config.online.num_runners} are Ray actors; train with Ray (without --no-ray), or set it to 0",
+    )
+
+
+def check_replay(replay: Replay | DemonstrationReplay, agent: Agent, num_steps: int) -> None:
+    """Raises ConfigError when nothing can be learned from yet: no episode, or none as long as a window."""
+    try:
+        replay.check_window(agent.config.window)
+    except DataError as error:
+        raise ConfigError(f"after {num_steps:,} steps: {error}; or raise online.seed_steps so that episodes end") from None
+
+
+def online_metrics(
+    statistics: Statistics, num_steps: int, num_episodes: int, replay: Replay | DemonstrationReplay
+) -> dict[str, float]:
+    """Of the agent's own steps: all of them so far, and the episodes that ended since the last log."""
+    counts = {"online/steps": num_steps, "online/episodes": num_episodes, "online/replay_steps": replay.num_steps}
+    return {name: float(count) for name, count in counts.items()} | statistics.metrics()
+
+
+def evaluate_run(
+    run: RunDir, config: RunConfig, agent: Agent, env_id: str, dataset: Dataset | None, update: int
+) -> dict[str, float]:
+    """The agent's evaluation, logged; its trajectories are kept where observations are vectors."""
+    of_vectors = isinstance(agent.obs_dim, int)
+    evaluation = evaluate(
+        agent,
+        env_id,
+        config.eval_episodes,
+        env_config=config.env_config,
+        num_envs=config.envs_per_runner,
+        seed=config.seed,
+        record=of_vectors,
+    )
+    metrics = evaluation_metrics(evaluation, dataset)
+    run.log(update, metrics)
+    if of_vectors:
+        run.save_trajectories(evaluation, intended_states(evaluation.episodes, env_id))
+    return metrics

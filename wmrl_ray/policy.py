@@ -18,6 +18,8 @@ class Policy:
 
     >>> policy = Policy.load("runs/mine")  # doctest: +SKIP
     >>> action = policy.act(obs)           # obs [O] or [W, O] -> action [A] or [W, A] in [-1, 1]
+
+    Observations may also be images [C, h, w] or [W, C, h, w] uint8, where the agent was trained on them.
     """
 
     def __init__(self, agent: Agent, meta: dict[str, Any]):
@@ -34,7 +36,8 @@ class Policy:
         folder = find_checkpoint(Path(path))
         tree, meta = checkpoint.load(folder, device)
         settings = {**meta["agent"], "compile": "off"}  # Why: one action is not worth minutes of compiling
-        agent = make_agent(meta["algorithm"], settings, meta["obs_dim"], meta["action_dim"], device=device)
+        obs_dim = meta["obs_dim"] if isinstance(meta["obs_dim"], int) else tuple(meta["obs_dim"])
+        agent = make_agent(meta["algorithm"], settings, obs_dim, meta["action_dim"], device=device)
         agent.model.load_state_dict(tree["agent"]["model"])
         return cls(agent, meta)
 
@@ -53,23 +56,26 @@ class Policy:
                 the last `reset`.
             reward: [W] or a number, what the previous action earned; only a Decision Transformer reads it. Default: 0.
         """
-        obs = np.asarray(obs, dtype=np.float32)
-        if obs.shape[-1] != self.agent.obs_dim or obs.ndim not in (1, 2):
-            raise ValueError(
-                f"obs has shape {list(obs.shape)}; this policy takes [{self.agent.obs_dim}] or [W, {self.agent.obs_dim}]"
-            )
-        if self._plan_state is not None and len(self._plan_state) != (1 if obs.ndim == 1 else len(obs)):
+        of_images = not isinstance(self.agent.obs_dim, int)
+        one = self.agent.obs_dim if of_images else (self.agent.obs_dim,)
+        obs = np.asarray(obs, dtype=np.uint8 if of_images else np.float32)
+        if obs.shape[-len(one) :] != one or obs.ndim > len(one) + 1:
+            sizes = ", ".join(map(str, one))
+            raise ValueError(f"obs has shape {list(obs.shape)}; this policy takes [{sizes}] or [W, {sizes}]")
+        num_envs = 1 if obs.ndim == len(one) else len(obs)
+        if self._plan_state is not None and len(self._plan_state) != num_envs:
             raise ValueError(
                 f"the last call acted in {len(self._plan_state)} environments; call reset() before acting in another number"
             )
-        rows = torch.from_numpy(np.atleast_2d(obs)).to(self.agent.device)
+        rows = torch.from_numpy(obs.reshape(num_envs, *one)).to(self.agent.device)
         first = torch.full((len(rows),), self._first) if is_first is None else torch.as_tensor(is_first).view(len(rows))
         earned = torch.as_tensor(0.0 if reward is None else reward, dtype=torch.float32).expand(len(rows))
         action, self._plan_state, _ = self.agent.act(
             rows, self._plan_state, first.to(self.agent.device), reward=earned.to(self.agent.device)
         )
         self._first = False
-        return action.cpu().numpy().reshape(*obs.shape[:-1], -1)
+        actions = action.cpu().numpy()
+        return actions[0] if obs.ndim == len(one) else actions
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -176,7 +176,8 @@ OnEvent = Callable[[Event], None]
 class RunDir:
     """The folder of a run.
 
-    It holds config.json, dataset.json, environment.json, metrics.jsonl, trajectories.npz, checkpoints/ and result.json.
+    It holds config.json, dataset.json (where there is a dataset), environment.json, metrics.jsonl, trajectories.npz (of vector
+    observations), checkpoints/ and result.json.
     """
 
     def __init__(self, path: Path):
@@ -185,20 +186,24 @@ class RunDir:
     # -- writing ------------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, dataset: Dataset) -> RunDir:
+    def create(cls, path: Path, config: RunConfig, dataset: Dataset | None) -> RunDir:
         """A new run folder. Raises ConfigError if it already holds a run."""
         run = cls(path)
         if run.exists():
             raise ConfigError(f"{run.path} already holds a run; resume it (--resume) or choose another folder (--run-dir)")
         run.path.mkdir(parents=True, exist_ok=True)
-        _write_json(run.path / "dataset.json", to_dict(dataset.card))
+        if dataset is not None:
+            _write_json(run.path / "dataset.json", to_dict(dataset.card))
         _write_json(run.path / "environment.json", describe_environment())
         run.write_config(config)
         return run
 
     def write_config(self, config: RunConfig) -> None:
         """Written last at creation (it makes the folder a run), and again when a resumed run trains further."""
-        _write_json(self.path / "config.json", to_dict(config.resolved()))
+        values = to_dict(config.resolved())
+        if not config.learns_online:
+            del values["online"]
+        _write_json(self.path / "config.json", values)
 
     def open_metrics(self, start_update: int) -> None:
         """Begins logging; lines after `start_update` (of a run that died later than its checkpoint) are dropped."""

@@ -1,6 +1,7 @@
 """The whole system in one process, without Ray: the reference loop that the RLlib algorithms translate.
 
-Offline: data -> Replay -> Agent.update, with evaluations and checkpoints on the way.
+Offline: data -> Replay -> Agent.update, with evaluations and checkpoints on the way. What agents that take their own steps do
+instead is in `online.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor
 
 from wmrl_ray import checkpoint
-from wmrl_ray.config import ConfigError, to_dict
+from wmrl_ray.config import ConfigError, check, to_dict
 from wmrl_ray.core.agents import AGENTS, Agent, agent_config, make_agent
+from wmrl_ray.core.agents.base import ObsDim
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
-from wmrl_ray.data.replay import Replay
+from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.intents import intended_states
 from wmrl_ray.rollout import Evaluation, env_dims, evaluate
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
@@ -31,24 +33,50 @@ class NonFiniteLossError(RuntimeError):
     """Training diverged: a metric is NaN or infinite. The message holds all metrics of that update."""
 
 
-def build_agent(config: RunConfig, dataset: Dataset, rank: int = 0) -> Agent:
+def sizes(config: RunConfig, dataset: Dataset | None) -> tuple[ObsDim, int]:
+    """(O, A) of the run: its dataset's, or its environment's. Raises ConfigError as `make_env`."""
+    if dataset is not None:
+        return dataset.card.obs_dim, dataset.card.action_dim
+    assert config.env is not None
+    return env_dims(config.env, config.env_config)
+
+
+def build_agent(config: RunConfig, dataset: Dataset | None, rank: int = 0) -> Agent:
     """The run's agent, on its device, knowing the dataset's statistics. Same weights on every rank, own noise."""
-    card = dataset.card
     device = resolve_device(config.device)
-    agent = make_agent(config.algorithm, config.agent, card.obs_dim, card.action_dim, seed=config.seed, device=device)
-    agent.set_obs_stats(torch.as_tensor(card.obs_mean), torch.as_tensor(card.obs_std))
+    agent = make_agent(config.algorithm, config.agent, *sizes(config, dataset), seed=config.seed, device=device)
+    if dataset is not None:
+        agent.set_obs_stats(torch.as_tensor(dataset.card.obs_mean), torch.as_tensor(dataset.card.obs_std))
     if rank:
         agent.update_generator.manual_seed(2 * (config.seed + 1_000_003 * rank))
     return agent
 
 
-def build_replay(config: RunConfig, dataset: Dataset, rank: int = 0) -> Replay:
-    """The run's replay over the memory-mapped dataset, with its own random stream per rank. Raises DataError if it cannot
-    give the agent a single window.
+def build_replay(config: RunConfig, dataset: Dataset | None, rank: int = 0) -> Replay | DemonstrationReplay:
+    """The run's replay over the memory-mapped dataset, with its own random stream per rank; of an agent that learns online,
+    with room for its own episodes. Raises DataError if the dataset cannot give the agent a single window.
     """
-    replay = Replay(dataset, seed=[config.seed, rank])
-    replay.check_window(agent_config(config.algorithm, config.agent).window)
-    return replay
+    window, online = agent_config(config.algorithm, config.agent).window, config.online
+    seed = [config.seed, rank]
+    if not config.learns_online:
+        replay = Replay(dataset, seed=seed)
+        replay.check_window(window)
+        return replay
+    obs_dim, action_dim = sizes(config, dataset)
+    if not AGENTS[config.algorithm].needs_demonstrations:
+        return Replay(
+            dataset,
+            num_episodes=online.num_demonstrations,
+            obs_dim=obs_dim,
+            action_dim=action_dim,
+            capacity=online.capacity,
+            seed=seed,
+        )
+    demonstrations = Replay(dataset, num_episodes=online.num_demonstrations, seed=[*seed, 1])
+    demonstrations.check_window(window)
+    return DemonstrationReplay(
+        demonstrations, Replay(obs_dim=obs_dim, action_dim=action_dim, capacity=online.capacity, seed=seed)
+    )
 
 
 def resolve_device(device: str) -> str:
@@ -64,31 +92,43 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def evaluation_env(config: RunConfig, dataset: Dataset) -> str | None:
-    """The id of the environment to evaluate in, checked against the dataset. Raises ConfigError or DataError.
+def evaluation_env(config: RunConfig, dataset: Dataset | None) -> str | None:
+    """The id of the environment to evaluate in, checked against the dataset if there is one. Raises ConfigError or DataError.
 
     None for an agent whose actions are not an environment's.
     """
     if not AGENTS[config.algorithm].acts:
         return None
-    env_id = config.env or dataset.card.env_id
+    env_id = config.env or (None if dataset is None else dataset.card.env_id)
     if env_id is None:
         raise ConfigError(f"dataset {config.dataset!r} names no environment; set env = <gymnasium id> to evaluate in")
-    check_compatible(dataset, *env_dims(env_id, config.env_config), env_id)
+    found = env_dims(env_id, config.env_config)
+    if dataset is not None:
+        check_compatible(dataset, *found, env_id)
     return env_id
 
 
-def update_many(agent: Agent, replay: Replay, num_updates: int, batch_size: int) -> dict[str, float]:
+def update_many(agent: Agent, replay: Replay | DemonstrationReplay, num_updates: int, batch_size: int) -> dict[str, float]:
     """K gradient steps; the last step's metrics, converted once.
 
     Raises:
         NonFiniteLossError: with those metrics.
     """
+    return finite_metrics(agent, update_steps(agent, replay, num_updates, batch_size))
+
+
+def update_steps(agent: Agent, replay: Replay | DemonstrationReplay, num_updates: int, batch_size: int) -> Mapping[str, Tensor]:
+    """K gradient steps; the last step's metrics, which no device has waited for."""
     metrics: Mapping[str, Tensor] = {}
     horizon = agent.config.window
     for _ in range(num_updates):
         batch: Batch = replay.sample(batch_size, horizon, return_to_go=agent.config.needs_return_to_go)
         metrics = agent.update(batch)
+    return metrics
+
+
+def finite_metrics(agent: Agent, metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """The metrics of the agent's last update as numbers, converted at once. Raises NonFiniteLossError."""
     values = dict(zip(metrics, torch.stack([m.float() for m in metrics.values()]).tolist(), strict=True))
     if not all(math.isfinite(v) for v in values.values()):
         raise NonFiniteLossError(
@@ -97,8 +137,8 @@ def update_many(agent: Agent, replay: Replay, num_updates: int, batch_size: int)
     return values
 
 
-def evaluation_metrics(evaluation: Evaluation, dataset: Dataset) -> dict[str, float]:
-    """Returns, lengths, successes, and the score on the dataset's own scale where it has one."""
+def evaluation_metrics(evaluation: Evaluation, dataset: Dataset | None) -> dict[str, float]:
+    """Returns, lengths, successes, and the score on the dataset's own scale where there is one."""
     returns = np.array(evaluation.returns)
     metrics = {
         "eval/return_mean": float(returns.mean()),
@@ -109,29 +149,30 @@ def evaluation_metrics(evaluation: Evaluation, dataset: Dataset) -> dict[str, fl
     }
     if evaluation.reports_success:
         metrics["eval/success_mean"] = float(np.mean(evaluation.successes))
-    if dataset.card.has_scale:
+    if dataset is not None and dataset.card.has_scale:
         scores = [dataset.normalized_score(r) for r in evaluation.returns]
         metrics |= {"eval/score_mean": float(np.mean(scores)), "eval/score_std": float(np.std(scores))}
     return metrics
 
 
-def checkpoint_meta(config: RunConfig, dataset: Dataset, env_id: str | None, update: int) -> dict[str, Any]:
+def checkpoint_meta(config: RunConfig, dataset: Dataset | None, env_id: str | None, update: int) -> dict[str, Any]:
     """What a policy needs beside its tensors: algorithm, sizes, environment, and the scale of its scores."""
-    card = dataset.card
+    obs_dim, action_dim = sizes(config, dataset)
+    about = ("uri", "name", "sha256", "ref_min_score", "ref_max_score", "stand_in")
     return {
         "algorithm": config.algorithm,
         "agent": to_dict(agent_config(config.algorithm, config.agent)),
-        "obs_dim": card.obs_dim,
-        "action_dim": card.action_dim,
+        "obs_dim": obs_dim,
+        "action_dim": action_dim,
         "env": env_id,
         "env_config": dict(config.env_config),
         "update": update,
-        "dataset": {k: getattr(card, k) for k in ("uri", "name", "sha256", "ref_min_score", "ref_max_score", "stand_in")},
+        "dataset": None if dataset is None else {k: getattr(dataset.card, k) for k in about},
         "run": to_dict(config),
     }
 
 
-def open_run(run_dir: Path, config: RunConfig, dataset: Dataset, resume: bool) -> RunDir:
+def open_run(run_dir: Path, config: RunConfig, dataset: Dataset | None, resume: bool) -> RunDir:
     """The run folder: a new one, or the old one if it is resumed with settings that learn the same. Raises ConfigError."""
     run = RunDir(run_dir)
     if not (resume and run.exists()):
@@ -182,7 +223,11 @@ def train(
     torch.set_num_threads(1)  # Why: one core per process; runs share the machine
     tell = on_event or (lambda event: None)
     agent_config(config.algorithm, config.agent)  # for its errors, before anything is read or made
-    dataset = open_dataset(config.dataset)
+    check(
+        not config.learns_online and config.dataset is not None,
+        f"algorithm = {config.algorithm!r} takes its own steps; train it with online.train_online",
+    )
+    dataset = open_dataset(str(config.dataset))
     env_id = evaluation_env(config, dataset)
     agent, replay = build_agent(config, dataset), build_replay(config, dataset)
 

@@ -81,12 +81,12 @@ def summarize(evaluation: Evaluation, meta: dict[str, Any], env_id: str, seed: i
     import numpy as np
 
     returns = np.asarray(evaluation.returns)
-    dataset = meta["dataset"]
+    dataset = meta["dataset"] or {}
     numbers: dict[str, Any] = {
         "algorithm": meta["algorithm"],
         "update": meta["update"],
         "env": env_id,
-        "dataset": dataset["name"],
+        "dataset": dataset.get("name"),
         "seed": seed,
         "episodes": len(returns),
         "return_mean": float(returns.mean()),
