@@ -162,7 +162,7 @@ class AgentAlgorithm(Algorithm):
             uri = self.config.dataset_uri
             raise ConfigError(f"dataset {uri!r} names no environment; set .environment('<gymnasium id>') to evaluate")
 
-    # -- what an algorithm that learns online adds ------------------------------------------------------------------------------
+    # -- what an algorithm that learns online adds ----------------------------------------------------------------------------
 
     def take_metrics(self) -> dict[str, float]:
         """What a run's log gets beside the learners' metrics; means are since the last call of this."""

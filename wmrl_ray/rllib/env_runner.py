@@ -1,4 +1,4 @@
-"""The runner actor: RLlib's stock sampling loop for evaluations, with exact episode counts; our Collector for learning online."""
+"""The runner actor: RLlib's sampling loop for evaluations, with exact episode counts; our Collector for learning online."""
 
 from __future__ import annotations
 
@@ -103,25 +103,25 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         return (result, []) if isinstance(result, Failure) else result
 
     def get_collector_state(self) -> Any:
-        return guarded(self._existing_collector().get_state)()
+        """After the first order. An error is a value."""
+        return guarded(lambda: self._collector.get_state())()  # type: ignore[union-attr]
 
     def _collect(self, order: Order) -> tuple[Answer, list[Episode]]:
+        wait_s = 0.0 if self._answered is None else time.monotonic() - self._answered
+        collector = self._collector_for(order)
         begun = time.monotonic()
-        wait_s = 0.0 if self._answered is None else begun - self._answered
-        self._follow(order)
         if order.weights is not None:
             self._take(order.weights)
         load_s = time.monotonic() - begun
-        collector = self._existing_collector()
         episodes = collector.collect(None if order.weights is None else self.module.agent, order.num_steps)
         lengths = [len(episode) for episode in episodes]
         return Answer(lengths, collector.take_statistics(), load_s, wait_s), episodes
 
-    def _follow(self, order: Order) -> None:
-        """Makes the collector that the order is for, if it is another one."""
-        if self._collector is not None and order.seed == self._seed and order.collector is None:
-            return
+    def _collector_for(self, order: Order) -> Collector:
+        """The one at work, or a new one where the order is for another."""
         if self._collector is not None:
+            if order.seed == self._seed and order.collector is None:
+                return self._collector
             self._collector.close()
         config, online = self.config, self.config.run_config().online
         self._collector = Collector(config.env, config.env_config, online.num_envs, seed=order.seed)
@@ -129,6 +129,7 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         if order.collector is not None:
             state, replay_unfinished = order.collector
             self._collector.set_state(state, replay_unfinished=replay_unfinished)
+        return self._collector
 
     def _take(self, weights: Weights) -> None:
         reference = weights.reference[0]
@@ -138,8 +139,3 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
             self._held = reference.hex()
         if self.module.training:
             self.module.eval()
-
-    def _existing_collector(self) -> Collector:
-        if self._collector is None:
-            raise RuntimeError("this runner has collected nothing yet")
-        return self._collector

@@ -233,7 +233,7 @@ class OnlineAlgorithm(AgentAlgorithm):
             saved = (self._collectors[runner], self.online.replay_unfinished)
         return Order(num_steps, seed, None if random else self._weights, saved)
 
-    # -- learners ---------------------------------------------------------------------------------------------------------------
+    # -- learners -------------------------------------------------------------------------------------------------------------
 
     def _learn(self, packets: Sequence[Packet], num_updates: int, *, publish: bool) -> list[Report]:
         return self.on_learners(
@@ -276,10 +276,10 @@ class OnlineAlgorithm(AgentAlgorithm):
             self._runners.stop()
         super().cleanup()
 
-    # -- checkpoints ------------------------------------------------------------------------------------------------------------
+    # -- checkpoints ----------------------------------------------------------------------------------------------------------
 
     def policy_tree(self) -> dict[str, Any]:
-        """As offline, and `online`: the steps' counts; `collectors`: the states of those that can go on exactly (synchronous)."""
+        """As offline, and `online`: the steps' counts; `collectors`: states of those that can go on exactly (synchronous)."""
         if self._schedule is not None and (call := self._schedule.drain()) is not None:
             packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
             self._account(self._learn(packets, 0, publish=False))
@@ -292,7 +292,11 @@ class OnlineAlgorithm(AgentAlgorithm):
         else:
             collectors = []
         streams = [rank["streams"] for rank in ranks]
-        counts = {**self._ledger.get_state(), "learner_counts": list(self._learner_counts)}
+        counts = {
+            **self._ledger.get_state(),
+            "learner_counts": list(self._learner_counts),
+            "statistics": vars(self._tally.statistics),
+        }
         return {"agent": ranks[0]["agent"], "streams": streams, "collectors": collectors, "online": counts}
 
     def load_policy_tree(self, tree: dict[str, Any]) -> None:
@@ -300,7 +304,7 @@ class OnlineAlgorithm(AgentAlgorithm):
         self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"], collector=own)
         counts = tree["online"]
         self._learner_counts = tuple(counts["learner_counts"])
-        self._tally = Tally()
+        self._tally = Tally(statistics=Statistics(**counts["statistics"]))
         if self._runners is None:
             return
         goes_on = self._schedule is None and len(tree["collectors"]) == self.online.num_runners

@@ -144,9 +144,7 @@ class OnlineLearner(AgentLearner):
                 state["streams"]["replay"] = without_episodes(state["streams"]["replay"])
             return {**state, "collector": None if self.collector is None else self.collector.get_state()}
 
-    def load_online(
-        self, agent_state: dict[str, Any], streams: list[dict[str, Any]], collector: dict[str, Any] | None
-    ) -> None:
+    def load_online(self, agent_state: dict[str, Any], streams: list[dict[str, Any]], collector: dict[str, Any] | None) -> None:
         """Continues where a learner group stopped, as `load`; a rank that the saved group did not have gets its episodes."""
         own = self.replay.get_state()
         whole = [{**saved, "replay": with_episodes(saved["replay"], streams[0]["replay"])} for saved in streams]

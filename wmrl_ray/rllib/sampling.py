@@ -145,5 +145,3 @@ class Runners:
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
-
-
