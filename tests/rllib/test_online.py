@@ -85,11 +85,8 @@ def test_with_everything_local_it_is_the_loop_without_ray_to_the_bit(plain: Path
     assert [event.kind for event in events].count("checkpoint") == 3
 
 
-@pytest.mark.parametrize("algorithm", ["own_imitator", "own_images"])
-def test_demonstrations_and_images_too(plane_dataset: str, tmp_path: Path, algorithm: str) -> None:
-    images: dict[str, Any] = {"env": "tests.fakes:DriftImages-v0", "agent": {}}
-    changes = {"own_imitator": {"dataset": plane_dataset}, "own_images": images}[algorithm]
-    config = run_config(algorithm=algorithm, num_updates=48, eval_every=48, **changes)
+def test_with_demonstrations_too(plane_dataset: str, tmp_path: Path) -> None:
+    config = run_config(algorithm="own_imitator", dataset=plane_dataset, num_updates=48, eval_every=48)
     train_online(config, tmp_path / "plain")
     result = train_on_ray(config, tmp_path / "ray")
     assert logged(tmp_path / "ray") == logged(tmp_path / "plain")

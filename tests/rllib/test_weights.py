@@ -21,9 +21,9 @@ class Mixed(nn.Module):
         g = torch.Generator().manual_seed(seed)
         self.register_buffer("seen", torch.rand(3, generator=g) > 0.5)
         self.wide = nn.Parameter(torch.rand(5, 2, generator=g).t())
-        self.register_buffer("half", torch.rand(3, generator=g).bfloat16())
+        self.register_buffer("low", torch.rand(3, generator=g).bfloat16())
         self.register_buffer("count", torch.tensor(seed))
-        self.double = nn.Parameter(torch.rand(1, generator=g).double())
+        self.precise = nn.Parameter(torch.rand(1, generator=g).double())
 
 
 def test_every_parameter_and_buffer_arrives_bit_by_bit() -> None:
