@@ -74,6 +74,7 @@ class ImageActor(Agent):
 
     Config = AgentConfig
     learns_online = True
+    takes_images = True
 
     def build(self) -> tuple[nn.Module, nn.Module | None]:
         return nn.Linear(self.obs_dim[0], self.action_dim), None
@@ -155,3 +156,74 @@ class DriftImages(Drift):
 
 gym.register("Drift-v0", entry_point=Drift, max_episode_steps=20)
 gym.register("DriftImages-v0", entry_point=DriftImages, max_episode_steps=20)
+
+
+class Glider:
+    """W points with momentum on a plane, to be brought to rest at the origin: obs [W, 4], position and velocity; action [W, 2].
+
+    Small, but a controller that reacts to the position alone circles, and every action has its effect two steps later.
+    """
+
+    obs_dim, action_dim, length = 4, 2, 25
+
+    @staticmethod
+    def start(num: int, generator: torch.Generator) -> Tensor:
+        position = torch.rand(num, 2, generator=generator) * 2 - 1
+        return torch.cat([position, torch.zeros(num, 2)], -1)
+
+    @staticmethod
+    def step(obs: Tensor, action: Tensor) -> Tensor:
+        velocity = 0.9 * obs[:, 2:] + 0.15 * action
+        return torch.cat([(obs[:, :2] + 0.4 * velocity).clamp(-2, 2), velocity], -1)
+
+    @staticmethod
+    def expert(obs: Tensor) -> Tensor:
+        return (-2.0 * obs[:, :2] - 3.0 * obs[:, 2:]).clamp(-1, 1)
+
+
+def glide(act: Callable[[Tensor, bool], Tensor], num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`num` episodes under act(obs, is_first): obs [num, T+1, 4], action [num, T, 2]."""
+    obs, action = [Glider.start(num, generator)], []
+    for t in range(Glider.length):
+        action.append(act(obs[-1], t == 0))
+        obs.append(Glider.step(obs[-1], action[-1]))
+    return torch.stack(obs, 1), torch.stack(action, 1)
+
+
+def distance(obs: Tensor) -> float:
+    """The mean distance from the origin over the second half of episodes obs [N, T+1, 4]."""
+    return obs[:, Glider.length // 2 :, :2].norm(dim=-1).mean().item()
+
+
+def policy_of(agent: Agent, *, explore: bool) -> Callable[[Tensor, bool], Tensor]:
+    """The agent's actions, for `glide`; it keeps the plans of all its environments."""
+    plan_state: Tensor | None = None
+
+    def act(obs: Tensor, first: bool) -> Tensor:
+        nonlocal plan_state
+        action, plan_state, _ = agent.act(obs, None if first else plan_state, torch.full((len(obs),), first), explore=explore)
+        return action
+
+    return act
+
+
+def imitate(agent: Agent, *, rounds: int, updates: int, rows: int = 64, demonstrations: int = 16, seed: int = 0) -> None:
+    """Online imitation in memory: first random episodes, then in every round 8 of the agent's own and `updates` updates."""
+    generator = torch.Generator().manual_seed(seed)
+    expert = glide(lambda obs, _: Glider.expert(obs), demonstrations, generator)
+    own = [glide(lambda obs, _: torch.rand(len(obs), 2, generator=generator) * 2 - 1, 8, generator)]
+    H = agent.config.window
+
+    def windows(obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        episode = torch.randint(len(obs), (rows, 1), generator=generator)
+        step = torch.randint(Glider.length - H + 1, (rows, 1), generator=generator) + torch.arange(H + 1)
+        return obs[episode, step], action[episode, step[:, :-1]]
+
+    for _ in range(rounds):
+        behaviour = tuple(torch.cat(part) for part in zip(*own, strict=True))
+        for _ in range(updates):
+            parts = zip(windows(*behaviour), windows(*expert), strict=True)
+            obs, action = (torch.cat(part) for part in parts)
+            full = torch.ones(2 * rows, H, dtype=torch.bool)
+            agent.update(Batch(obs, action, torch.zeros(full.shape), ~full, full, is_expert=torch.arange(2 * rows) >= rows))
+        own.append(glide(policy_of(agent, explore=True), 8, generator))

@@ -91,14 +91,10 @@ def test_the_probe_of_a_simulator_loads_it_where_it_is_installed(name):
     versions = doctor.installed_versions()
     packages, *_ = doctor.SIMULATORS[name]
     found = doctor.check_simulator(name, versions)
-    assert (found.status, found.detail) == ("ok", "works") if set(packages) <= set(versions) else found.status == "missing"
-
-
-def test_maniskill_on_a_machine_without_vulkan_is_a_warning(monkeypatch):
-    code = "print('banner'); raise RuntimeError('vk::createInstanceUnique: ErrorIncompatibleDriver')"
-    monkeypatch.setattr(doctor, "SIMULATORS", {"ManiSkill": ((), "maniskill", code)})
-    found = doctor.check_simulator("ManiSkill", {})
-    assert found.status == "warn" and "ErrorIncompatibleDriver" in found.detail and "Vulkan" in found.fix
+    if set(packages) <= set(versions):
+        assert found.status == "ok" and found.detail.startswith("works"), found
+    else:
+        assert found.status == "missing"
 
 
 def test_what_a_simulator_prints_is_not_taken_for_the_finding(monkeypatch):

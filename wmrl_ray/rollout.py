@@ -17,6 +17,7 @@ from wmrl_ray.data.episode import Episode
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.camera import Camera, camera_of
 from wmrl_ray.envs.intents import Intents, make_intents, split_intent_env_id
+from wmrl_ray.envs.wrappers import is_pixels
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -115,11 +116,10 @@ def _probe(env_id: str, env_config: str) -> tuple[ObsDim, int, int | None]:
     """(O, A, T) of an environment, made once per process to find out."""
     env = make_env(env_id, **json.loads(env_config))
     try:
-        assert env.observation_space.shape is not None
-        assert env.action_space.shape is not None
-        shape = env.observation_space.shape
+        obs, action = env.observation_space.shape, env.action_space.shape
+        assert obs is not None and action is not None
         limit = None if env.spec is None else env.spec.max_episode_steps
-        return shape[0] if len(shape) == 1 else shape, env.action_space.shape[0], limit
+        return (obs[0], obs[1], obs[2]) if is_pixels(env.observation_space) else obs[0], action[0], limit
     finally:
         env.close()
 

@@ -17,7 +17,7 @@ def test_help_loads_nothing_heavy():
     script = START + f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr.strip() == "[]"
-    assert all(command in done.stdout for command in ("train", "sweep", "evaluate", "report", "data", "doctor"))
+    assert all(command in done.stdout for command in ("train", "sweep", "evaluate", "report", "data", "envs", "doctor"))
 
 
 def test_version_is_the_packages(wmrl):
@@ -32,6 +32,7 @@ def test_version_is_the_packages(wmrl):
         ["sweep"],
         ["evaluate"],
         ["report"],
+        ["envs"],
         ["doctor"],
         *(["data", c] for c in ("make", "list", "info", "verify", "import", "export")),
     ],

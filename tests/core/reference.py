@@ -69,6 +69,7 @@ def random_batch(B: int = 2, H: int = 3, O: int = 5, A: int = 6, seed: int = 0) 
         valid=valid,
         time=torch.arange(B) * 3,
         return_to_go=torch.randn(B, H, generator=g),
+        is_expert=torch.arange(B) % 2 == 0,
     )
 
 

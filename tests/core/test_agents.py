@@ -26,11 +26,20 @@ CONFIGS = {
     "cql": {"hidden_dim": 32, "actor_layers": 2, "critic_layers": 2, "num_actions": 3},
     "dt": {"embedding_dim": 16, "num_layers": 2, "sequence": 4, "episode_len": 20},
     "tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2}},
+    "tdmpc2": {
+        "model": {"latent_dim": 16, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
+        "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2},
+    },
     "iql_tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 0, "num_policy": 32, "num_elites": 8, "iterations": 1}},
     "manager": {
         "model": MODEL,
         "plan": {"horizon": 2, "num_samples": 0, "num_policy": 32, "num_elites": 8, "iterations": 1},
         "skip": 2,
+    },
+    "iq_sac": {"hidden_dim": 32},
+    "iq_mpc": {
+        "model": {"latent_dim": 16, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
+        "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2},
     },
 }
 
@@ -200,6 +209,9 @@ def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
         ("tdmpc", {"model": {"num_critics": 0}}, "num_critics = 0"),
         ("tdmpc", {"plan": {"min_std": 3.0}}, "min_std = 3.0"),
         ("tdmpc", {"reward_scale": 0.0}, "reward_scale = 0.0"),
+        ("tdmpc2", {"model": {"num_bins": 1}}, "num_bins = 1"),
+        ("tdmpc2", {"episode_len": 0}, "episode_len = 0"),
+        ("tdmpc2", {"entropy": "tanh"}, "entropy = 'tanh'"),
         ("manager", {"reward_scale": -1.0}, "reward_scale = -1.0"),
         ("tdmpc", {"plan": {"temperature": -1.0}}, "temperature = -1.0"),
         ("iql_tdmpc", {"log_std_min": 3.0}, "log_std_min = 3.0"),
@@ -212,6 +224,12 @@ def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
         ("cql", {"log_std_min": 3.0}, "log_std_min = 3.0"),
         ("dt", {"num_heads": 3}, "num_heads = 3"),
         ("dt", {"dropout": 1.0}, "dropout = 1.0"),
+        ("iq_sac", {"alpha": 0.0}, "alpha = 0.0"),
+        ("iq_sac", {"gamma": 1.0}, "gamma = 1.0"),
+        ("iq_sac", {"num_critics": 0}, "num_critics = 0"),
+        ("iq_mpc", {"model": {"num_bins": 101}}, "num_bins = 101"),
+        ("iq_mpc", {"gamma": 1.0}, "gamma = 1.0"),
+        ("iq_mpc", {"penalty_coef": -1.0}, "penalty_coef = -1.0"),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(name, values, named):

@@ -39,6 +39,7 @@ LEARNING = {  # what differs for a task of 20 steps and 400 updates
     "cql": {"gamma": 0.5, "tau": 0.1, "conservative_coef": 1.0, "reward_scale": 10.0, "lr": 1e-2, "actor_lr": 3e-3},
     "dt": {"reward_scale": 0.1, "target_return": 18.0, "lr": 3e-3, "warmup": 1, "dropout": 0.0, "embedding_dim": 32},
     "tdmpc": {"gamma": 0.9},
+    "tdmpc2": {"gamma": 0.9, "lr": 1e-3, "encoder_lr_scale": 1.0},
     "iql_tdmpc": {"gamma": 0.9, "beta": 10.0, "lr": 1e-3},
 }
 
@@ -53,6 +54,7 @@ LEARNING = {  # what differs for a task of 20 steps and 400 updates
         ("cql", 0.80),
         ("dt", 0.70),
         ("tdmpc", 0.80),
+        ("tdmpc2", 0.80),
         ("iql_tdmpc", 0.75),
     ],
 )

@@ -76,3 +76,53 @@ def test_truncated_noise_is_clipped_stays_inside_the_bounds_and_passes_the_gradi
 
 def test_time_weights_are_powers_of_rho():
     assert torch.allclose(m.time_weights(0.5, 4), torch.tensor([1.0, 0.5, 0.25, 0.125]))
+
+
+def test_symexp_undoes_symlog():
+    x = torch.tensor([-1000.0, -1.0, -0.1, 0.0, 0.1, 1.0, 1000.0])
+    assert torch.allclose(m.symlog(x), torch.sign(x) * torch.log(1 + x.abs()))
+    assert torch.allclose(m.symexp(m.symlog(x)), x, rtol=1e-5)
+
+
+def test_two_hot_codes_split_a_number_between_its_neighbouring_bins():
+    codes = m.two_hot(m.symexp(torch.tensor([[-2.0, -0.75], [0.5, 5.0]])), 5, -2.0, 2.0)  # bins -2, -1, 0, 1, 2
+    expected = [[[1, 0, 0, 0, 0], [0, 0.75, 0.25, 0, 0]], [[0, 0, 0.5, 0.5, 0], [0, 0, 0, 0, 1]]]  # the last is clamped
+    assert torch.allclose(codes, torch.tensor(expected), atol=1e-6)
+
+
+def test_decoding_a_two_hot_code_gives_the_number_back():
+    x = torch.linspace(-300, 300, 41)
+    assert torch.allclose(m.two_hot_decode(m.two_hot(x, 101, -10, 10).log(), -10, 10), x, rtol=1e-4, atol=1e-4)
+
+
+def test_the_two_hot_loss_is_the_cross_entropy_in_numpy_for_critics_that_share_a_target():
+    logits, target = torch.randn(5, 2, 3, 11), torch.tensor([[0.3, -7.0, 1e9], [2.0, 0.0, -1e9]])
+    log_probs = logits.double().numpy() - np.log(np.exp(logits.double().numpy()).sum(-1, keepdims=True))
+    expected = -(m.two_hot(target, 11, -10, 10).numpy() * log_probs).sum(-1)
+    assert np.allclose(m.two_hot_loss(logits, target, -10, 10).numpy(), expected, atol=1e-5)
+
+
+def test_simnorm_is_a_softmax_in_each_group():
+    x = torch.randn(3, 2, 12)
+    groups = np.exp(x.numpy().reshape(3, 2, 3, 4))
+    expected = (groups / groups.sum(-1, keepdims=True)).reshape(3, 2, 12)
+    assert np.allclose(m.simnorm(x, 4).numpy(), expected, atol=1e-6)
+
+
+def test_the_scale_moves_towards_the_range_between_the_percentiles_and_is_at_least_one():
+    x = torch.randn(41) * 10
+    low, high = np.percentile(x.numpy(), [5, 95])
+    assert m.running_scale(torch.tensor(3.0), x, 0.25).item() == pytest.approx(0.75 * 3 + 0.25 * (high - low), rel=1e-5)
+    assert m.running_scale(torch.tensor(3.0), torch.full((7,), 3.0), 0.5).item() == pytest.approx(2.0)
+    assert not m.running_scale(torch.ones(()), x.requires_grad_(), 0.5).requires_grad
+
+
+def test_a_pair_is_two_different_heads_and_every_pair_is_as_likely():
+    noise = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0))
+    counts = torch.zeros(5, 5)
+    for row in noise:
+        a, b = m.sample_pair(row).sort().values
+        counts[a, b] += 1
+    assert counts.diagonal().sum() == 0 and counts[counts > 0].numel() == 10
+    assert (counts[counts > 0] - 400).abs().max() < 5 * 400**0.5
+    assert m.sample_pair(torch.randn(1)).tolist() == [0]

@@ -107,3 +107,18 @@ def test_a_config_inside_a_checkpoint_is_not_a_run(write_run):
     checkpoint.mkdir(parents=True)
     (checkpoint / "config.json").write_text("{}")
     assert find_runs([path.parent]) == [path]
+
+
+def test_a_run_without_a_dataset_is_named_by_its_environment_and_has_a_curve_over_its_steps(tmp_path) -> None:
+    config = {"algorithm": "tdmpc2", "dataset": None, "env": "dmc/walker-walk", "num_updates": 400}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lines = [{"update": u, "online/steps": max(200, u), "online/return_mean": float(u)} for u in (100, 200, 300, 400)]
+    lines += [{"update": 400, "eval/return_mean": 7.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = read_run(tmp_path)
+    assert run.dataset["name"] == "dmc/walker-walk" and not any("dataset.json" in warning for warning in run.warnings)
+    steps, values = run.curve_over_steps("online/return_mean")
+    assert steps.tolist() == [200, 300, 400] and values.tolist() == [200.0, 300.0, 400.0]
+    steps, values = run.curve_over_steps("eval/return_mean")
+    assert steps.tolist() == [400] and values.tolist() == [7.0]
+    assert not len(run.curve_over_steps("loss/model")[0])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wmrl_ray import __version__
-from wmrl_ray.cli import data, doctor, evaluate, intents, report, sweep, train
+from wmrl_ray.cli import data, doctor, envs, evaluate, intents, report, sweep, train
 from wmrl_ray.cli.errors import EXIT_USER_ERROR, remote_message, user_message
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.command("sweep")(sweep.sweep)
 app.command("intents")(intents.intents)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("envs")(envs.envs)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 

@@ -62,13 +62,14 @@ class LivePanel:
         from rich.markup import escape
 
         self._console = console or Console()
-        self._title = escape(f"{config.algorithm} · {config.dataset} · seed {config.seed}")
+        self._title = escape(f"{config.algorithm} · {config.dataset or config.env} · seed {config.seed}")
         self._run_dir = escape(str(run_dir))
         self._total, self._update, self._first_update = config.num_updates, 0, 0
         self._started: float | None = None  # when the first event came, seconds
         self._reached = 0.0  # when the current update was reached
         self._metrics: dict[str, float] = {}
         self._evaluations: list[tuple[int, dict[str, float]]] = []
+        self._returns: list[float] = []  # of the exploring episodes, log by log
         self._checkpoint: int | None = None
         self._notes: list[str] = []
 
@@ -90,6 +91,7 @@ class LivePanel:
             self._started, self._first_update = time.monotonic(), event.update
         elif event.kind == "update":
             self._metrics = event.metrics
+            self._returns += [event.metrics["online/return_mean"]] if "online/return_mean" in event.metrics else []
         elif event.kind == "eval":
             self._evaluations.append((event.update, event.metrics))
         elif event.kind == "checkpoint":
@@ -122,6 +124,8 @@ class LivePanel:
         losses = {k.removeprefix("loss/"): v for k, v in sorted(self._metrics.items()) if k.startswith("loss/")}
         if losses:
             parts.append(_row("loss", "   ".join(f"{k} [bold]{v:.4g}[/]" for k, v in losses.items())))
+        if "online/steps" in self._metrics:
+            parts.append(_row("own steps", self._online_text()))
         if self._evaluations:
             parts.append(_row("evaluation", self._evaluation_text()))
         checkpoint = "" if self._checkpoint is None else f"   last checkpoint at {self._checkpoint:,}"
@@ -140,6 +144,13 @@ class LivePanel:
         words += [f"{speed:,.0f} updates/s"] if speed is not None else []
         words += [f"{duration(left)} left"] if left is not None and self._update < self._total else []
         return " · ".join(words)
+
+    def _online_text(self) -> str:
+        steps, episodes = self._metrics["online/steps"], self._metrics["online/episodes"]
+        text = f"[bold]{steps:,.0f}[/] in {episodes:,.0f} episodes"
+        if self._returns:
+            text += f"   return [bold]{self._returns[-1]:.1f}[/]   [cyan]{sparkline(self._returns[-40:])}[/]"
+        return text
 
     def _evaluation_text(self) -> str:
         metrics = self._evaluations[-1][1]

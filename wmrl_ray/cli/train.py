@@ -38,7 +38,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Short for --set seed=N.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines even on a terminal.")] = False,
 ) -> None:
-    """Train an agent on a dataset, evaluating it on the way.
+    """Train an agent, on a dataset or from its own steps as its algorithm does, evaluating it on the way.
 
     Ctrl-C or SIGTERM finish the current call, write a checkpoint and exit; --resume goes on from there.
     """
@@ -75,7 +75,7 @@ def train(
         display.on_event(event)
 
     with display, stop, replaced:
-        result = _loop(no_ray, debug)(config, run.path, resume=resume, on_event=on_event, should_stop=stop)
+        result = _loop(config, no_ray, debug)(config, run.path, resume=resume, on_event=on_event, should_stop=stop)
     _conclude(run, result, no_ray, debug, stop, display)
 
 
@@ -111,8 +111,12 @@ def resume_command(run: RunDir, no_ray: bool, debug: bool) -> str:
     return " ".join(["wmrl train", shlex.quote(str(run.path)), *flags, "--resume"])
 
 
-def _loop(no_ray: bool, debug: bool) -> Any:
-    """The training loop, with Ray or without: same contract."""
+def _loop(config: RunConfig, no_ray: bool, debug: bool) -> Any:
+    """The training loop, with Ray or without, offline or online: same contract."""
+    if no_ray and config.learns_online:
+        from wmrl_ray.online import train_online
+
+        return train_online
     if no_ray:
         from wmrl_ray.train import train as loop
 
@@ -134,6 +138,8 @@ def _conclude(run: RunDir, result: dict[str, Any], no_ray: bool, debug: bool, st
 
         speed = result["updates"] / result["seconds"] if result["seconds"] > 0 else 0.0
         summary = f"finished: {result['updates']:,} updates in {duration(result['seconds'])} ({speed:,.0f}/s)"
+        if "steps" in result:
+            summary += f", {result['steps']:,} steps of its own in {result['episodes']:,} episodes"
         for key, name in (("eval/score_mean", "score"), ("eval/return_mean", "return")):
             if key in result:
                 summary += f", {name} {result[key]:.1f} over {result['eval/episodes']:.0f} episodes"

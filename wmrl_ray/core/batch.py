@@ -25,7 +25,7 @@ class Batch:
         and no loss may see it.
     time: [B] i64, the place of the window's first step in its episode; None unless asked for.
     return_to_go: [B, H] f32, the sum of rewards from this step to the episode's end, undiscounted; None unless asked for.
-    is_expert: [B] bool, the window is of a demonstration; None where nobody demonstrates.
+    is_expert: [B] bool, the row comes from demonstrations; None where there are none.
     """
 
     obs: Tensor

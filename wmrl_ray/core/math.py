@@ -32,6 +32,11 @@ def rescale_log_std(raw: Tensor, low: float, high: float) -> Tensor:
     return low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
 
 
+def tanh_log_det(before: Tensor) -> Tensor:
+    """Elementwise log(1 - tanh(u)^2), in the form that stays finite for large |u|."""
+    return 2 * (math.log(2) - before - F.softplus(-2 * before))
+
+
 def squashed_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
     """[..., A] tanh(mean + std * noise), a sample of the squashed Gaussian for standard normal noise."""
     return torch.tanh(mean + log_std.exp() * noise)
@@ -41,8 +46,7 @@ def squashed_sample_log_prob(mean: Tensor, log_std: Tensor, noise: Tensor) -> tu
     """A sample [..., A] of the squashed Gaussian and its log density [...], without inverting the tanh: exact at +-1."""
     before = mean + log_std.exp() * noise
     normal = -0.5 * noise.square() - log_std - 0.5 * LOG_2PI
-    log_jacobian = 2 * (math.log(2) - before - F.softplus(-2 * before))
-    return torch.tanh(before), (normal - log_jacobian).sum(-1)
+    return torch.tanh(before), (normal - tanh_log_det(before)).sum(-1)
 
 
 def squashed_log_prob(mean: Tensor, log_std: Tensor, action: Tensor, margin: float) -> Tensor:
@@ -53,9 +57,7 @@ def squashed_log_prob(mean: Tensor, log_std: Tensor, action: Tensor, margin: flo
     """
     before = torch.atanh(action.clamp(-1 + margin, 1 - margin))
     normal = -0.5 * ((before - mean) * (-log_std).exp()).square() - log_std - 0.5 * LOG_2PI
-    # log(1 - tanh(u)^2) in the form that stays finite for large |u|
-    log_jacobian = 2 * (math.log(2) - before - F.softplus(-2 * before))
-    return (normal - log_jacobian).sum(-1)
+    return (normal - tanh_log_det(before)).sum(-1)
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
@@ -80,3 +82,70 @@ def truncated_noise(mean: Tensor, std: float | Tensor, noise: Tensor, clip: floa
     action = mean + (std * noise).clamp(-clip, clip)
     inside = action.clamp(-1 + 1e-6, 1 - 1e-6)
     return action + (inside - action).detach()
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|): large numbers of either sign made small."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """sign(x) (exp|x| - 1), the inverse of symlog."""
+    return x.sign() * x.abs().expm1()
+
+
+def two_hot_parts(x: Tensor, num_bins: int, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Where symlog(x) [...] lies among `num_bins` even bins from low to high: the bin below, and the share of the one above.
+
+    x is clamped to the bins' range. The bin below is at most num_bins - 2, so that the one above exists.
+    """
+    place = (symlog(x.float()).clamp(low, high) - low) * ((num_bins - 1) / (high - low))
+    below = place.floor().clamp(max=num_bins - 2)
+    return below.long(), place - below
+
+
+def two_hot(x: Tensor, num_bins: int, low: float, high: float) -> Tensor:
+    """[...] -> [..., C] probabilities of the two bins around symlog(x), whose mean it is."""
+    below, share = (part.unsqueeze(-1) for part in two_hot_parts(x, num_bins, low, high))
+    empty = torch.zeros(*x.shape, num_bins, device=x.device)
+    return empty.scatter(-1, below, 1 - share).scatter(-1, below + 1, share)
+
+
+def two_hot_decode(logits: Tensor, low: float, high: float) -> Tensor:
+    """[..., C] -> [...] symexp of the mean bin, in float32."""
+    bins = torch.linspace(low, high, logits.shape[-1], device=logits.device)
+    return symexp(logits.float().softmax(-1) @ bins)
+
+
+def two_hot_loss(logits: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """Cross entropy [...] of the bins' distribution `logits` [..., C] against the two-hot code of x [...], in float32.
+
+    x may lack leading axes of the logits (critics that share a target).
+    """
+    below, share = two_hot_parts(x, logits.shape[-1], low, high)
+    shape = logits.shape[:-1]
+    log_probs = logits.float().log_softmax(-1)
+    below, share = below.expand(shape).unsqueeze(-1), share.expand(shape)
+    at_below, at_above = (log_probs.gather(-1, index).squeeze(-1) for index in (below, below + 1))
+    return -((1 - share) * at_below + share * at_above)
+
+
+def simnorm(x: Tensor, group: int) -> Tensor:
+    """[..., D] -> [..., D]: a softmax over each `group` neighbours, so that x becomes a point on D / group simplices."""
+    return x.reshape(*x.shape[:-1], -1, group).softmax(-1).reshape(x.shape)
+
+
+def percentile_range(x: Tensor) -> Tensor:
+    """[] from the 5th to the 95th percentile of x, between neighbours by linear interpolation; without gradient."""
+    low, high = torch.quantile(x.detach().float(), torch.tensor([0.05, 0.95], device=x.device)).unbind()
+    return high - low
+
+
+def running_scale(scale: Tensor, x: Tensor, rate: float) -> Tensor:
+    """`scale` [] moved by `rate` towards the percentiles' range of x, which counts as at least 1: what TD-MPC2 divides Q by."""
+    return scale.lerp(percentile_range(x).clamp(min=1.0), rate)
+
+
+def sample_pair(noise: Tensor) -> Tensor:
+    """[Q] independent noise -> [2] two different indices below Q, every pair being equally likely; of one, [1]."""
+    return noise.topk(min(2, len(noise))).indices

@@ -196,11 +196,16 @@ class StackedLinear(nn.Module):
             x = x.expand(len(weight), -1, -1)
         elif len(x) < len(weight):
             weight, bias = weight[: len(x)], bias[: len(x)]
-        exact = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if ONEDNN and min(weight.shape[1:]) >= NARROW and exact and x.device.type == "cpu":
-            members = zip(x.unbind(), weight.unbind(), bias.unbind(), strict=True)
-            return torch.stack([_OneDnnLinear.apply(a, w.t(), b[0]) for a, w, b in members])
-        return torch.baddbmm(bias, x, weight)
+        return stacked_product(x, weight, bias)
+
+
+def stacked_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [q, B, in], weight [q, in, out], bias [q, 1, out] -> x[i] weight[i] + bias[i], [q, B, out]."""
+    exact = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if ONEDNN and min(weight.shape[1:]) >= NARROW and exact and x.device.type == "cpu":
+        members = zip(x.unbind(), weight.unbind(), bias.unbind(), strict=True)
+        return torch.stack([_OneDnnLinear.apply(a, w.t(), b[0]) for a, w, b in members])
+    return torch.baddbmm(bias, x, weight)
 
 
 def stacked_mlp(num: int, in_dim: int, hidden: Sequence[int], out_dim: int) -> nn.Sequential:

@@ -4,15 +4,18 @@ TD-MPC's planner (Section III-B of the IQL-TD-MPC paper, Algorithm 1 of 2203.049
 elites refit a diagonal Gaussian, and one elite, drawn by its score, gives the action. With `num_samples = 0` nothing is
 refined: the elites come from the policy's own samples (Section IV, "n_r = 0"), so no action leaves the policy's distribution.
 
+TD-MPC2 plans alike, with no momentum and with returns that ask two critics drawn anew in each iteration (`RedrawingPlanModel`).
+
 Deviates from TD-MPC's public code: the policy's trajectories are evaluated once, not again in every iteration (the same
-distribution; only the noise of the action after the horizon is redrawn there); a non-finite return counts as the worst, not 0.
+distribution; only the noise of the action after the horizon is redrawn there), unless returns share a part that is redrawn;
+a non-finite return counts as the worst, not 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -72,9 +75,32 @@ class PlanModel(Protocol):
         ...
 
 
+@runtime_checkable
+class RedrawingPlanModel(Protocol):
+    """A model whose returns share a random part, such as which critics are asked, that is drawn anew in each iteration.
+
+    Only returns of the same draw can be compared, so the policy's trajectories are evaluated again in each iteration.
+    shared_draws: how many standard normal numbers that part takes; all environments of a call share it too.
+    """
+
+    shared_draws: int
+
+    def start(self, z: Tensor) -> Tensor:
+        """z [W, Z] -> [W, S], what the first step needs of it: computed once, however many trajectories leave from there."""
+        ...
+
+    def policy_actions(self, z: Tensor, noise: Tensor) -> Tensor:
+        """z [M, Z], standard normal noise [M, H, A] -> actions [M, H, A] of the policy along its own rollout."""
+        ...
+
+    def returns(self, start: Tensor, actions: Tensor, noise: Tensor, shared: Tensor) -> Tensor:
+        """start [M, S], actions [M, H, A], noise [M, A] for the last action, shared [shared_draws] -> returns [M]."""
+        ...
+
+
 @torch.no_grad()
 def plan(
-    model: PlanModel,
+    model: PlanModel | RedrawingPlanModel,
     z: Tensor,
     plan_state: Tensor | None,
     is_first: Tensor,
@@ -89,7 +115,8 @@ def plan(
     Args:
         z: [W, Z] latents. is_first: [W] bool, no warm start for these rows.
         plan_state: [W, H, A] the previous plan's mean (warm start), or None.
-        generator: of the noise of all rows, or W of them, one per row: a row's plan is then the same beside any others.
+        generator: of the noise of all rows, or W of them, one per row: a row's plan is then the same beside any others. (Not
+            for a RedrawingPlanModel, whose rows share a draw.)
         explore: adds the plan's own noise to the action.
 
     Returns:
@@ -109,30 +136,22 @@ def plan(
             return sample((W, *shape), generator=generator, device=device)
         return torch.stack([sample(shape, generator=own, device=device) for _, own in zip(z, generator, strict=True)])
 
-    actions, returns = z.new_empty(W, 0, H, A), z.new_empty(W, 0)
-    if (P := config.num_policy) > 0:
-        pieces = [model.policy_rollout(*rows) for rows in _pieces(_repeat(z, P), draw(torch.randn, P, H + 1, A).flatten(0, 1))]
-        # cat also copies: with CUDA graphs the next replay overwrites what a graph returned
-        flat_actions, flat_returns = (torch.cat(piece) for piece in zip(*pieces, strict=True))
-        actions, returns = flat_actions.view(W, P, H, A), flat_returns.view(W, P)
-    policy_actions, policy_returns = actions, returns
+    if not isinstance(model, RedrawingPlanModel):
+        evaluate = _evaluate_policy_once(model, z, config, A, draw)
+    elif isinstance(generator, torch.Generator):
+        evaluate = _redraw_and_evaluate(model, z, config, A, draw, generator)
+    else:
+        raise ValueError("returns with a shared part that is redrawn take one generator, not one per row")
 
     mean = z.new_zeros(W, H, A)
     if plan_state is not None:  # shift by one step; the last step starts at zero
         mean[:, :-1] = torch.where(is_first.view(W, 1, 1), 0.0, plan_state[:, 1:])
     std = torch.full_like(mean, config.max_std)
 
-    if (N := config.num_samples) > 0:
-        z_repeated = _repeat(z, N)
     nan_frac = z.new_zeros(())
     for _ in range(config.iterations):
-        if N > 0:
-            sampled = (mean.unsqueeze(1) + std.unsqueeze(1) * draw(torch.randn, N, H, A)).clamp_(-1, 1)
-            last_noise = draw(torch.randn, N, A).flatten(0, 1)
-            rows_of_pieces = _pieces(z_repeated, sampled.view(W * N, H, A), last_noise)  # type: ignore[possibly-undefined]
-            sampled_returns = torch.cat([model.returns(*rows) for rows in rows_of_pieces]).view(W, N)
-            actions = torch.cat([sampled, policy_actions], 1)  # [W, N + P, H, A]
-            returns = torch.cat([sampled_returns, policy_returns], 1)
+        noise = draw(torch.randn, config.num_samples, H, A)
+        actions, returns = evaluate((mean.unsqueeze(1) + std.unsqueeze(1) * noise).clamp_(-1, 1))
         finite = returns.isfinite()
         nan_frac += (1 - finite.float().mean()) / config.iterations
         elite_returns, index = returns.masked_fill(~finite, -torch.inf).topk(config.num_elites, dim=1)  # [W, E]
@@ -156,6 +175,57 @@ def plan(
     value = (score[:, :, 0, 0] * elite_returns.masked_fill(~elite_returns.isfinite(), 0.0)).sum(1)
     info = {"plan/nan_frac": nan_frac, "plan/value_mean": value.mean(), "plan/std_mean": std.mean()}
     return action.clamp(-1, 1), mean, info
+
+
+# [W, N, H, A] random plans -> all plans [W, N + P, H, A], those of the policy included, and their returns [W, N + P]
+_Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
+_Draw = Callable[..., Tensor]
+
+
+def _evaluate_policy_once(model: PlanModel, z: Tensor, config: PlanConfig, A: int, draw: _Draw) -> _Evaluate:
+    """The policy's trajectories are evaluated here, the random ones in each iteration."""
+    W, H, N, P = len(z), config.horizon, config.num_samples, config.num_policy
+    policy_actions, policy_returns = z.new_empty(W, 0, H, A), z.new_empty(W, 0)
+    if P > 0:
+        noise = draw(torch.randn, P, H + 1, A).flatten(0, 1)
+        pieces = [model.policy_rollout(*rows) for rows in _pieces(_repeat(z, P), noise)]
+        # cat also copies: with CUDA graphs the next replay overwrites what a graph returned
+        flat_actions, flat_returns = (torch.cat(piece) for piece in zip(*pieces, strict=True))
+        policy_actions, policy_returns = flat_actions.view(W, P, H, A), flat_returns.view(W, P)
+    if N == 0:
+        return lambda sampled: (policy_actions, policy_returns)
+    z_repeated = _repeat(z, N)
+
+    def evaluate(sampled: Tensor) -> tuple[Tensor, Tensor]:
+        last_noise = draw(torch.randn, N, A).flatten(0, 1)
+        pieces = [model.returns(*rows) for rows in _pieces(z_repeated, sampled.flatten(0, 1), last_noise)]
+        returns = torch.cat([torch.cat(pieces).view(W, N), policy_returns], 1)
+        return torch.cat([sampled, policy_actions], 1), returns
+
+    return evaluate
+
+
+def _redraw_and_evaluate(
+    model: RedrawingPlanModel, z: Tensor, config: PlanConfig, A: int, draw: _Draw, generator: torch.Generator
+) -> _Evaluate:
+    """All trajectories are evaluated in each iteration, with the shared part drawn for it."""
+    W, H, P, total = len(z), config.horizon, config.num_policy, config.num_samples + config.num_policy
+    policy_actions = z.new_empty(W, 0, H, A)
+    if P > 0:
+        noise = draw(torch.randn, P, H, A).flatten(0, 1)
+        pieces = [model.policy_actions(*rows) for rows in _pieces(_repeat(z, P), noise)]
+        policy_actions = torch.cat(pieces).view(W, P, H, A)
+    start = _repeat(model.start(z), total)
+
+    def evaluate(sampled: Tensor) -> tuple[Tensor, Tensor]:
+        actions = torch.cat([sampled, policy_actions], 1)
+        last_noise = draw(torch.randn, total, A).flatten(0, 1)
+        shared = torch.randn(model.shared_draws, generator=generator, device=z.device)
+        rows_of_pieces = _pieces(start, actions.flatten(0, 1), last_noise)
+        pieces = [model.returns(begun, plans, noise, shared) for begun, plans, noise in rows_of_pieces]
+        return actions, torch.cat(pieces).view(W, total)
+
+    return evaluate
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

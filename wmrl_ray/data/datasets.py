@@ -88,7 +88,7 @@ def open_dataset(
 
 
 def check_compatible(
-    dataset: Dataset, env_obs_dim: int | tuple[int, ...], env_action_dim: int, env_id: str | None = None
+    dataset: Dataset, env_obs_dim: int | tuple[int, int, int], env_action_dim: int, env_id: str | None = None
 ) -> None:
     """Checks that an agent trained on `dataset` can be evaluated in the environment.
 

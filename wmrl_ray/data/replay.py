@@ -29,7 +29,7 @@ class Replay:
         dataset: Dataset | None = None,
         *,
         num_episodes: int | None = None,
-        obs_dim: int | tuple[int, ...] | None = None,
+        obs_dim: int | tuple[int, int, int] | None = None,
         action_dim: int | None = None,
         capacity: int | None = None,
         seed: int | Sequence[int] = 0,

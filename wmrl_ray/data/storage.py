@@ -103,7 +103,7 @@ class EpisodeStore(FlatEpisodes):
     its front (or to a bigger buffer), so an episode never wraps around and each row is moved a bounded number of times.
     """
 
-    def __init__(self, obs_dim: int | tuple[int, ...], action_dim: int, capacity: int | None = None) -> None:
+    def __init__(self, obs_dim: int | tuple[int, int, int], action_dim: int, capacity: int | None = None) -> None:
         super().__init__(*_empty_rows(0, obs_dim, action_dim), starts=np.zeros(1, np.int64))
         self.capacity = capacity
         self._edges: list[int] = [0]  # edges[front:] are the row numbers that `starts` holds
@@ -187,13 +187,13 @@ class EpisodeStore(FlatEpisodes):
         self._returns = None
 
 
-def obs_dim_of(obs: np.ndarray) -> int | tuple[int, ...]:
+def obs_dim_of(obs: np.ndarray) -> int | tuple[int, int, int]:
     """O of vectors [N, O], (C, h, w) of images [N, C, h, w]."""
-    return obs.shape[1] if obs.ndim == 2 else obs.shape[1:]
+    return obs.shape[1] if obs.ndim == 2 else (obs.shape[1], obs.shape[2], obs.shape[3])
 
 
 def _empty_rows(
-    rows: int, obs_dim: int | tuple[int, ...], action_dim: int
+    rows: int, obs_dim: int | tuple[int, int, int], action_dim: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     obs = np.empty((rows, obs_dim), np.float32) if isinstance(obs_dim, int) else np.empty((rows, *obs_dim), np.uint8)
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,18 +11,25 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from wmrl_ray.config import ConfigError, check, did_you_mean
+from wmrl_ray.envs.catalog import family_of, known_ids
 from wmrl_ray.envs.layouts import maze_ids
-from wmrl_ray.envs.wrappers import FlatEnv, SeededResets, is_flat
+from wmrl_ray.envs.wrappers import ActionRepeat, FixedLength, FlatEnv, SeededResets, TremblingHand, is_flat
 
 
-def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """The environment with flat float32 observations and actions in [-1, 1], with its step limit.
+def make_env(
+    env_id: str, *, action_repeat: int | None = None, p_tremble: float = 0.0, fixed_length: int | None = None, **kwargs: Any
+) -> gym.Env:
+    """The environment with flat float32 observations (or pixels) and actions in [-1, 1], with its step limit.
 
     Args:
-        env_id: one of ours ("wmrl/PointMaze-UMaze-v0"), or any Gymnasium id with Box (or Dict of Box) observations and bounded
-            Box actions. A module prefix ("wmrl_ray.envs:wmrl/...", "my_package:My-v0") is imported first. With intents:
-            "intents:MANAGER:ID", "random-intents:DIM:ID" (see `envs/intents.py`).
-        kwargs: for `gymnasium.make` (`render_mode`, `max_episode_steps`, the environment's own).
+        env_id: one that `wmrl envs` lists ("wmrl/PointMaze-UMaze-v0", "dmc/walker-walk", "myoHandKeyTurnFixed-v0",
+            "PickCube-v1"), or any Gymnasium id with Box (or Dict of Box) observations and bounded Box actions. A module prefix
+            ("wmrl_ray.envs:wmrl/...", "my_package:My-v0") is imported first. With intents: "intents:MANAGER:ID",
+            "random-intents:DIM:ID" (see `envs/intents.py`).
+        action_repeat: how often an action is taken; None: the family's default (DMControl and ManiSkill 2, others 1).
+        p_tremble: probability that a random action is executed instead of the agent's.
+        fixed_length: steps of every episode, which then never terminates; None: as the environment has it.
+        kwargs: the environment's own; `max_episode_steps` and `render_mode` for all, obs="pixels" where `wmrl envs` says so.
 
     Raises:
         ConfigError: unknown id, simulator not installed, an argument that it does not take, or a space that is neither.
@@ -30,14 +38,35 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
     source, env_id = split_intent_env_id(env_id)
     if source is not None:
-        return IntentEnv(make_env(env_id, **kwargs), source)
+        wrapped = {"action_repeat": action_repeat, "p_tremble": p_tremble, "fixed_length": fixed_length}
+        return IntentEnv(make_env(env_id, **wrapped, **kwargs), source)
+    if fixed_length is not None:
+        check("max_episode_steps" not in kwargs, "give fixed_length or max_episode_steps, not both")
+        kwargs["max_episode_steps"] = fixed_length
+    env = _make_simulator(env_id, action_repeat, kwargs)
+    if fixed_length is not None:
+        env = FixedLength(env, fixed_length)
+    return TremblingHand(env, p_tremble) if p_tremble else env
+
+
+def _make_simulator(env_id: str, action_repeat: int | None, kwargs: dict[str, Any]) -> gym.Env:
+    """With the project's interface; `max_episode_steps` counts steps of repeated actions."""
     known = env_id.rpartition(":")[2]
     if known in maze_ids():
         env_id = known  # registered already: this package is imported
+    module = env_id.removesuffix(known).rstrip(":")
+    family = family_of(known) if module in ("", "wmrl_ray.envs") else None
     try:
-        env = gym.make(env_id, disable_env_checker=True, **kwargs)
+        if family is not None:  # it repeats actions itself, which is cheaper
+            make = importlib.import_module(f"wmrl_ray.envs.{family.module}").make
+            return flattened(make(known, **kwargs, **({} if action_repeat is None else {"action_repeat": action_repeat})))
+        repeat = 1 if action_repeat is None else action_repeat
+        if kwargs.get("max_episode_steps") is not None:
+            kwargs = kwargs | {"max_episode_steps": kwargs["max_episode_steps"] * repeat}
+        env = flattened(gym.make(env_id, disable_env_checker=True, **kwargs))
+        return env if repeat == 1 else ActionRepeat(env, repeat)
     except gym.error.Error as error:
-        ids = [*maze_ids(), *gym.registry]
+        ids = [*known_ids(), *gym.registry]
         raise ConfigError(f"env = {env_id!r} cannot be made{did_you_mean(known, ids)}: {_first_line(error)}") from error
     except ImportError as error:
         raise ConfigError(f"env = {env_id!r} needs a package that is not installed: {_first_line(error)}") from error
@@ -45,7 +74,6 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
         if not kwargs:
             raise
         raise ConfigError(f"env = {env_id!r} cannot be made with env_config = {kwargs}: {_first_line(error)}") from error
-    return flattened(env)
 
 
 def flattened(env: gym.Env) -> gym.Env:

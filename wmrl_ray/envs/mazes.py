@@ -9,9 +9,6 @@ What is not D4RL's: Gymnasium's ant (gear 150), and an ant's goal without D4RL's
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import os
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +18,7 @@ import numpy as np
 
 from wmrl_ray.config import ConfigError
 from wmrl_ray.envs.layouts import Cell, MazeLayout, layout
+from wmrl_ray.envs.loading import load_simulator
 
 _FRAME_SKIP = {"point": 1, "ant": 5}
 _MAX_SPEED = 5.0  # of the point, m/s, as in D4RL
@@ -132,11 +130,4 @@ def build_model(robot: str, maze: MazeLayout) -> Any:
 
 
 def _import(module: str) -> Any:
-    """A simulator's module, with the way to install it when it is missing."""
-    try:
-        # Why: Gymnasium-Robotics prints a notice about other environments when it is first imported
-        with contextlib.redirect_stderr(io.StringIO()):
-            return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0].replace("_", "-")
-        raise ConfigError(f"the mazes need {package} ({error}); install it with: pip install 'wmrl-ray[robotics]'") from error
+    return load_simulator(module, "the mazes", "robotics")

@@ -48,6 +48,23 @@ def score_figure(groups: Sequence[Group], colors: Mapping[str, str], card: Mappi
     return _svg(figure, f"score-{groups[0].dataset}")
 
 
+def learning_figure(groups: Sequence[Group], colors: Mapping[str, str]) -> str | None:
+    """Returns against the agent's own steps: of evaluations, and dotted of the episodes that it learned from."""
+    figure, axes = _figure(7.2, 3.6)
+    drawn = [_draw_band(axes, group.runs, "eval/return_mean", group.label, colors[group.label], steps=True) for group in groups]
+    for group in groups:
+        for run in group.runs:
+            drawn.append(len((curve := run.curve_over_steps("online/return_mean"))[0]) > 0)
+            axes.plot(*curve, color=colors[group.label], linewidth=0.9, linestyle=":", alpha=0.8)
+    if not any(drawn):
+        return None
+    axes.set_xlabel("agent steps")
+    axes.set_ylabel("return")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="best")
+    return _svg(figure, f"learning-{groups[0].dataset}")
+
+
 def loss_figure(group: Group, color: str) -> str | None:
     """Every loss of one experiment, small multiples on a shared x axis."""
     names = sorted({name for run in group.runs for name in run.metric_names("loss/")})
@@ -131,12 +148,17 @@ def draw_maze(axes: Axes, layout: MazeLayout, color: str = FAINT) -> None:
     axes.grid(False)
 
 
-def _draw_band(axes: Axes, runs: Sequence[Run], key: str, label: str | None, color: str) -> bool:
-    """Draws `key` of the runs that logged it; False when none did."""
-    curves = [curve for run in runs if len((curve := run.curve(key))[0])]
+def _draw_band(axes: Axes, runs: Sequence[Run], key: str, label: str | None, color: str, *, steps: bool = False) -> bool:
+    """Draws `key` of the runs that logged it, against updates or the agent's own steps; False when none did."""
+    found = [run.curve_over_steps(key) if steps else run.curve(key) for run in runs]
+    curves = [curve for curve in found if len(curve[0])]
     if not curves:
         return False
     x, mean, low, high = band(curves)
+    if not len(x):  # asynchronous seeds are never at the same step
+        for i, curve in enumerate(curves):
+            axes.plot(*curve, color=color, linewidth=1.4, label=label if i == 0 else None)
+        return True
     axes.plot(x, mean, color=color, linewidth=1.8, label=label, marker="o" if len(x) < 15 else None, markersize=3.5)
     if len(curves) > 1:
         axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)

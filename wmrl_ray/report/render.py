@@ -83,8 +83,8 @@ def check_report_path(out: Path) -> None:
 
 
 def draw(groups: Sequence[Group], numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The SVG figures of each dataset: {dataset: {"score", "paths", "intents": svg or None, "film": None until one is
-    embedded, "losses": [(label, svg)]}}; adds warnings.
+    """The SVG figures of each dataset: {dataset: {"score", "learning", "paths", "intents": svg or None, "film": None until one
+    is embedded, "losses": [(label, svg)]}}; adds warnings.
     """
     colors = figures.color_of([group.label for group in groups])
     drawn: dict[str, dict[str, Any]] = {}
@@ -94,6 +94,7 @@ def draw(groups: Sequence[Group], numbers: dict[str, Any]) -> dict[str, dict[str
             losses = [(group.label, svg) for group in members if (svg := figures.loss_figure(group, colors[group.label]))]
             drawn[dataset["name"]] = {
                 "score": figures.score_figure(members, colors, dataset["card"]),
+                "learning": figures.learning_figure(members, colors),
                 "paths": _paths_figure(members, colors, numbers["warnings"]),
                 "intents": _intents_figure(members, groups),
                 "film": None,

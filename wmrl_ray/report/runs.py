@@ -101,6 +101,17 @@ class Run:
         }
         return np.fromiter(points.keys(), np.int64), np.fromiter(points.values(), np.float64)
 
+    def curve_over_steps(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """(agent steps [N] increasing, value [N]) of `key`; empty for a run that took no steps of its own.
+
+        While updates catch up with the random steps at first, no step is taken: their last value counts.
+        """
+        (updates, values), (logged, steps) = self.curve(key), self.curve("online/steps")
+        if not len(steps):
+            return logged, steps
+        points = dict(zip(np.interp(updates, logged, steps).round().astype(np.int64).tolist(), values.tolist(), strict=True))
+        return np.fromiter(points.keys(), np.int64), np.fromiter(points.values(), np.float64)
+
     def metric_names(self, prefix: str) -> list[str]:
         return sorted({key for line in self.lines for key in line if key.startswith(prefix)})
 
@@ -168,6 +179,8 @@ def read_run(path: Path) -> Run:
     if config is None or "algorithm" not in config:
         raise ConfigError(f"{path}: config.json is missing or names no algorithm, so this is not a run directory")
     dataset = _read_json(path / "dataset.json")
+    if dataset is None and config.get("dataset") is None and config.get("env"):
+        dataset = {"name": str(config["env"]), "env_id": config["env"]}  # it learned from its own steps alone
     if dataset is None:
         warnings.append("dataset.json is missing: scores cannot be tied to a dataset or its reference scores")
     lines = _read_lines(path / "metrics.jsonl", warnings)

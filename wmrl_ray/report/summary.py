@@ -20,7 +20,7 @@ SCALES = {  # one table each, never mixed: a score of 60 on one is not a 60 on t
     "stand_in": "Stand-in datasets",
     "published": "D4RL datasets (published reference scores)",
     "own": "Datasets with reference scores of their own",
-    "returns": "Datasets without reference scores (raw returns)",
+    "returns": "Datasets and environments without reference scores (raw returns)",
 }
 
 # The names of D4RL's files, and of what our studies import them as: hopper-medium-v2, d4rl/antmaze-large-play-v2, also with
@@ -175,7 +175,8 @@ def _run(group: Group, run: Run) -> dict[str, Any]:
 
 def _card(card: dict[str, Any]) -> dict[str, Any]:
     """The card without long arrays and this machine's paths; with the score of the data's own behaviour."""
-    shown = {key: value for key, value in card.items() if key not in ("obs_mean", "obs_std", "env_spec", "cache_path")}
+    shown: dict[str, Any] = {"stand_in": None, "sha256": None}  # for the page: a run without a dataset has neither
+    shown |= {key: value for key, value in card.items() if key not in ("obs_mean", "obs_std", "env_spec", "cache_path")}
     low, high, mean = (card.get(key) for key in ("ref_min_score", "ref_max_score", "return_mean"))
     if low is not None and high is not None and mean is not None and high != low and has_comparable_episodes(card):
         shown["behaviour_score"] = 100.0 * (mean - low) / (high - low)

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, TD3BC, TDMPC, Manager
+    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, IQMPC, IQSAC, TD3BC, TDMPC, TDMPC2, Manager
     from wmrl_ray.rllib.compat import debug_config, init
     from wmrl_ray.rllib.config import (
         AWACConfig,
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
         DTConfig,
         IQLConfig,
         IQLTDMPCConfig,
+        IQMPCConfig,
+        IQSACConfig,
         ManagerConfig,
         TD3BCConfig,
+        TDMPC2Config,
         TDMPCConfig,
     )
     from wmrl_ray.rllib.train import train_on_ray
 
 _HOMES = {
-    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "Manager", "TD3BC", "TDMPC"),
+    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "IQMPC", "IQSAC", "Manager", "TD3BC", "TDMPC", "TDMPC2"),
     "compat": ("debug_config", "init"),
     "config": (
         "AWACConfig",
@@ -34,8 +37,11 @@ _HOMES = {
         "DTConfig",
         "IQLConfig",
         "IQLTDMPCConfig",
+        "IQMPCConfig",
+        "IQSACConfig",
         "ManagerConfig",
         "TD3BCConfig",
+        "TDMPC2Config",
         "TDMPCConfig",
     ),
     "train": ("train_on_ray",),
@@ -49,17 +55,23 @@ __all__ = [
     "DT",
     "IQL",
     "IQLTDMPC",
+    "IQMPC",
+    "IQSAC",
     "TD3BC",
     "TDMPC",
+    "TDMPC2",
     "AWACConfig",
     "BCConfig",
     "CQLConfig",
     "DTConfig",
     "IQLConfig",
     "IQLTDMPCConfig",
+    "IQMPCConfig",
+    "IQSACConfig",
     "Manager",
     "ManagerConfig",
     "TD3BCConfig",
+    "TDMPC2Config",
     "TDMPCConfig",
     "debug_config",
     "init",

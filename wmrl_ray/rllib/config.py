@@ -296,6 +296,11 @@ class TDMPCConfig(AgentAlgorithmConfig):
     default_algo_class = algorithms.TDMPC
 
 
+class TDMPC2Config(AgentAlgorithmConfig):
+    agent_name = "tdmpc2"
+    default_algo_class = algorithms.TDMPC2
+
+
 class IQLTDMPCConfig(AgentAlgorithmConfig):
     agent_name = "iql_tdmpc"
     default_algo_class = algorithms.IQLTDMPC
@@ -304,6 +309,16 @@ class IQLTDMPCConfig(AgentAlgorithmConfig):
 class ManagerConfig(AgentAlgorithmConfig):
     agent_name = "manager"
     default_algo_class = algorithms.Manager
+
+
+class IQSACConfig(AgentAlgorithmConfig):
+    agent_name = "iq_sac"
+    default_algo_class = algorithms.IQSAC
+
+
+class IQMPCConfig(AgentAlgorithmConfig):
+    agent_name = "iq_mpc"
+    default_algo_class = algorithms.IQMPC
 
 
 CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
@@ -316,7 +331,10 @@ CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {
         CQLConfig,
         DTConfig,
         TDMPCConfig,
+        TDMPC2Config,
         IQLTDMPCConfig,
         ManagerConfig,
+        IQSACConfig,
+        IQMPCConfig,
     )
 }

@@ -13,11 +13,14 @@ from wmrl_ray.core.agents.base import Agent, AgentConfig, ObsDim
 from wmrl_ray.core.agents.bc import BC
 from wmrl_ray.core.agents.cql import CQL
 from wmrl_ray.core.agents.dt import DT
+from wmrl_ray.core.agents.iq_mpc import IQMPC
+from wmrl_ray.core.agents.iq_sac import IQSAC
 from wmrl_ray.core.agents.iql import IQL
 from wmrl_ray.core.agents.iql_tdmpc import IQLTDMPC
 from wmrl_ray.core.agents.manager import Manager
 from wmrl_ray.core.agents.td3_bc import TD3BC
 from wmrl_ray.core.agents.tdmpc import TDMPC
+from wmrl_ray.core.agents.tdmpc2 import TDMPC2
 
 AGENTS: dict[str, type[Agent]] = {
     "bc": BC,
@@ -27,8 +30,11 @@ AGENTS: dict[str, type[Agent]] = {
     "cql": CQL,
     "dt": DT,
     "tdmpc": TDMPC,
+    "tdmpc2": TDMPC2,
     "iql_tdmpc": IQLTDMPC,
     "manager": Manager,
+    "iq_sac": IQSAC,
+    "iq_mpc": IQMPC,
 }
 
 
@@ -50,6 +56,6 @@ def make_agent(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Agent:
-    """Builds the agent `name`. Raises ConfigError for an unknown name or key."""
+    """Builds the agent `name`; obs_dim is O, or (C, h, w) of images. Raises ConfigError for an unknown name or key."""
     checked = agent_config(name, config)
     return AGENTS[name](checked, obs_dim, action_dim, seed=seed, device=device)

@@ -15,7 +15,7 @@ from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.nets import Normalizer
 
 Metrics = dict[str, Tensor]
-ObsDim = int | tuple[int, ...]  # O of vectors, (C, h, w) of images
+ObsDim = int | tuple[int, int, int]  # O of vectors, (C, h, w) of images
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,28 @@ class Agent:
     Config: ClassVar[type[AgentConfig]]
     acts: ClassVar[bool] = True  # its actions are the environment's; those of a Manager are not
     learns_online: ClassVar[bool] = False  # takes its own steps in the environment while it learns
-    needs_demonstrations: ClassVar[bool] = False  # half of every batch is an expert's
+    needs_demonstrations: ClassVar[bool] = False  # its batches hold rows of an expert's episodes, marked by `is_expert`
+    takes_images: ClassVar[bool] = False  # obs may be uint8 [..., C, h, w], and obs_dim (C, h, w)
     compiled_functions: ClassVar[tuple[str, ...]] = ()  # methods of tensors alone, which `config.compile` compiles
 
+    obs_dim: Any  # O, or (C, h, w) where it takes images
     model: nn.Module
     target: nn.Module | None
     optimizers: dict[str, torch.optim.Optimizer]
-    obs_dim: Any  # ObsDim; most agents take vectors only
 
-    def __init__(self, config: Any, obs_dim: ObsDim, action_dim: int, *, seed: int = 0, device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        config: Any,
+        obs_dim: ObsDim,
+        action_dim: int,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ):
+        check(
+            isinstance(obs_dim, int) or self.takes_images,
+            f"observations of shape {obs_dim}: {type(self).__name__} takes vectors only",
+        )
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         self.device = torch.device(device)
         self._compiled_steps = config.compile != "off" and self.compiles_steps()
@@ -269,6 +282,22 @@ def adam_step(optimizer: torch.optim.Optimizer, grads: Sequence[Tensor]) -> None
             state["exp_avg_sq"].lerp_(grad.square(), 1 - beta2)
             scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
             p.sub_(group["lr"] / (1 - beta1**step) * state["exp_avg"] / scale)
+
+
+def demonstration_rows(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The indices of a batch's expert rows and of its behaviour rows.
+
+    Raises:
+        ConfigError: there are no expert rows.
+    """
+    check(
+        batch.is_expert is not None,
+        "the batch does not say which rows are an expert's (is_expert); give the run demonstrations",
+    )
+    assert batch.is_expert is not None
+    expert, behaviour = batch.is_expert.nonzero().squeeze(-1), (~batch.is_expert).nonzero().squeeze(-1)
+    check(len(expert) > 0, f"none of the batch's {len(batch.is_expert)} rows is an expert's; give the run demonstrations")
+    return expert, behaviour
 
 
 @torch.no_grad()

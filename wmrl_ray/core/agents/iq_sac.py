@@ -1,0 +1,204 @@
+"""IQ-Learn on soft actor-critic, "IQL+SAC" in the IQ-MPC paper: imitation by inverse soft-Q learning, without a world model.
+
+Garg, Chakraborty, Cundy, Song, Ermon: IQ-Learn: Inverse soft-Q Learning for Imitation (2106.12142), with the chi^2 regulariser;
+equations are numbered as in the IQ-MPC paper. Sizes and rates are those of the authors' MuJoCo runs: one critic, a fixed
+temperature (0.01; 0.001 for ant, 1 for humanoid), `objective` "value" for cheetah and ant, "v0" for hopper, walker, humanoid.
+Their batches are 256 rows of each kind, learning starts after 1,280 steps, and a time limit is not a terminal step.
+
+The critic's losses are those before its step, the policy's are those after it, as in the authors' code.
+
+Deviates: the chi^2 term takes the actions of the batch in every row, as the IQ-MPC paper writes it (Eq. 12); the newest commit
+of the authors' code takes the policy's action in behaviour rows.
+Unspecified: the encoder of images that the IQ-MPC paper adds to this baseline. Here it is IQ-MPC's, moved by the critic's loss
+alone, with its learning rate; the target critic reads the online encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wmrl_ray.config import check
+from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics, demonstration_rows, frozen, soft_update
+from wmrl_ray.core.batch import Batch
+from wmrl_ray.core.math import rescale_log_std, squashed_sample, squashed_sample_log_prob
+from wmrl_ray.core.nets import Ensemble, mlp, orthogonal_init
+
+
+@dataclass(frozen=True)
+class Config(AgentConfig):
+    hidden_dim: int = 256  # two layers
+    num_critics: int = 1  # where there are more, V is that of the lowest, and the loss is their mean
+    lr: float = 3e-4  # of the critic
+    actor_lr: float = 3e-5
+    gamma: float = 0.99
+    tau: float = 0.005  # of the target critic, at every update
+    temperature: float = 0.01  # of the entropy, fixed; beta of the IQ-MPC paper
+    alpha: float = 0.5  # of the chi^2 regulariser; a smaller alpha keeps the decoded rewards smaller
+    # The second term of Eq. 6: V(s) - gamma V(s') over both buffers, or (1 - gamma) V over the expert's states
+    objective: Literal["value", "v0"] = "value"
+    log_std_min: float = -5.0
+    log_std_max: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_dim", "num_critics"):
+            check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
+        for name in ("lr", "actor_lr", "alpha"):
+            check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}; it must be positive")
+        check(0 <= self.gamma < 1, f"gamma = {self.gamma}; it must be in [0, 1)")
+        check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
+        check(self.temperature >= 0, f"temperature = {self.temperature}; it must not be negative")
+        check(
+            self.log_std_min < self.log_std_max,
+            f"log_std_min = {self.log_std_min}, log_std_max = {self.log_std_max}; the first must be smaller",
+        )
+
+
+class Model(nn.Module):
+    """Policy and critics; every linear layer is orthogonal at first, with biases of 0."""
+
+    def __init__(self, config: Config, obs_dim: int, action_dim: int):
+        super().__init__()
+        hidden = [config.hidden_dim] * 2
+        self.actor = mlp(obs_dim, hidden, 2 * action_dim, nn.ReLU)
+        self.critic = Ensemble(mlp(obs_dim + action_dim, hidden, 1, nn.ReLU) for _ in range(config.num_critics))
+        orthogonal_init(self)
+
+
+class IQSAC(Agent):
+    """A soft actor-critic whose critic learns from demonstrations instead of from rewards."""
+
+    Config = Config
+    config: Config
+    learns_online = True
+    needs_demonstrations = True
+    model: Model
+    target: Ensemble
+    compiled_functions = ("critic_step", "actor_step")
+
+    def build(self) -> tuple[nn.Module, nn.Module]:
+        model = Model(self.config, self.obs_dim, self.action_dim)
+        return model, copy.deepcopy(model.critic)
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        m, c = self.model, self.config
+        groups = {"critic": (m.critic.parameters(), c.lr), "actor": (m.actor.parameters(), c.actor_lr)}
+        return {name: torch.optim.Adam(params, lr=lr, fused=True) for name, (params, lr) in groups.items()}
+
+    def policy(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A sample of pi(. | s) [..., A] for standard normal noise [..., A], and its log density [...]."""
+        return squashed_sample_log_prob(*self.distribution(obs), noise)
+
+    def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """obs [..., O] -> mean, log_std [..., A] of the Gaussian before the tanh."""
+        mean, raw = self.model.actor(obs).float().chunk(2, -1)
+        return mean, rescale_log_std(raw, self.config.log_std_min, self.config.log_std_max)
+
+    def value(self, critic: Ensemble, obs: Tensor, noise: Tensor) -> Tensor:
+        """V(s) = Q(s, a) - beta log pi(a | s) of one action a ~ pi(s), [...]; no gradient to the policy."""
+        with torch.no_grad():
+            action, log_prob = self.policy(obs, noise)
+        return q_of(critic, obs, action).amin(0) - self.config.temperature * log_prob
+
+    def critic_loss(self, batch: Batch, expert: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
+        """Eq. 6 with phi of the chi^2 regulariser, negated: with the decoded reward r = Q(s, a) - gamma V_target(s'),
+
+        -E_expert[r] + (E[V(s) - gamma V_target(s')] or (1 - gamma) E_expert[V(s)]) + E[r^2] / (4 alpha).
+
+        Args:
+            expert: [E] indices of the expert's rows.
+            noise: [2, B, A] standard normal, for the actions in V(s) and in V(s').
+        """
+        c, obs, action = self.config, batch.obs[:, 0], batch.action[:, 0]
+        with torch.no_grad():
+            discounted = c.gamma * ~batch.terminated[:, 0] * self.value(self.target, batch.obs[:, 1], noise[1])  # [B]
+        reward = q_of(self.model.critic, obs, action) - discounted  # [Q, B]
+        if c.objective == "value":
+            initial = (self.value(self.model.critic, obs, noise[0]) - discounted).mean()
+        else:
+            initial = (1 - c.gamma) * self.value(self.model.critic, obs[expert], noise[0, expert]).mean()
+        expert_reward, chi2 = reward[:, expert].mean(), reward.square().mean() / (4 * c.alpha)
+        loss = initial - expert_reward + chi2
+        q = (reward + discounted).mean(0)
+        info = {
+            "loss/critic": loss,
+            "loss/value": initial,
+            "loss/chi2": chi2,
+            "reward/expert_mean": expert_reward,
+            "reward/mean": reward.mean(),
+            "q/mean": q.mean(),
+            "q/expert_mean": q[expert].mean(),
+        }
+        return loss, {name: value.detach() for name, value in info.items()}
+
+    def actor_loss(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
+        """Eq. 13 without a horizon: mean over both buffers of beta log pi(a | s) - Q(s, a), a ~ pi(s); obs [B, O]."""
+        action, log_prob = self.policy(obs, noise)
+        loss = (self.config.temperature * log_prob - q_of(self.model.critic, obs, action).amin(0)).mean()
+        return loss, {"loss/actor": loss.detach(), "actor/log_prob": log_prob.mean().detach()}
+
+    def critic_step(self, batch: Batch, expert: Tensor, noise: Tensor) -> Metrics:
+        with self.autocast():
+            loss, info = self.critic_loss(batch, expert, noise)
+        self.descend("critic", loss)
+        return info
+
+    def actor_step(self, obs: Tensor, noise: Tensor) -> Metrics:
+        """The policy, then the target critic."""
+        with self.autocast():
+            loss, info = self.actor_loss(obs, noise)
+        self.descend("actor", loss)
+        soft_update(self.target, self.model.critic, self.config.tau)
+        return info
+
+    def update(self, batch: Batch) -> Metrics:
+        batch = batch.to(self.device)
+        expert, _ = demonstration_rows(batch)
+        noise = torch.randn(3, *batch.action[:, 0].shape, generator=self.update_generator, device=self.device)
+        info = self.critic_step(batch, expert, noise[:2])
+        with frozen(self.model.critic):
+            info |= self.actor_step(batch.obs[:, 0], noise[2])
+        self.num_updates += 1
+        return info
+
+    @torch.no_grad()
+    def decoded_reward(self, batch: Batch, num_actions: int = 16) -> Tensor:
+        """r(s, a) = Q(s, a) - gamma E V(s') (Eq. 3) of every step, [B, H]; the same for the same batch.
+
+        num_actions: samples of the policy for V.
+        """
+        generator = torch.Generator(self.device).manual_seed(0)
+        batch = batch.to(self.device)
+        noise = torch.randn(num_actions, *batch.action.shape, generator=generator, device=self.device)
+        with self.autocast():
+            next_obs = batch.obs[:, 1:].expand(num_actions, *batch.obs[:, 1:].shape)
+            v = self.value(self.model.critic, next_obs, noise).mean(0)
+            q = q_of(self.model.critic, batch.obs[:, :-1], batch.action).amin(0)
+        return q - self.config.gamma * ~batch.terminated * v
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Tensor,
+        plan_state: Tensor | None,
+        is_first: Tensor,
+        *,
+        explore: bool = False,
+        reward: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Metrics]:
+        """A sample of the policy to explore, else the squashed mean."""
+        with self.autocast():
+            mean, log_std = self.distribution(obs)
+        if not explore:
+            return torch.tanh(mean), None, {}
+        noise = torch.randn(mean.shape, generator=self.act_generator, device=self.device)
+        return squashed_sample(mean, log_std, noise), None, {}
+
+
+def q_of(critic: Ensemble, obs: Tensor, action: Tensor) -> Tensor:
+    """obs [..., O], action [..., A] -> [Q, ...]."""
+    return critic(torch.cat([obs, action], -1)).float()
