@@ -276,21 +276,9 @@ class TDMPC(AgentAlgorithm):
     """TD-MPC on a fixed dataset."""
 
 
-class TDMPC2(AgentAlgorithm):
-    """TD-MPC2 on a fixed dataset."""
-
-
 class IQLTDMPC(AgentAlgorithm):
     """IQL-TD-MPC."""
 
 
 class Manager(AgentAlgorithm):
     """The Manager of IQL-TD-MPC: trained here, evaluated through its Workers."""
-
-
-class IQSAC(AgentAlgorithm):
-    """IQ-Learn on soft actor-critic: imitation without a world model."""
-
-
-class IQMPC(AgentAlgorithm):
-    """IQ-MPC: imitation by a world model without rewards."""

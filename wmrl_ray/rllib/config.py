@@ -25,7 +25,7 @@ from wmrl_ray.rllib.env_runner import PlannerEnvRunner
 from wmrl_ray.rllib.evaluation import evaluate_on_runners
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rllib.module import AddIsFirst, AgentModule
-from wmrl_ray.rllib.online import OnlineAlgorithm
+from wmrl_ray.rllib.online import IQMPC, IQSAC, TDMPC2, OnlineAlgorithm
 from wmrl_ray.rllib.online_learner import OnlineLearner
 from wmrl_ray.rollout import env_dims
 from wmrl_ray.run import RunConfig
@@ -298,7 +298,7 @@ class TDMPCConfig(AgentAlgorithmConfig):
 
 class TDMPC2Config(AgentAlgorithmConfig):
     agent_name = "tdmpc2"
-    default_algo_class = algorithms.TDMPC2
+    default_algo_class = TDMPC2
 
 
 class IQLTDMPCConfig(AgentAlgorithmConfig):
@@ -313,12 +313,12 @@ class ManagerConfig(AgentAlgorithmConfig):
 
 class IQSACConfig(AgentAlgorithmConfig):
     agent_name = "iq_sac"
-    default_algo_class = algorithms.IQSAC
+    default_algo_class = IQSAC
 
 
 class IQMPCConfig(AgentAlgorithmConfig):
     agent_name = "iq_mpc"
-    default_algo_class = algorithms.IQMPC
+    default_algo_class = IQMPC
 
 
 CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {

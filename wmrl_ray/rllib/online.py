@@ -316,3 +316,15 @@ class OnlineAlgorithm(AgentAlgorithm):
         self._collectors = tree["collectors"] if goes_on else []
         self._saved_incarnations = list(self._ledger.incarnations)
         self._start_runners()
+
+
+class TDMPC2(OnlineAlgorithm):
+    """TD-MPC2."""
+
+
+class IQSAC(OnlineAlgorithm):
+    """IQ-Learn on soft actor-critic: imitation without a world model."""
+
+
+class IQMPC(OnlineAlgorithm):
+    """IQ-MPC: imitation by a world model without rewards."""
