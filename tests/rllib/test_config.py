@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from tests.rllib import fakes
+from tests.rllib.online_fakes import OwnImitatorConfig, OwnTDMPCConfig, run_config, small_online
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.rllib.config import CONFIGS, BCConfig, IQLTDMPCConfig, TDMPCConfig
-from wmrl_ray.run import RunConfig
+from wmrl_ray.rllib.learner import AgentLearner
+from wmrl_ray.rllib.online_learner import OnlineLearner
+from wmrl_ray.run import OnlineConfig, RunConfig
 
 
 def test_every_agent_has_a_config_and_an_algorithm_that_know_each_other() -> None:
@@ -136,3 +139,56 @@ def test_a_dataset_that_does_not_fit_the_environment_is_refused(iql: Any) -> Non
 def test_a_dataset_that_is_not_there_is_refused_at_the_door(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing.npz"):
         BCConfig().dataset(str(tmp_path / "nothing.npz")).environment(fakes.PLANE).validate()
+
+
+# -- online -----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_online_run_becomes_the_same_configuration_and_its_learner() -> None:
+    online = OnlineConfig(2, num_envs=3, seed_steps=60, steps_per_turn=2, updates_per_step=0.5, capacity=500)
+    run = run_config(online=online, num_learners=2, num_eval_runners=1)
+    config = OwnTDMPCConfig.from_run(run)
+    config.validate()
+    assert config.run_config() == run
+    assert config.num_env_runners == 2  # what Tune reserves
+    assert config.get_default_learner_class() is OnlineLearner
+    assert BCConfig().get_default_learner_class() is AgentLearner
+    assert config.get_evaluation_config_object().num_env_runners == 1
+
+
+def test_rllibs_number_of_runners_is_another_name_of_ours() -> None:
+    config = small_online().env_runners(num_env_runners=3)
+    config.validate()
+    assert config.run_config().online == OnlineConfig(3, num_envs=2, seed_steps=48)
+    config.validate()  # again, as Tune does
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.training(online={"num_runer": 2}), r"unknown key 'online.num_runer' \(did you mean 'num_runners'\?\)"),
+        (
+            lambda c: c.training(online={"num_runners": 2}).env_runners(num_env_runners=1),
+            r"num_env_runners = 1, but online\['num_runners'\] = 2; set one of the two",
+        ),
+        (lambda c: c.learners(num_learners=2), r"num_learners = 2 with online.num_runners = 0: .* use at least 1 runner"),
+        (lambda c: c.training(online={"schedule": "asynchronous"}), r"'asynchronous' with num_runners = 0"),
+        (lambda c: c.training(updates_per_call=5), r"updates_per_call = 5 is not a multiple of the 2 updates of a turn"),
+        (lambda c: c.environment(fakes.ConfiguredPlane), r"takes its steps in .environment\('<id>'\)|set env = <gymnasium id>"),
+        (lambda c: c.environment("wmrl/PointMaze-Umase-v0"), r"'wmrl/PointMaze-Umase-v0' cannot be made .*did you mean"),
+        (lambda c: setattr(c, "algo_class", CONFIGS["bc"].default_algo_class), r"does not learn online; derive it from Onl"),
+    ],
+)
+def test_a_mistake_online_is_one_clear_line(change: Any, message: str) -> None:
+    config = small_online()
+    with pytest.raises(ConfigError, match=message) as caught:
+        change(config)
+        config.validate()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_imitator_needs_demonstrations_and_an_offline_agent_no_online_settings(bc: Any) -> None:
+    with pytest.raises(ConfigError, match=r"no dataset: add .dataset\('<uri>'\) to OwnImitatorConfig"):
+        OwnImitatorConfig().environment(fakes.PLANE).validate()
+    with pytest.raises(ConfigError, match=r"'bc' takes no steps of its own; drop online.num_envs"):
+        bc.training(online={"num_envs": 2}).validate()

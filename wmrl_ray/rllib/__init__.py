@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, IQMPC, IQSAC, TD3BC, TDMPC, TDMPC2, Manager
+    from wmrl_ray.rllib.algorithm import AWAC, BC, CQL, DT, IQL, IQLTDMPC, TD3BC, TDMPC, Manager
     from wmrl_ray.rllib.compat import debug_config, init
     from wmrl_ray.rllib.config import (
         AWACConfig,
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
         TDMPC2Config,
         TDMPCConfig,
     )
+    from wmrl_ray.rllib.online import IQMPC, IQSAC, TDMPC2
     from wmrl_ray.rllib.train import train_on_ray
 
 _HOMES = {
-    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "IQMPC", "IQSAC", "Manager", "TD3BC", "TDMPC", "TDMPC2"),
+    "algorithm": ("AWAC", "BC", "CQL", "DT", "IQL", "IQLTDMPC", "Manager", "TD3BC", "TDMPC"),
     "compat": ("debug_config", "init"),
     "config": (
         "AWACConfig",
@@ -44,6 +45,7 @@ _HOMES = {
         "TDMPC2Config",
         "TDMPCConfig",
     ),
+    "online": ("IQMPC", "IQSAC", "TDMPC2"),
     "train": ("train_on_ray",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

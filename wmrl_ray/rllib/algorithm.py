@@ -67,7 +67,8 @@ class AgentAlgorithm(Algorithm):
 
     def setup(self, config: Any) -> None:
         self._running: RunningEvaluation | None = None
-        self.dataset: Dataset = open_dataset(self.config.dataset_uri)
+        uri = self.config.dataset_uri
+        self.dataset: Dataset | None = None if uri is None else open_dataset(uri)
         super().setup(config)
 
     def __repr__(self) -> str:
@@ -161,6 +162,16 @@ class AgentAlgorithm(Algorithm):
             uri = self.config.dataset_uri
             raise ConfigError(f"dataset {uri!r} names no environment; set .environment('<gymnasium id>') to evaluate")
 
+    # -- what an algorithm that learns online adds ----------------------------------------------------------------------------
+
+    def take_metrics(self) -> dict[str, float]:
+        """What a run's log gets beside the learners' metrics; means are since the last call of this."""
+        return {}
+
+    def totals(self) -> dict[str, int]:
+        """What a run's result gets beside the updates."""
+        return {}
+
     # -- checkpoints --------------------------------------------------------------------------------------------------------
 
     def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
@@ -184,17 +195,24 @@ class AgentAlgorithm(Algorithm):
             # Why not all of the state: RLlib's own files keep iteration and metrics, `policy/` keeps what the learners hold
             own = self.get_state(not_components=[COMPONENT_LEARNER_GROUP, COMPONENT_EVAL_ENV_RUNNER])
             super().save_to_path(partial, state=own, use_msgpack=use_msgpack)
-            ranks = self.on_learners(_save)
-            streams = [rank["streams"] for rank in ranks]
-            tree = {"agent": ranks[0]["agent"], "replay": streams[0]["replay"], "streams": streams}
             run = self.config.run_config()
             meta = checkpoint_meta(run, self.dataset, run.env, self.num_updates)
-            checkpoint.save(partial / "policy", tree, meta)
+            checkpoint.save(partial / "policy", self.policy_tree(), meta)
             checkpoint.seal(partial)
             checkpoint.replace(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return str(target)
+
+    def policy_tree(self) -> dict[str, Any]:
+        """What `policy/` holds beside its meta: `agent` (rank 0's) and what differs between ranks."""
+        ranks = self.on_learners(_save)
+        streams = [rank["streams"] for rank in ranks]
+        return {"agent": ranks[0]["agent"], "replay": streams[0]["replay"], "streams": streams}
+
+    def load_policy_tree(self, tree: dict[str, Any]) -> None:
+        """The inverse, on every rank."""
+        self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"])
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
@@ -213,7 +231,7 @@ class AgentAlgorithm(Algorithm):
         _verify(Path(path))
         Checkpointable.restore_from_path(self, path, *args, **kwargs)
         tree, _ = checkpoint.load(Path(path) / "policy")
-        self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"])
+        self.load_policy_tree(tree)
 
     @classmethod
     def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Self:
@@ -258,21 +276,9 @@ class TDMPC(AgentAlgorithm):
     """TD-MPC on a fixed dataset."""
 
 
-class TDMPC2(AgentAlgorithm):
-    """TD-MPC2 on a fixed dataset."""
-
-
 class IQLTDMPC(AgentAlgorithm):
     """IQL-TD-MPC."""
 
 
 class Manager(AgentAlgorithm):
     """The Manager of IQL-TD-MPC: trained here, evaluated through its Workers."""
-
-
-class IQSAC(AgentAlgorithm):
-    """IQ-Learn on soft actor-critic: imitation without a world model."""
-
-
-class IQMPC(AgentAlgorithm):
-    """IQ-MPC: imitation by a world model without rewards."""

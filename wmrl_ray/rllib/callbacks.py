@@ -57,7 +57,7 @@ class EpisodeRecorder(RLlibCallback):
 
 def read_episode(chunks: list[Any]) -> EpisodeRecord:
     """One Episode from the consecutive chunks that RLlib cut it into; each chunk repeats the observation it was cut at."""
-    obs = [np.asarray(chunk.get_observations(), np.float32)[int(i > 0) :] for i, chunk in enumerate(chunks)]
+    obs = [_array(chunk.get_observations())[int(i > 0) :] for i, chunk in enumerate(chunks)]
     infos = [info for chunk in chunks for info in chunk.get_infos()]
     found = [bool(info["success"]) for info in infos if "success" in info]
     episode = Episode(
@@ -67,3 +67,9 @@ def read_episode(chunks: list[Any]) -> EpisodeRecord:
         terminated=bool(chunks[-1].is_terminated),
     )
     return EpisodeRecord(episode, any(found) if found else None)
+
+
+def _array(obs: Any) -> np.ndarray:
+    """float32, or uint8 of images."""
+    array = np.asarray(obs)
+    return array if array.dtype == np.uint8 else array.astype(np.float32)

@@ -73,8 +73,9 @@ def init(*, local_mode: bool = False, debug: bool = False, num_cpus: int | None 
 
 
 def debug_config(config: AlgorithmConfig) -> AlgorithmConfig:
-    """Everything in the driver process, where a breakpoint works, on any version."""
+    """Everything in the driver process, where a breakpoint works, on any version; an agent's own steps in turn with updates."""
     config.env_runners(num_env_runners=0)
+    _take_turns(config)
     config.learners(num_learners=0)
     config.evaluation(evaluation_num_env_runners=0, evaluation_parallel_to_training=False)
     return config
@@ -87,6 +88,16 @@ def fit_to_mode(config: AlgorithmConfig) -> None:
             f"num_learners = {config.num_learners} becomes 0 under local_mode: one learner, in this process", stacklevel=2
         )
         config.num_learners = 0
+    if in_local_mode() and getattr(config, "online", {}).get("num_runners", 0) > 0:
+        runners = config.online["num_runners"]  # type: ignore[attr-defined]
+        warnings.warn(f"online.num_runners = {runners} becomes 0 under local_mode: steps and updates in turn", stacklevel=2)
+        config.num_env_runners = 0
+        _take_turns(config)
+
+
+def _take_turns(config: Any) -> None:
+    if getattr(config, "online", None):
+        config.online = {**config.online, "num_runners": 0, "schedule": "synchronous"}
 
 
 def load_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], state: Mapping[str, Any], device: Any) -> None:

@@ -1,4 +1,7 @@
-"""`IQLTDMPCConfig().dataset(uri).training(agent={...})`: RLlib's fluent configuration, with RLlib's silent typos refused."""
+"""`IQLTDMPCConfig().dataset(uri).training(agent={...})`: RLlib's fluent configuration, with RLlib's silent typos refused.
+
+An agent that takes its own steps: `.environment(id).training(agent={...}, online={"num_runners": 2})`.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ from wmrl_ray.rllib.env_runner import PlannerEnvRunner
 from wmrl_ray.rllib.evaluation import evaluate_on_runners
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rllib.module import AddIsFirst, AgentModule
+from wmrl_ray.rllib.online import IQMPC, IQSAC, TDMPC2, OnlineAlgorithm
+from wmrl_ray.rllib.online_learner import OnlineLearner
 from wmrl_ray.rollout import env_dims
 from wmrl_ray.run import RunConfig
 
@@ -31,9 +36,11 @@ NOT_OURS += ("minibatch_size", "num_epochs", "shuffle_batch_per_epoch", "learner
 
 
 class AgentAlgorithmConfig(AlgorithmConfig):
-    """RLlib's settings keep RLlib's names; ours are the dataset, `agent`, `batch_size` (of each learner), `updates_per_call`.
+    """RLlib's settings keep RLlib's names; ours are the dataset, `agent`, `batch_size` (of each learner), `updates_per_call`,
+    and `online` (the keys of `wmrl_ray.run.OnlineConfig`) for an agent that takes its own steps.
 
-    Offline there is nothing to sample while training: `num_env_runners` counts runners for evaluation too.
+    Offline there is nothing to sample while training: `num_env_runners` counts runners for evaluation too. Online it is another
+    name of `online["num_runners"]`. Either way `num_envs_per_env_runner` is that of evaluations.
     """
 
     agent_name: ClassVar[str]
@@ -42,12 +49,13 @@ class AgentAlgorithmConfig(AlgorithmConfig):
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or self.default_algo_class)
         self.agent: dict[str, Any] = {}
+        self.online: dict[str, Any] = {}
         self.batch_size = 256
         self.updates_per_call = 100
         self.dataset_uri: str | None = None
         self.run_record: dict[str, Any] | None = None
         self.seed = 0
-        self._is_online = False  # Why: RLlib's only switch for "no training runners"
+        self._is_online = False  # Why: RLlib's only switch for "no training runners"; ours are in `sampling.Runners`
         self.env_runner_cls = PlannerEnvRunner
         self.num_envs_per_env_runner = 10
         self.normalize_actions = False  # Why: agents and environments share [-1, 1]; RLlib's scaling would only round
@@ -61,11 +69,12 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         self,
         *,
         agent: Mapping[str, Any] = NotProvided,  # type: ignore[assignment]
+        online: Mapping[str, Any] = NotProvided,  # type: ignore[assignment]
         batch_size: int = NotProvided,  # type: ignore[assignment]
         updates_per_call: int = NotProvided,  # type: ignore[assignment]
         **kwargs: Any,
     ) -> Self:
-        """`agent`: what differs from the agent's own Config. `updates_per_call`: K, updates in one iteration.
+        """`agent`, `online`: what differs from the defaults. `updates_per_call`: K, updates in one iteration.
 
         Raises:
             ConfigError: a key that does not exist, or one of RLlib's that has no effect here.
@@ -75,10 +84,11 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             if key in NOT_OURS:
                 raise ConfigError(f"training({key}=...) has no effect here; set it in training(agent={{...}}) or batch_size")
             if key not in known:
-                ours = ("agent", "batch_size", "updates_per_call")
+                ours = ("agent", "online", "batch_size", "updates_per_call")
                 raise ConfigError(f"training() has no key {key!r}{did_you_mean(key, [*ours, *known])}; ours: {', '.join(ours)}")
         super().training(**kwargs)
-        for name, value in {"agent": agent, "batch_size": batch_size, "updates_per_call": updates_per_call}.items():
+        given = {"agent": agent, "online": online, "batch_size": batch_size, "updates_per_call": updates_per_call}
+        for name, value in given.items():
             if value is not NotProvided:
                 setattr(self, name, value)
         return self
@@ -90,8 +100,12 @@ class AgentAlgorithmConfig(AlgorithmConfig):
 
     @classmethod
     def from_run(cls, run: RunConfig) -> Self:
-        """The same training as `wmrl_ray.train.train(run)`."""
-        config = cls().dataset(run.dataset).debugging(seed=run.seed)
+        """The same training as `wmrl_ray.train.train(run)`, or `wmrl_ray.online.train_online(run)`."""
+        config = cls().debugging(seed=run.seed)
+        if run.dataset is not None:
+            config.dataset(run.dataset)
+        if run.learns_online:
+            config.training(online=to_dict(run.online))
         config.training(agent=run.agent, batch_size=run.batch_size, updates_per_call=run.updates_per_call)
         config.learners(num_learners=run.num_learners)
         config.environment(run.env, env_config=run.env_config)
@@ -106,7 +120,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         schedule = {name: k for name in ("num_updates", "checkpoint_every", "log_every")} | {"eval_every": 0}
         live = {
             "algorithm": self.agent_name,
-            "dataset": str(self.dataset_uri),
+            "dataset": self.dataset_uri,
             "env": self.env if isinstance(self.env, str) else None,
             "env_config": {} if isinstance(self.env, type) else dict(self.env_config),
             "seed": self.seed,
@@ -117,9 +131,14 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             "num_learners": self.num_learners,
             "num_eval_runners": self.evaluation_num_env_runners,
             "envs_per_runner": self.num_envs_per_env_runner,
+            "online": dict(self.online),
             "agent": dict(self.agent),
         }
         return from_dict(RunConfig, {**(self.run_record or schedule), **live})  # what was set last counts
+
+    @property
+    def learns_online(self) -> bool:
+        return AGENTS[self.agent_name].learns_online
 
     # -- RLlib's hooks --------------------------------------------------------------------------------------------------------
 
@@ -127,7 +146,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         return RLModuleSpec(module_class=AgentModule)
 
     def get_default_learner_class(self) -> type[AgentLearner]:
-        return AgentLearner
+        return OnlineLearner if self.learns_online else AgentLearner
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:
@@ -149,7 +168,9 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             f"agent.compile = {compile_mode!r} makes one graph of a whole step of {self.agent_name}, in which the gradients of "
             f"num_learners = {self.num_learners} cannot be averaged; use compile = 'off', or one learner",
         )
-        check(self.dataset_uri is not None, f"no dataset: add .dataset('<uri>') to {type(self).__name__}()")
+        needs_dataset = not self.learns_online or AGENTS[self.agent_name].needs_demonstrations
+        missing = needs_dataset and self.dataset_uri is None
+        check(not missing, f"no dataset: add .dataset('<uri>') to {type(self).__name__}()")
         check(isinstance(self.seed, int), f"seed = {self.seed!r}; a whole number is needed: .debugging(seed=0)")
         duration, unit = self.evaluation_duration, self.evaluation_duration_unit
         check(
@@ -165,13 +186,44 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             f"gym_env_vectorize_mode = {self.gym_env_vectorize_mode} has no effect here; use more evaluation runners",
         )
         compat.fit_to_mode(self)
-        if not self.in_evaluation and self.num_env_runners > 0:
-            self.evaluation_num_env_runners = max(self.num_env_runners, self.evaluation_num_env_runners)
-            self.num_env_runners = 0
-        self.run_config()  # checks batch_size, updates_per_call and env_config
-        self._fill_from_dataset()
+        if not self.in_evaluation:
+            self._place_runners()
+        if not self.learns_online:
+            self.run_config()  # checks batch_size, updates_per_call and env_config
+        if self.dataset_uri is not None:
+            self._fill_from_dataset()
+        if self.learns_online:
+            self._check_online(self.run_config())
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")  # Why: else RLlib warns that this is how it works now
         super().validate()
+
+    def _place_runners(self) -> None:
+        """Makes RLlib's `num_env_runners`, for which Tune reserves CPUs, and ours say the same."""
+        if not self.learns_online:
+            if self.num_env_runners > 0:
+                self.evaluation_num_env_runners = max(self.num_env_runners, self.evaluation_num_env_runners)
+                self.num_env_runners = 0
+            return
+        num_runners = self.online.get("num_runners", self.num_env_runners)
+        check(
+            self.num_env_runners in (0, num_runners),
+            f"num_env_runners = {self.num_env_runners}, but online['num_runners'] = {num_runners}; set one of the two",
+        )
+        self.online, self.num_env_runners = {**self.online, "num_runners": num_runners}, num_runners
+
+    def _check_online(self, run: RunConfig) -> None:
+        name = type(self).__name__
+        check(isinstance(self.env, str), f"env = {self.env!r}; {name} takes its steps in .environment('<id>')")
+        env_dims(str(self.env), self.env_config)  # for its errors
+        check(
+            self.num_learners < 2 or run.online.num_runners >= 1,
+            f"num_learners = {self.num_learners} with online.num_runners = 0: one learner would take the steps while the "
+            "others wait; use at least 1 runner, or one learner",
+        )
+        check(
+            issubclass(self.algo_class or object, OnlineAlgorithm),
+            f"{name}.default_algo_class = {self.algo_class} does not learn online; derive it from OnlineAlgorithm",
+        )
 
     def _refuse_unknown(self) -> None:
         known = _defaults(type(self))
@@ -187,7 +239,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
 
     def _fill_from_dataset(self) -> None:
         """Environment and spaces that were left out."""
-        dataset = open_dataset(str(self.dataset_uri))
+        assert self.dataset_uri is not None
+        dataset = open_dataset(self.dataset_uri)
         card = dataset.card
         if not AGENTS[self.agent_name].acts:  # then there is nothing to run in an environment
             self.env, self.evaluation_num_env_runners = None, 0
@@ -245,7 +298,7 @@ class TDMPCConfig(AgentAlgorithmConfig):
 
 class TDMPC2Config(AgentAlgorithmConfig):
     agent_name = "tdmpc2"
-    default_algo_class = algorithms.TDMPC2
+    default_algo_class = TDMPC2
 
 
 class IQLTDMPCConfig(AgentAlgorithmConfig):
@@ -260,12 +313,12 @@ class ManagerConfig(AgentAlgorithmConfig):
 
 class IQSACConfig(AgentAlgorithmConfig):
     agent_name = "iq_sac"
-    default_algo_class = algorithms.IQSAC
+    default_algo_class = IQSAC
 
 
 class IQMPCConfig(AgentAlgorithmConfig):
     agent_name = "iq_mpc"
-    default_algo_class = algorithms.IQMPC
+    default_algo_class = IQMPC
 
 
 CONFIGS: dict[str, type[AgentAlgorithmConfig]] = {

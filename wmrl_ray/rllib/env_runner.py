@@ -1,20 +1,29 @@
-"""The runner actor: RLlib's stock sampling loop, with our environments and exact episode counts for evaluation."""
+"""The runner actor: RLlib's sampling loop for evaluations, with exact episode counts; our Collector for learning online."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 import torch
 from gymnasium.wrappers.vector import DictInfoToList
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
+from wmrl_ray.collect import Collector
 from wmrl_ray.envs import make_vector_env
 from wmrl_ray.rllib.callbacks import EpisodeRecord, EpisodeRecorder
+from wmrl_ray.rllib.failures import Failure, guarded
+from wmrl_ray.rllib.sampling import Answer, Order, Weights
+from wmrl_ray.rllib.weights import load_weights
 from wmrl_ray.rollout import episode_seed
+
+if TYPE_CHECKING:
+    from wmrl_ray.data.episode import Episode
 
 STEPS_PER_CALL = 25  # vector steps between two looks at the recorder
 
@@ -25,12 +34,18 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         if kwargs.get("worker_index"):  # in its own process
             torch.set_num_threads(max(1, int(config.num_cpus_per_env_runner)))
+        self._collector: Collector | None = None
+        self._seed: tuple[int, ...] = ()
+        self._held = ""  # the object whose weights the agent has
+        self._answered: float | None = None
         super().__init__(config=config, **kwargs)
         self.recorder = EpisodeRecorder()
         self._callbacks.append(self.recorder)
 
     def make_env(self) -> None:
         """Why not RLlib's: ids go through our door, and every environment has our interface and takes seeds for its resets."""
+        if not self.config.in_evaluation and self.config.learns_online:
+            return  # this runner's environments are its collector's
         if self.env is not None:
             self.env.close()
         config, num_envs = self.config, self.config.num_envs_per_env_runner
@@ -75,3 +90,52 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         self._needs_initial_reset = True
         self.get_metrics()  # Why: RLlib keeps the episodes it has not reported
         return self.recorder.take(), self.module.plan_metrics()
+
+    # -- learning online ------------------------------------------------------------------------------------------------------
+
+    def collect(self, order: Order) -> tuple[Answer | Failure, list[Episode]]:
+        """Takes the steps of `order` in this runner's environments, whose episodes go on from one order to the next.
+
+        Returns: what the driver reads, and the episodes that ended. An error is a value: the driver raises it.
+        """
+        result = guarded(self._collect)(order)
+        self._answered = time.monotonic()
+        return (result, []) if isinstance(result, Failure) else result
+
+    def get_collector_state(self) -> Any:
+        """After the first order. An error is a value."""
+        return guarded(lambda: self._collector.get_state())()  # type: ignore[union-attr]
+
+    def _collect(self, order: Order) -> tuple[Answer, list[Episode]]:
+        wait_s = 0.0 if self._answered is None else time.monotonic() - self._answered
+        collector = self._collector_for(order)
+        begun = time.monotonic()
+        if order.weights is not None:
+            self._take(order.weights)
+        load_s = time.monotonic() - begun
+        episodes = collector.collect(None if order.weights is None else self.module.agent, order.num_steps)
+        lengths = [len(episode) for episode in episodes]
+        return Answer(lengths, collector.take_statistics(), load_s, wait_s), episodes
+
+    def _collector_for(self, order: Order) -> Collector:
+        """The one at work, or a new one where the order is for another."""
+        if self._collector is not None:
+            if order.seed == self._seed and order.collector is None:
+                return self._collector
+            self._collector.close()
+        config, online = self.config, self.config.run_config().online
+        self._collector = Collector(config.env, config.env_config, online.num_envs, seed=order.seed)
+        self._seed = order.seed
+        if order.collector is not None:
+            state, replay_unfinished = order.collector
+            self._collector.set_state(state, replay_unfinished=replay_unfinished)
+        return self._collector
+
+    def _take(self, weights: Weights) -> None:
+        reference = weights.reference[0]
+        if reference.hex() != self._held:
+            load_weights(self.module.agent.model, ray.get(reference))
+            self.module.agent.num_updates = weights.version
+            self._held = reference.hex()
+        if self.module.training:
+            self.module.eval()

@@ -34,10 +34,10 @@ class AgentLearner(TorchLearner):
         # Why: RLlib reads weights from another thread when it evaluates in parallel with training
         self._lock = threading.RLock()
         self.rank = self._learner_index or 0
-        self.dataset = open_dataset(self.config.dataset_uri)
+        uri = self.config.dataset_uri
+        self.dataset = None if uri is None else open_dataset(uri)
         super().build()
         self.replay = build_replay(self.config.run_config(), self.dataset, self.rank)
-        self.replay.check_window(self.agent.config.window)
         if self.distributed:
             self.agent.sync_grads = average_gradients
             for tensor in [*self.agent_module.parameters(), *self.agent_module.buffers()]:

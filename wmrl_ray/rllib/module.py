@@ -41,11 +41,12 @@ class AgentModule(TorchRLModule, InferenceOnlyAPI):
 
     def setup(self) -> None:
         settings: Mapping[str, Any] = self.model_config  # type: ignore[assignment]
-        obs_dim, action_dim = (math.prod(space.shape) for space in (self.observation_space, self.action_space))
+        shape, action_dim = self.observation_space.shape, math.prod(self.action_space.shape)
+        self.obs_dim = tuple(shape) if len(shape) == 3 else math.prod(shape)  # (C, h, w) of images
         agent = dict(settings["agent"])
         if agent.get("compile") == "cuda_graphs" and settings["device"] == "cpu":
             agent["compile"] = "off"  # Why: that setting is for the learner's GPU; this runner has none
-        self.adopt(make_agent(settings["algorithm"], agent, obs_dim, action_dim, device=settings["device"]))
+        self.adopt(make_agent(settings["algorithm"], agent, self.obs_dim, action_dim, device=settings["device"]))
 
     def adopt(self, agent: Agent) -> None:
         """Makes `agent` the one that acts and whose weights RLlib sees."""
@@ -87,10 +88,11 @@ class AgentModule(TorchRLModule, InferenceOnlyAPI):
 
     @torch.no_grad()
     def _act(self, batch: dict[str, Any], explore: bool) -> dict[str, Tensor]:
-        """Actions [W, A] in [-1, 1] for observations [W, O]."""
+        """Actions [W, A] in [-1, 1] for observations [W, O], or images [W, C, h, w]."""
         if self.training:
             self.eval()
-        obs = batch[Columns.OBS].float().flatten(1)
+        obs = batch[Columns.OBS]
+        obs = obs.float().flatten(1) if isinstance(self.obs_dim, int) else obs
         is_first = torch.as_tensor(batch[IS_FIRST], device=obs.device).bool().flatten()
         reward = torch.as_tensor(batch[LAST_REWARD], device=obs.device).float().flatten()
         if self._plan_state is not None and len(self._plan_state) != len(obs):

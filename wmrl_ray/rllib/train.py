@@ -33,7 +33,8 @@ def train_on_ray(
     should_stop: Callable[[], bool] | None = None,
     debug: bool = False,
 ) -> dict[str, Any]:
-    """Trains, evaluates and records one run with learners and runners on Ray; starts a local Ray if none runs.
+    """Trains, evaluates and records one run with learners and runners on Ray, offline or online; starts a local Ray if none
+    runs.
 
     Evaluations run beside training: their lines and events come when they finish, with the update whose weights were evaluated.
 
@@ -50,13 +51,13 @@ def train_on_ray(
         RemoteError: an actor failed; the message has its error and traceback.
     """
     agent_config(config.algorithm, config.agent)
-    dataset = open_dataset(config.dataset)
+    dataset = None if config.dataset is None else open_dataset(config.dataset)
     env_id = evaluation_env(config, dataset)
     resolve_device(config.device)
     build_replay(config, dataset)  # for its check of the window
     run = open_run(run_dir, config, dataset, resume)
     starts_ray = not ray.is_initialized()
-    actors = 0 if debug else config.num_learners + config.num_eval_runners
+    actors = 0 if debug else config.num_learners + config.num_eval_runners + config.online.num_runners
     # Why quiet: this process's lines are the display's; an actor's error comes home with its traceback
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors), logging_level="ERROR", log_to_driver=False)
@@ -107,6 +108,7 @@ class _Run:
                     metrics = _path_metrics(result[LEARNER_RESULTS][DEFAULT_MODULE_ID])
                     metrics["time/updates_per_s"] = (progress.update - since[0]) / (now - since[1])
                     since = (progress.update, now)
+                    metrics |= self.algorithm.take_metrics()
                     self._record("update", progress.update, metrics)
                 paused = time.monotonic()
                 if progress.evaluation_due:
@@ -124,7 +126,8 @@ class _Run:
                     break
             self._collect_evaluation(None)
             seconds = self.run.seconds()
-            summary = {"updates": progress.update, "seconds": seconds, "finished": progress.finished, **self.last_eval}
+            summary = {"updates": progress.update, "seconds": seconds, "finished": progress.finished}
+            summary |= {**self.algorithm.totals(), **self.last_eval}
             if progress.finished:
                 self.run.finish(summary)
             self._event("end", self.last_eval)
@@ -140,7 +143,8 @@ class _Run:
         assert self.algorithm.last_evaluation is not None
         evaluation = self.algorithm.last_evaluation
         assert self.env_id is not None
-        self.run.save_trajectories(evaluation, intended_states(evaluation.episodes, self.env_id))
+        if evaluation.episodes[0].obs.ndim == 2:  # vectors, not images
+            self.run.save_trajectories(evaluation, intended_states(evaluation.episodes, self.env_id))
         self._record("eval", update, self.last_eval)
 
     def _is_evaluated(self, update: int) -> bool:

@@ -1,0 +1,274 @@
+"""Where an asynchronous run first gets stuck: driver, learners, weights or runners, for 8, 32 and 128 runners.
+
+python -m tests.benchmarks.bench_schedule
+
+A discrete-event simulation around the real `wmrl_ray.schedule`; no such cluster is started. Its constants are measured
+here, with two actors of a local Ray (what a message and 20 MB of weights cost), or assumed and printed as such (planning, a
+GPU's update, the network between nodes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.harness import machine, table
+from wmrl_ray.schedule import Call, Delivery, Limits, Request, Schedule
+
+WEIGHTS_MB = 20  # TD-MPC2's 5M parameters
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds. The first six are measured; the rest is the scenario."""
+
+    send: float  # the driver submits one request
+    answer: float  # the driver takes one answer
+    latency: float  # a message under way, one direction
+    call: float  # the driver starts a call of the learners and takes its result
+    put: float  # a learner publishes its weights
+    load: float  # a runner on the same node takes them
+    ingest: float  # a learner takes one packet of episodes
+    plan: float = 0.060  # one vector step: planning and environment
+    update: float = 0.015
+    transfer: float = 0.016  # of the weights to another node: 20 MB at 10 Gbit/s, one after another from the learner's
+    runners_per_node: int = 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Per second, and busy shares of the time simulated."""
+
+    steps: float
+    updates: float
+    driver: float
+    learner: float
+    uplink: float
+    runners: float
+    lag: float
+
+    @property
+    def bottleneck(self) -> str:
+        shares = {"driver": self.driver, "learner": self.learner, "network": self.uplink, "runners": self.runners}
+        return max(shares, key=lambda name: shares[name])
+
+
+class Simulation:
+    """One run: the driver serves one message at a time; the learners' calls and the runners go on beside it."""
+
+    def __init__(self, limits: Limits, costs: Costs, episode_steps: int = 500, num_envs: int = 1) -> None:
+        self.schedule, self.limits, self.costs = Schedule(limits), limits, costs
+        self.episode_steps, self.num_envs = episode_steps, num_envs
+        self.now = 0.0
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
+        self.order = itertools.count()
+        self.busy: dict[str, float] = defaultdict(float)
+        self.driver_free = self.uplink_free = 0.0
+        self.held = [0] * limits.num_runners  # version that each runner holds
+        self.on_node: dict[tuple[int, int], float] = {}  # (node, version): when it is there
+        self.progress = [i * episode_steps // limits.num_runners for i in range(limits.num_runners)]  # not all end at once
+        self.reported = [0] * limits.num_runners
+
+    def at(self, when: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self.events, (when, next(self.order), what))
+
+    def drive(self, seconds: float) -> float:
+        """The driver works for so long, after all it has to do before. Returns when it is ready."""
+        self.driver_free = max(self.driver_free, self.now) + seconds
+        self.busy["driver"] += seconds
+        return self.driver_free
+
+    def begin(self) -> None:
+        """All that the schedule allows now."""
+        while (request := self.schedule.next_request()) is not None:
+            self._start(request, self.drive(self.costs.send) + self.costs.latency)
+        if (call := self.schedule.next_call()) is not None:
+            self._call(call, self.drive(self.costs.call) + self.costs.latency)
+
+    def _start(self, request: Request, arrives: float) -> None:
+        c, runner = self.costs, request.runner
+        ready = arrives
+        if request.version > self.held[runner]:
+            self.held[runner] = request.version
+            ready = self._weights_on(runner // c.runners_per_node, request.version, arrives) + c.load
+        working = self.limits.request_steps / self.num_envs * c.plan
+        self.busy["runners"] += working + ready - arrives
+        self.at(ready + working + c.latency, lambda: self._answered(request))
+
+    def _weights_on(self, node: int, version: int, when: float) -> float:
+        if node == 0:  # the learner's own
+            return when
+        if (node, version) not in self.on_node:
+            self.uplink_free = max(self.uplink_free, when) + self.costs.transfer
+            self.busy["uplink"] += self.costs.transfer
+            self.on_node[node, version] = self.uplink_free
+        return max(when, self.on_node[node, version])
+
+    def _answered(self, request: Request) -> None:
+        steps, runner = self.limits.request_steps, request.runner
+        episodes = []
+        self.progress[runner] += steps
+        self.reported[runner] += steps
+        if self.progress[runner] >= self.episode_steps * self.num_envs:  # all its environments end together
+            self.progress[runner] -= self.episode_steps * self.num_envs
+            episodes = [Delivery(None, self.reported[runner] - self.progress[runner])]
+            self.reported[runner] = self.progress[runner]
+        self.at(self.drive(self.costs.answer), lambda: self._take(request, steps, episodes))
+
+    def _take(self, request: Request, steps: int, episodes: list[Delivery]) -> None:
+        self.schedule.receive(request.number, steps, episodes)
+        self.begin()
+
+    def _call(self, call: Call, arrives: float) -> None:
+        c = self.costs
+        working = len(call.deliveries) * c.ingest + call.num_updates * c.update + (c.put if call.num_updates else 0.0)
+        self.busy["learner"] += working
+        self.at(arrives + working + c.latency, self._called)
+
+    def _called(self) -> None:
+        self.schedule.finish_call()
+        self.begin()
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        self.begin()
+        while self.events and self.events[0][0] <= end:
+            self.now, _, what = heapq.heappop(self.events)
+            what()
+        self.now = end
+
+
+def simulate(limits: Limits, costs: Costs, *, num_envs: int = 1, warmup: float = 300.0, seconds: float = 300.0) -> Outcome:
+    """The steady state: the seed phase is short, and what happens before `warmup` does not count."""
+    simulation = Simulation(limits, costs, num_envs=num_envs)
+    simulation.run(warmup)
+    counts = simulation.schedule.counts
+    before = (counts.steps, counts.updates)
+    simulation.busy.clear()
+    simulation.schedule.take_metrics()
+    simulation.run(seconds)
+    busy = {name: value / seconds for name, value in simulation.busy.items()}
+    return Outcome(
+        steps=(counts.steps - before[0]) / seconds,
+        updates=(counts.updates - before[1]) / seconds,
+        driver=busy.get("driver", 0.0),
+        learner=busy.get("learner", 0.0),
+        uplink=busy.get("uplink", 0.0),
+        runners=busy.get("runners", 0.0) / limits.num_runners,
+        lag=simulation.schedule.take_metrics()["online/policy_lag_mean"],
+    )
+
+
+# -- constants of this machine ----------------------------------------------------------------------------------------------
+
+
+class Echo:
+    """A runner that does nothing: what is left is the cost of asking it."""
+
+    def collect(self, order: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        return {"steps": 1, "statistics": dict.fromkeys("abcdefgh", 0.0)}, []
+
+    def load(self, reference: list[Any]) -> float:
+        import ray
+
+        started = time.perf_counter()
+        held = np.array(ray.get(reference[0]))
+        assert held.nbytes > 0
+        return time.perf_counter() - started
+
+    def publish(self) -> float:
+        import ray
+
+        weights = np.zeros(WEIGHTS_MB * 250_000, np.float32)
+        started = time.perf_counter()
+        reference = ray.put(weights)
+        elapsed = time.perf_counter() - started
+        del reference
+        return elapsed
+
+    def ingest(self, references: list[Any]) -> float:
+        import ray
+
+        started = time.perf_counter()
+        ray.get(references)
+        return time.perf_counter() - started
+
+
+def measure(repetitions: int = 200) -> Costs:
+    """Medians, with two actors of a Ray that is started and stopped here."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        first, second = (ray.remote(num_cpus=1)(Echo).remote() for _ in range(2))
+        order = {"steps": 25, "random": False, "version": 1, "weights": [ray.put(np.zeros(8))]}
+        sends, answers, trips = [], [], []
+        for _ in range(repetitions + 20):
+            t0 = time.perf_counter()
+            answer, _ = first.collect.options(num_returns=2).remote(order)
+            t1 = time.perf_counter()
+            ray.wait([answer])
+            t2 = time.perf_counter()
+            ray.get(answer)
+            t3 = time.perf_counter()
+            sends.append(t1 - t0)
+            answers.append(t3 - t2)
+            trips.append(t2 - t1)
+        weights = ray.put(np.zeros(WEIGHTS_MB * 250_000, np.float32))
+        episode = ray.put([{"obs": np.zeros((501, 24), np.float32), "action": np.zeros((500, 6), np.float32)}])
+        loads = [ray.get(second.load.remote([weights])) for _ in range(30)]
+        puts = [ray.get(second.publish.remote()) for _ in range(30)]
+        ingests = [ray.get(second.ingest.remote([episode])) for _ in range(30)]
+    finally:
+        ray.shutdown()
+    middle = statistics.median
+    send, answer = middle(sends), middle(answers)
+    # Why twice: a call of the learners is a request and an answer, and its results are merged into RLlib's metrics
+    return Costs(send, answer, middle(trips) / 2, 2 * (send + answer), middle(puts), middle(loads), middle(ingests))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runners", type=int, nargs="*", default=[8, 32, 128])
+    parser.add_argument("--seconds", type=float, default=300.0, help="simulated, after as many of warm-up")
+    arguments = parser.parse_args()
+    costs = measure()
+    print(f"{machine()}\nmeasured here, ms: " + ", ".join(f"{name} {1e3 * getattr(costs, name):.2f}" for name in MEASURED))
+    print(
+        f"assumed: {1e3 * costs.plan:.0f} ms for planning and one step; {1e3 * costs.transfer:.0f} ms for the weights to "
+        f"another node, {costs.runners_per_node} runners on each; episodes of 500 steps\n"
+    )
+    lines = []
+    for update, rate, steps in SCENARIOS:
+        for runners in arguments.runners:
+            calls = 16
+            limits = Limits(runners, steps, calls, rate, max_steps_ahead=None, max_queued_episodes=1_000)
+            scenario = replace(costs, update=update)
+            found = simulate(limits, scenario, warmup=arguments.seconds, seconds=arguments.seconds)
+            shares = [f"{share:.1%}" for share in (found.driver, found.learner, found.uplink, found.runners)]
+            name = f"{1e3 * update:g} ms, U = {rate:g}, n = {steps}"
+            lines.append([name, runners, f"{found.steps:.0f}", *shares, f"{found.lag:.0f}", found.bottleneck])
+    print(
+        table(["update, rate, request", "runners", "steps/s", "driver", "learner", "network", "runners", "lag", "first"], lines)
+    )
+
+
+MEASURED = ("send", "answer", "latency", "call", "put", "load", "ingest")
+SCENARIOS = [  # seconds of an update, U, n
+    (0.015, 1.0, 25),
+    (0.015, 1 / 16, 25),
+    (0.002, 1 / 16, 25),
+    (0.002, 1 / 16, 1),
+]
+
+if __name__ == "__main__":
+    main()

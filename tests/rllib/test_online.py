@@ -1,0 +1,295 @@
+"""Learning online on Ray: the loop without Ray to the bit where it can be, and counts that are right where it cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.rllib import fakes
+from tests.rllib.online_fakes import OwnTDMPC, run_config, small_online
+from wmrl_ray.collect import Collector
+from wmrl_ray.online import train_online
+from wmrl_ray.rllib.failures import RemoteError
+from wmrl_ray.rllib.online import OnlineAlgorithm
+from wmrl_ray.rllib.train import train_on_ray
+from wmrl_ray.run import OnlineConfig, RunConfig
+from wmrl_ray.train import build_agent, build_replay, update_many
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+def logged(run_dir: Path) -> list[dict[str, float]]:
+    """What was learned and collected, without times and evaluations (whose planners draw other rows of noise)."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if not k.startswith(("time", "eval/"))} for line in lines]
+    return [line for line in kept if len(line) > 1]
+
+
+def restricted(lines: list[dict[str, float]], to: list[dict[str, float]]) -> list[dict[str, float]]:
+    """With the keys of `to` only."""
+    return [{k: line[k] for k in wanted} for line, wanted in zip(lines, to, strict=True)]
+
+
+def weights(algorithm: Any) -> list[dict[str, np.ndarray]]:
+    """Of every rank."""
+    return algorithm.on_learners(lambda learner: {k: v.numpy().copy() for k, v in learner.agent_module.state_dict().items()})
+
+
+def replays(algorithm: Any) -> list[dict[str, np.ndarray]]:
+    """The episodes in the replay of every rank."""
+    return algorithm.on_learners(lambda learner: learner.replay.get_state()["online"])
+
+
+def runner_pid(algorithm: OnlineAlgorithm, runner: int) -> int:
+    import ray
+
+    assert algorithm._runners is not None
+    return ray.get(algorithm._runners.actors[runner].apply.remote(lambda runner: os.getpid()))
+
+
+def unfinished_steps(algorithm: OnlineAlgorithm) -> int:
+    """What lies in the environments now, as the runners say."""
+    assert algorithm._runners is not None
+    states = algorithm._runners.collector_states()
+    return sum(len(episode["action"]) for state in states for episode in state["unfinished"])
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run without Ray."""
+    path = tmp_path_factory.mktemp("plain") / "run"
+    train_online(run_config(), path)
+    return path
+
+
+# -- as the loop without Ray ------------------------------------------------------------------------------------------------
+
+
+def test_with_everything_local_it_is_the_loop_without_ray_to_the_bit(plain: Path, tmp_path: Path) -> None:
+    events: list[Any] = []
+    result = train_on_ray(run_config(), tmp_path / "ray", on_event=events.append)
+    assert logged(tmp_path / "ray") == logged(plain)
+    assert len(logged(plain)) == 5
+    without = json.loads((plain / "result.json").read_text())
+    assert list(result) == list(without)
+    assert (result["steps"], result["episodes"]) == (without["steps"], without["episodes"]) == (120, 9)
+    assert sorted(p.name for p in plain.iterdir()) == sorted(p.name for p in (tmp_path / "ray").iterdir())
+    assert [event.kind for event in events].count("checkpoint") == 3
+
+
+def test_with_demonstrations_too(plane_dataset: str, tmp_path: Path) -> None:
+    config = run_config(algorithm="own_imitator", dataset=plane_dataset, num_updates=48, eval_every=48)
+    train_online(config, tmp_path / "plain")
+    result = train_on_ray(config, tmp_path / "ray")
+    assert logged(tmp_path / "ray") == logged(tmp_path / "plain")
+    assert result["eval/episodes"] == 4
+
+
+def test_one_runner_and_one_remote_learner_change_nothing(plain: Path, tmp_path: Path) -> None:
+    config = run_config(num_learners=1, num_updates=48, eval_every=0)
+    config = dataclasses.replace(config, online=dataclasses.replace(config.online, num_runners=1))
+    train_on_ray(config, tmp_path / "ray")
+    expected = logged(plain)[:2]
+    assert restricted(logged(tmp_path / "ray"), expected) == expected
+
+
+def test_stopped_and_resumed_it_is_the_run_that_was_never_stopped(plain: Path, tmp_path: Path) -> None:
+    calls = iter(range(100))
+    first = train_on_ray(run_config(), tmp_path / "run", should_stop=lambda: next(calls) >= 2)
+    assert (first["updates"], first["finished"]) == (36, False)  # not at a line of the log
+    second = train_on_ray(run_config(), tmp_path / "run", resume=True)
+    assert (second["updates"], second["finished"]) == (120, True)
+    assert logged(tmp_path / "run") == logged(plain)
+
+
+def test_debug_takes_the_steps_of_all_runners_in_this_process(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids = set()
+    original = Collector.collect
+
+    def noted(self: Collector, *args: Any) -> Any:
+        pids.add(os.getpid())
+        return original(self, *args)
+
+    monkeypatch.setattr(Collector, "collect", noted)
+    online = OnlineConfig(2, num_envs=2, schedule="asynchronous", seed_steps=48, capacity=200, steps_per_turn=1)
+    train_on_ray(run_config(num_learners=2, online=online), tmp_path / "debug", debug=True)
+    assert pids == {os.getpid()}
+    assert logged(tmp_path / "debug") == logged(plain)  # in turn, as everything in one process
+
+
+# -- synchronous, two runners -------------------------------------------------------------------------------------------------
+
+
+def reference(config: RunConfig, num_calls: int) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """The synchronous loop of two runners with U = 1 and one step per turn, written out: two collectors, one learner."""
+    collectors = [Collector(str(config.env), {}, config.online.num_envs, seed=(config.seed, i)) for i in range(2)]
+    agent, replay = build_agent(config, None), build_replay(config, None)
+    steps = updates = 0
+    while updates < num_calls * config.updates_per_call:
+        seeding = steps < config.online.seed_steps  # type: ignore[operator]
+        if seeding or updates + 4 > steps:
+            for collector in collectors:
+                for episode in collector.collect(None if seeding else agent, 12 if seeding else 1):
+                    replay.add(episode)
+                steps += config.online.num_envs * (12 if seeding else 1)
+        if not seeding or steps >= config.online.seed_steps:  # type: ignore[operator]
+            update_many(agent, replay, 4, config.batch_size)
+            updates += 4
+    return [p.detach().numpy() for p in agent.model.parameters()], replay.get_state()["online"]
+
+
+@pytest.fixture(scope="module")
+def two_runners(local_ray: None) -> Iterator[Any]:
+    """Synchronous, trained for 7 calls."""
+    algorithm = small_online(num_runners=2).build_algo()
+    for _ in range(7):
+        algorithm.train()
+    yield algorithm
+    algorithm.stop()
+
+
+def test_two_runners_in_turns_are_two_collectors_and_a_learner_in_one_process(two_runners: Any) -> None:
+    parameters, episodes = reference(two_runners.config.run_config(), 7)
+    assert two_runners.num_steps == 84  # 48 random ones; updates 1 to 48 follow those, then one step for each
+    (found,) = weights(two_runners)
+    model = [value for name, value in found.items() if name.startswith("model.")]
+    assert len(model) == len(parameters)
+    for ours, expected in zip(model, parameters, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    (replay,) = replays(two_runners)
+    for name, array in episodes.items():
+        np.testing.assert_array_equal(replay[name], array, err_msg=name)
+
+
+def test_two_runners_go_on_exactly_after_a_restore(two_runners: Any, tmp_path: Path) -> None:
+    path = two_runners.save_to_path(tmp_path / "saved")
+    expected = [fakes.losses(two_runners.train()) for _ in range(2)]
+    steps, (episodes,) = two_runners.num_steps, replays(two_runners)
+    two_runners.restore_from_path(path)
+    assert (two_runners.num_updates, two_runners.num_steps) == (84, 84)
+    assert [fakes.losses(two_runners.train()) for _ in range(2)] == expected
+    assert two_runners.num_steps == steps
+    for name, array in replays(two_runners)[0].items():
+        np.testing.assert_array_equal(array, episodes[name], err_msg=name)
+
+
+def test_a_killed_runner_comes_back_and_the_counts_stay_right(two_runners: Any) -> None:
+    before, killed = two_runners.num_steps, runner_pid(two_runners, 0)
+    os.kill(killed, signal.SIGKILL)
+    two_runners.train()
+    assert runner_pid(two_runners, 0) != killed
+    assert two_runners.num_steps == before + 12
+    counts = two_runners._ledger.counts
+    assert counts.lost_runners == 1
+    assert counts.steps == counts.delivered_steps + unfinished_steps(two_runners) + counts.lost_steps
+    assert replays(two_runners)[0]["action"].shape[0] - counts.episodes == counts.delivered_steps
+
+
+def test_an_error_in_a_runner_stops_the_run_with_its_traceback() -> None:
+    algorithm = small_online(num_runners=1).environment(fakes.RAISING_PLANE).build_algo()
+    with pytest.raises(RemoteError, match="boom in step 3") as caught:
+        algorithm.train()
+    first, *rest = str(caught.value).splitlines()
+    assert first == "runner failed: ValueError: boom in step 3"
+    assert any("fakes.py" in line for line in rest)
+    algorithm.stop()
+
+
+# -- asynchronous -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def at_once(local_ray: None) -> Iterator[Any]:
+    """Asynchronous: two runners and two learners, trained for 5 calls."""
+    config = small_online(
+        num_runners=2, schedule="asynchronous", steps_per_turn=2, max_steps_ahead=48, max_updates_ahead=12
+    ).learners(num_learners=2)
+    algorithm = config.build_algo()
+    for _ in range(5):
+        algorithm.train()
+    yield algorithm
+    algorithm.stop()
+
+
+def check_counts(algorithm: Any) -> None:
+    """After `quiet`."""
+    counts = algorithm._ledger.counts
+    assert counts.steps == counts.delivered_steps + algorithm._ledger.unfinished_steps + counts.lost_steps
+    for replay in replays(algorithm):
+        assert len(replay["starts"]) - 1 == counts.episodes
+        assert len(replay["action"]) - counts.episodes == counts.delivered_steps
+    assert counts.updates == algorithm.num_updates
+    assert counts.updates <= counts.steps + 12
+
+
+def test_at_once_nothing_is_lost_or_learned_twice_and_the_limits_hold(at_once: Any) -> None:
+    for _ in range(3):
+        result = at_once.train()
+    at_once.policy_tree()  # takes what is queued
+    check_counts(at_once)
+    assert at_once.num_updates % 12 == 0
+    assert at_once._schedule.steps_ahead + at_once._schedule.steps_asked_for <= 48
+    found = at_once.take_metrics()
+    assert found["online/policy_lag_max"] >= found["online/policy_lag_mean"] >= 0
+    assert 0 <= found["time/runner_wait_share"] <= 1
+    assert 0 <= found["time/learner_wait_share"] <= 1
+    assert found["online/steps"] == result["num_steps"] == at_once.num_steps
+    assert fakes.losses(result)["loss/model"] > 0
+
+
+def test_two_learners_of_the_same_episodes_keep_identical_parameters(at_once: Any) -> None:
+    first, second = weights(at_once)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    one, other = replays(at_once)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    batches = at_once.on_learners(lambda learner: learner.replay.sample(4, 2).obs.numpy())
+    assert not np.array_equal(*batches)
+
+
+def test_a_runner_killed_at_work_loses_only_what_it_had_not_finished(at_once: Any) -> None:
+    before = at_once._ledger.counts.lost_runners
+    killed = runner_pid(at_once, 1)
+    os.kill(killed, signal.SIGKILL)
+    while at_once._ledger.counts.lost_runners == before:
+        at_once.train()
+    while at_once._ledger.incarnations[1] == 0 or at_once._runners.deaths[1]:  # until the new one has answered
+        at_once.train()
+    assert runner_pid(at_once, 1) != killed
+    at_once.policy_tree()
+    check_counts(at_once)
+
+
+def test_counters_and_replay_survive_a_restore_and_the_run_goes_on(at_once: Any, tmp_path: Path) -> None:
+    path = at_once.save_to_path(tmp_path / "saved")
+    counts = dataclasses.replace(at_once._ledger.counts)
+    saved = replays(at_once)
+    unfinished = at_once._ledger.unfinished_steps
+    at_once.train()
+    at_once.restore_from_path(path)
+    restored = at_once._ledger.counts
+    assert (restored.steps, restored.updates, restored.episodes) == (counts.steps, counts.updates, counts.episodes)
+    assert restored.lost_steps == counts.lost_steps + unfinished
+    for replay, expected in zip(replays(at_once), saved, strict=True):
+        for name, array in expected.items():
+            np.testing.assert_array_equal(replay[name], array, err_msg=name)
+    at_once.train()
+    at_once.policy_tree()
+    check_counts(at_once)
+
+
+def test_tune_reserves_a_cpu_for_every_runner() -> None:
+    config = small_online(num_runners=3).evaluation(evaluation_num_env_runners=2)
+    bundles = OwnTDMPC.default_resource_request(config.to_dict()).bundles
+    assert len(bundles) == 1 + 3 + 2

@@ -1,0 +1,108 @@
+"""What becomes of runners that die, without Ray; and acting on images."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.exceptions import ActorDiedError
+from ray.rllib.core.columns import Columns
+
+from tests.rllib.online_fakes import OwnImagesConfig
+from wmrl_ray.collect import Statistics
+from wmrl_ray.rllib import sampling
+from wmrl_ray.rllib.callbacks import read_episode
+from wmrl_ray.rllib.failures import Failure, RemoteError
+from wmrl_ray.rllib.module import IS_FIRST, LAST_REWARD, AgentModule
+from wmrl_ray.rllib.sampling import Answer, Runners
+
+
+class CountedRunners(Runners):
+    """Runners that are numbers: how many were made so far."""
+
+    made = 0
+
+    def __post_init__(self) -> None:
+        self.deaths = [0] * self.num_runners
+        self.actors = [self._make(runner) for runner in range(self.num_runners)]
+
+    def _make(self, runner: int) -> int:
+        self.made += 1
+        return self.made
+
+
+@pytest.fixture
+def runners(monkeypatch: pytest.MonkeyPatch) -> CountedRunners:
+    killed: list[Any] = []
+    monkeypatch.setattr(sampling.ray, "kill", killed.append)
+    runners = CountedRunners(None, {}, 2)
+    runners.killed = killed  # type: ignore[attr-defined]
+    return runners
+
+
+def ended(result: Any) -> concurrent.futures.Future[Any]:
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
+    return future
+
+
+def test_a_dead_runner_is_replaced_and_the_other_left_alone(runners: CountedRunners) -> None:
+    answer = Answer([], Statistics())
+    assert runners.answer(1, ended(ActorDiedError())) is None
+    assert runners.actors == [1, 3]
+    assert runners.killed == [2]  # type: ignore[attr-defined]
+    assert runners.answer(0, ended(answer)) is answer
+
+
+def test_one_that_dies_again_and_again_without_an_answer_stops_the_run(runners: CountedRunners) -> None:
+    for _ in range(2):
+        assert runners.answer(0, ended(ActorDiedError())) is None
+    assert runners.answer(0, ended(Answer([], Statistics()))) is not None  # an answer starts the count anew
+    for _ in range(2):
+        assert runners.answer(0, ended(ActorDiedError())) is None
+    with pytest.raises(RemoteError, match="runner 0 died 3 times in a row without an answer"):
+        runners.answer(0, ended(ActorDiedError()))
+
+
+def test_one_that_failed_is_not_replaced_but_raises_with_its_traceback(runners: CountedRunners) -> None:
+    with pytest.raises(RemoteError, match="runner failed: ValueError: boom\n\nOn the runner:\nTraceback of it"):
+        runners.answer(0, ended(Failure("ValueError", "boom", "Traceback of it")))
+    assert runners.actors == [1, 2]
+
+
+def test_the_module_acts_on_images_and_their_episodes_stay_bytes() -> None:
+    spaces = gym.spaces.Box(0, 255, (3, 4, 4), np.uint8), gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    settings = {"algorithm": OwnImagesConfig.agent_name, "agent": {}, "device": "cpu"}
+    module = AgentModule(observation_space=spaces[0], action_space=spaces[1], inference_only=True, model_config=settings)
+    images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    batch = {Columns.OBS: images, IS_FIRST: torch.ones(5), LAST_REWARD: torch.zeros(5)}
+    action = module._forward_inference(batch)[Columns.ACTIONS]
+    with torch.no_grad():
+        expected = module.agent.model(images.float().mean((-2, -1)) / 255).clamp(-1, 1)
+    assert torch.equal(action, expected)
+
+    class Chunk:
+        is_terminated = True
+
+        def __len__(self) -> int:
+            return 2
+
+        def get_observations(self) -> list[np.ndarray]:
+            return list(images[:3].numpy())
+
+        def get_actions(self) -> list[np.ndarray]:
+            return [np.zeros(2, np.float64)] * 2
+
+        def get_rewards(self) -> list[float]:
+            return [0.0, 1.0]
+
+        def get_infos(self) -> list[dict[str, Any]]:
+            return [{}] * 3
+
+    episode = read_episode([Chunk()]).episode
+    assert episode.obs.dtype == np.uint8
+    assert episode.action.dtype == np.float32

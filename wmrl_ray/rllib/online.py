@@ -1,0 +1,330 @@
+"""The Algorithm of an agent that takes its own steps: who collects, who learns, when weights go out.
+
+Episodes go from runners to learners as references; the driver reads counts and times only.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
+
+from wmrl_ray.collect import Statistics
+from wmrl_ray.online import Clock, Turn, make_clock
+from wmrl_ray.rllib.algorithm import AgentAlgorithm
+from wmrl_ray.rllib.online_learner import OnlineLearner, Report
+from wmrl_ray.rllib.sampling import Answer, Order, Packet, Runners, Weights
+from wmrl_ray.schedule import Delivery, Ledger, Limits, Request, Schedule
+
+
+def _take_turns(learner: OnlineLearner, until: int) -> Report:
+    return learner.take_turns(until)
+
+
+def _ingest_and_update(learner: OnlineLearner, **kwargs: Any) -> Report:
+    return learner.ingest_and_update(**kwargs)
+
+
+def _save(learner: OnlineLearner) -> dict[str, Any]:
+    return learner.save()
+
+
+def _load(learner: OnlineLearner, agent_state: Any, streams: Any, collector: Any) -> None:
+    learner.load_online(agent_state, streams, collector)
+
+
+@dataclass
+class Tally:
+    """What happened since it was last taken. Seconds of runners are summed over runners; those of learners are rank 0's."""
+
+    statistics: Statistics = field(default_factory=Statistics)
+    runner_wait_s: float = 0.0
+    runner_load_s: float = 0.0
+    learner_wait_s: float = 0.0
+    update_s: float = 0.0
+    ingest_s: float = 0.0
+    publish_s: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def add_answer(self, answer: Answer) -> None:
+        self.statistics.add(answer.statistics)
+        self.runner_wait_s += answer.wait_s
+        self.runner_load_s += answer.load_s
+
+    def add_report(self, report: Report) -> None:
+        if report.statistics is not None:
+            self.statistics.add(report.statistics)
+        self.learner_wait_s += report.wait_s
+        self.update_s += report.update_s
+        self.ingest_s += report.ingest_s
+        self.publish_s += report.publish_s
+
+    def metrics(self, has_runners: bool) -> dict[str, float]:
+        found = {**self.statistics.metrics(), "time/update_s": self.update_s}
+        if not has_runners:
+            return found
+        worked = self.statistics.act_s + self.statistics.env_s + self.runner_load_s
+        learned = self.update_s + self.ingest_s + self.publish_s
+        return found | {
+            "online/steps_per_s": self.statistics.steps / max(time.monotonic() - self.started, 1e-9),
+            "time/ingest_s": self.ingest_s,
+            "time/weights_s": self.publish_s + self.runner_load_s,
+            "time/runner_wait_share": self.runner_wait_s / max(self.runner_wait_s + worked, 1e-9),
+            "time/learner_wait_share": self.learner_wait_s / max(self.learner_wait_s + learned, 1e-9),
+        }
+
+
+class OnlineAlgorithm(AgentAlgorithm):
+    """Each iteration is `updates_per_call` updates on every learner, and the steps that they follow.
+
+    Without runners the learner takes the steps, in turn with its updates. With runners, by `online.schedule`: synchronous, in
+    turns, with the result of the same turns in one process; or asynchronous, both at once, within the limits of
+    `wmrl_ray.schedule`.
+
+    num_steps: taken so far, of all environments. num_episodes: ended so far.
+    """
+
+    _runners: Runners | None = None
+    _pool: concurrent.futures.ThreadPoolExecutor | None = None
+
+    def setup(self, config: Any) -> None:
+        super().setup(config)
+        run = self.config.run_config()
+        assert run.env is not None
+        self.online = run.online
+        self._learner_counts = (0, 0)  # (steps, episodes) of the learner's own collector
+        self._replay_steps = 0
+        self._tally = Tally()
+        self._collectors: list[dict[str, Any]] = []  # states in which the runners' collectors start
+        self._weights = Weights([], 0)
+        self._ledger = Ledger(self.online.num_runners)
+        self._clock: Clock = make_clock(run, run.env)
+        self._schedule: Schedule | None = None
+        if self.online.num_runners == 0:
+            return
+        if self.online.schedule == "asynchronous":
+            self._limits = Limits(
+                num_runners=self.online.num_runners,
+                request_steps=self.online.steps_per_turn * self.online.num_envs,
+                updates_per_call=run.updates_per_call,
+                updates_per_step=self.online.updates_per_step,
+                seed_steps=self._clock.seed_steps,
+                max_steps_ahead=self.online.max_steps_ahead,
+                max_updates_ahead=self.online.max_updates_ahead,
+                max_queued_episodes=self.online.max_queued_episodes,
+            )
+            self._schedule = Schedule(self._limits)
+            self._ledger = self._schedule.ledger
+            threads = torch.get_num_threads()
+            # Why a thread: learners, the driver's own too, work while the driver serves the runners
+            self._pool = concurrent.futures.ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
+        self._start_runners()
+
+    def _start_runners(self) -> None:
+        assert self.spaces is not None
+        self._waiting: dict[concurrent.futures.Future[Any], tuple[Request, Any]] = {}
+        self._learning: concurrent.futures.Future[Any] | None = None
+        if self._runners is not None:
+            self._runners.stop()
+        self._runners = Runners(self.config, self.spaces, self.online.num_runners)
+        self._account([*self._learn([], 0, publish=True)])
+
+    @property
+    def num_steps(self) -> int:
+        return self._learner_counts[0] if self._runners is None else self._ledger.counts.steps
+
+    @property
+    def num_episodes(self) -> int:
+        return self._learner_counts[1] if self._runners is None else self._ledger.counts.episodes
+
+    # -- the schedules --------------------------------------------------------------------------------------------------------
+
+    def training_step(self) -> None:
+        until = self.num_updates + self.config.updates_per_call
+        before = self._tally.statistics.episodes, self._tally.statistics.return_sum
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            if self._runners is None:
+                self._account(self.on_learners(_take_turns, until=until))
+                self.num_updates = until
+            elif self._schedule is None:
+                self._in_turns(until)
+            else:
+                self._at_once(self._schedule, until)
+        statistics = self._tally.statistics
+        if (ended := statistics.episodes - before[0]) > 0:
+            mean = (statistics.return_sum - before[1]) / ended
+            self.metrics.log_value((ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), mean, window=1)
+
+    def step(self) -> dict[str, Any]:
+        return {**super().step(), "num_steps": self.num_steps, "num_episodes": self.num_episodes}
+
+    def _in_turns(self, until: int) -> None:
+        """Steps of all runners, then updates of all learners, and so on."""
+        while self.num_updates < until:
+            turn = self._clock.turn(self.num_updates, self.num_steps, until)
+            packets = self._collect(turn) if turn.steps else []
+            if packets or turn.updates:
+                self._account(self._learn(packets, turn.updates, publish=turn.updates > 0))
+            self.num_updates += turn.updates
+
+    def _collect(self, turn: Turn) -> list[Packet]:
+        """The turn's steps of every runner; their episodes, in the order of the runners."""
+        assert self._runners is not None
+        sent = {}
+        for runner in range(self.online.num_runners):
+            sent[runner] = self._runners.ask(runner, self._order(runner, turn.steps, turn.random))
+        packets = []
+        for runner in range(self.online.num_runners):
+            while (answer := self._runners.answer(runner, sent[runner][0])) is None:
+                self._ledger.lose(runner)  # and the one that replaces it takes this turn's steps
+                sent[runner] = self._runners.ask(runner, self._order(runner, turn.steps, turn.random))
+            self._ledger.enter(runner, answer.statistics.steps, answer.lengths)
+            self._tally.add_answer(answer)
+            if answer.lengths:
+                packets.append(Packet([sent[runner][1]], answer.lengths))
+        self._collectors = []
+        return packets
+
+    def _at_once(self, schedule: Schedule, until: int) -> None:
+        """Runners and learners work, each as far as the schedule lets it, until the learners' next call has ended."""
+        assert self._runners is not None
+        assert self._pool is not None
+        while self.num_updates < until:
+            while (request := schedule.next_request()) is not None:
+                order = self._order(request.runner, self.online.steps_per_turn, request.random)
+                future, episodes = self._runners.ask(request.runner, order)
+                self._waiting[future] = (request, episodes)
+            if (call := schedule.next_call()) is not None:
+                packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
+                self._learning = self._pool.submit(self._learn, packets, call.num_updates, publish=call.num_updates > 0)
+            begun = [*self._waiting, *([] if self._learning is None else [self._learning])]
+            ended, _ = concurrent.futures.wait(begun, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in ended:
+                if future is self._learning:
+                    self._learning = None
+                    self._account(future.result())
+                    self.num_updates = schedule.finish_call()
+                else:
+                    self._receive(schedule, future)
+
+    def _receive(self, schedule: Schedule, future: concurrent.futures.Future[Any]) -> None:
+        assert self._runners is not None
+        request, episodes = self._waiting.pop(future)
+        answer = self._runners.answer(request.runner, future)
+        if answer is None:
+            schedule.lose(request.runner)
+            return
+        # One object holds all episodes of an answer: it travels with the first of them
+        packets = [Packet([episodes], answer.lengths), *[None] * len(answer.lengths)]
+        deliveries = [Delivery(packet, steps) for packet, steps in zip(packets, answer.lengths, strict=False)]
+        schedule.receive(request.number, answer.statistics.steps, deliveries)
+        self._tally.add_answer(answer)
+
+    def _order(self, runner: int, num_steps: int, random: bool) -> Order:
+        incarnation = self._ledger.incarnations[runner]
+        seed = (self.config.seed, runner, incarnation) if incarnation else (self.config.seed, runner)
+        saved = None
+        if self._collectors and incarnation == self._saved_incarnations[runner]:
+            saved = (self._collectors[runner], self.online.replay_unfinished)
+        return Order(num_steps, seed, None if random else self._weights, saved)
+
+    # -- learners -------------------------------------------------------------------------------------------------------------
+
+    def _learn(self, packets: Sequence[Packet], num_updates: int, *, publish: bool) -> list[Report]:
+        return self.on_learners(
+            _ingest_and_update,
+            packets=packets,
+            num_updates=num_updates,
+            num_steps=self.num_steps,
+            publish=publish,
+        )
+
+    def _account(self, reports: Sequence[Report]) -> None:
+        first = reports[0]
+        if first.metrics is not None:
+            self.metrics.aggregate([report.metrics for report in reports], key=LEARNER_RESULTS)
+        if first.weights is not None:
+            self._weights = first.weights
+        self._replay_steps = first.replay_steps
+        self._learner_counts = (first.num_steps, first.num_episodes)
+        self._tally.add_report(first)
+
+    def take_metrics(self) -> dict[str, float]:
+        tally, self._tally = self._tally, Tally()
+        counts = {
+            "online/steps": self.num_steps,
+            "online/episodes": self.num_episodes,
+            "online/replay_steps": self._replay_steps,
+        }
+        if self._runners is not None:
+            counts |= {f"online/{name}": getattr(self._ledger.counts, name) for name in ("lost_steps", "lost_runners")}
+        found = {name: float(count) for name, count in counts.items()} | tally.metrics(self._runners is not None)
+        return found if self._schedule is None else found | self._schedule.take_metrics()
+
+    def totals(self) -> dict[str, int]:
+        return {"steps": self.num_steps, "episodes": self.num_episodes}
+
+    def cleanup(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        if self._runners is not None:
+            self._runners.stop()
+        super().cleanup()
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------------------
+
+    def policy_tree(self) -> dict[str, Any]:
+        """As offline, and `online`: the steps' counts; `collectors`: states of those that can go on exactly (synchronous)."""
+        if self._schedule is not None and (call := self._schedule.drain()) is not None:
+            packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
+            self._account(self._learn(packets, 0, publish=False))
+            self._schedule.finish_call()
+        ranks = self.on_learners(_save)
+        if self._runners is None:
+            collectors = [ranks[0]["collector"]]
+        elif self._schedule is None and self.num_steps > 0:
+            collectors = self._collectors or self._runners.collector_states()
+        else:
+            collectors = []
+        streams = [rank["streams"] for rank in ranks]
+        counts = {
+            **self._ledger.get_state(),
+            "learner_counts": list(self._learner_counts),
+            "statistics": vars(self._tally.statistics),
+        }
+        return {"agent": ranks[0]["agent"], "streams": streams, "collectors": collectors, "online": counts}
+
+    def load_policy_tree(self, tree: dict[str, Any]) -> None:
+        own = tree["collectors"][0] if self._runners is None and tree["collectors"] else None
+        self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"], collector=own)
+        counts = tree["online"]
+        self._learner_counts = tuple(counts["learner_counts"])
+        self._tally = Tally(statistics=Statistics(**counts["statistics"]))
+        if self._runners is None:
+            return
+        goes_on = self._schedule is None and len(tree["collectors"]) == self.online.num_runners
+        if self._schedule is None:
+            self._ledger.set_state(counts, goes_on=goes_on)
+        else:
+            self._schedule = Schedule.resumed(self._limits, counts)
+            self._ledger = self._schedule.ledger
+        self._collectors = tree["collectors"] if goes_on else []
+        self._saved_incarnations = list(self._ledger.incarnations)
+        self._start_runners()
+
+
+class TDMPC2(OnlineAlgorithm):
+    """TD-MPC2."""
+
+
+class IQSAC(OnlineAlgorithm):
+    """IQ-Learn on soft actor-critic: imitation without a world model."""
+
+
+class IQMPC(OnlineAlgorithm):
+    """IQ-MPC: imitation by a world model without rewards."""

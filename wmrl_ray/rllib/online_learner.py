@@ -1,0 +1,170 @@
+"""The learner of an agent that takes its own steps: episodes come in between updates, and weights go out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from wmrl_ray.collect import Collector, Statistics
+from wmrl_ray.online import check_replay, make_clock
+from wmrl_ray.rllib.learner import AgentLearner
+from wmrl_ray.rllib.sampling import Packet, Weights, fetch
+from wmrl_ray.rllib.weights import flatten_weights
+from wmrl_ray.train import finite_metrics, update_steps
+
+EPISODES = "online"  # where a replay's state keeps the episodes that were added
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rank did in one call.
+
+    metrics: RLlib's, of the last update. weights: the newest, from rank 0. The rest: seconds in this call, and since the last.
+    statistics, num_steps, num_episodes: of the learner's own collector, if it has one.
+    """
+
+    metrics: Any
+    weights: Weights | None
+    replay_steps: int
+    ingest_s: float = 0.0
+    update_s: float = 0.0
+    publish_s: float = 0.0
+    wait_s: float = 0.0
+    statistics: Statistics | None = None
+    num_steps: int = 0
+    num_episodes: int = 0
+
+
+class OnlineLearner(AgentLearner):
+    """One rank. Every rank keeps all episodes and samples with its own stream.
+
+    Without runners (`online.num_runners` = 0) it takes the steps itself, in turn with its updates.
+    """
+
+    def build(self) -> None:
+        if self._is_built:
+            return
+        super().build()
+        run = self.config.run_config()
+        self._returned: float | None = None
+        self.collector: Collector | None = None
+        if run.online.num_runners == 0:
+            assert run.env is not None
+            self.collector = Collector(run.env, run.env_config, run.online.num_envs, seed=(run.seed, 0))
+            self._clock = make_clock(run, run.env)
+
+    def take_turns(self, until: int) -> Report:
+        """Steps and updates in turn, as in `online.train_online`, up to update `until`."""
+        waited, collector, agent = self._waited(), self.collector, self.agent
+        assert collector is not None
+        self._train_mode()
+        tensors: Mapping[str, Any] = {}
+        update_s = 0.0
+        with self._lock:
+            while agent.num_updates < until:
+                turn = self._clock.turn(agent.num_updates, collector.num_steps, until)
+                for episode in collector.collect(None if turn.random else agent, turn.steps):
+                    self.replay.add(episode)
+                started = time.monotonic()
+                if turn.updates:
+                    check_replay(self.replay, agent, collector.num_steps)
+                    tensors = update_steps(agent, self.replay, turn.updates, self.config.batch_size)
+                update_s += time.monotonic() - started
+            metrics = self._reduced(tensors)
+        return self._report(
+            metrics,
+            wait_s=waited,
+            update_s=update_s,
+            statistics=collector.take_statistics(),
+            num_steps=collector.num_steps,
+            num_episodes=collector.num_episodes,
+        )
+
+    def ingest_and_update(self, packets: Sequence[Packet], num_updates: int, num_steps: int, publish: bool) -> Report:
+        """Adds the episodes, makes `num_updates` updates (the same number on every rank) and publishes the weights.
+
+        Args:
+            num_steps: taken so far, for the error when there is nothing to learn from.
+
+        Raises:
+            NonFiniteLossError: a metric is NaN or infinite; the message has all metrics.
+        """
+        waited, started, metrics = self._waited(), time.monotonic(), None
+        self._train_mode()
+        with self._lock:
+            for episode in fetch(packets):
+                self.replay.add(episode)
+            ingested = time.monotonic()
+            if num_updates:
+                check_replay(self.replay, self.agent, num_steps)
+                metrics = self._reduced(update_steps(self.agent, self.replay, num_updates, self.config.batch_size))
+            updated = time.monotonic()
+            weights = self._publish() if publish and self.rank == 0 else None
+        return self._report(
+            metrics,
+            weights,
+            wait_s=waited,
+            ingest_s=ingested - started,
+            update_s=updated - ingested,
+            publish_s=time.monotonic() - updated,
+        )
+
+    def _reduced(self, tensors: Mapping[str, Any]) -> Any:
+        self._weights_seq_no += 1  # Why: runners ignore weights that are not newer than theirs
+        self.metrics.log_dict(finite_metrics(self.agent, tensors), key=DEFAULT_MODULE_ID, window=1)
+        return self.metrics.reduce()
+
+    def _publish(self) -> Weights:
+        return Weights([ray.put(flatten_weights(self.agent.model))], self.agent.num_updates)
+
+    def _report(self, metrics: Any, weights: Weights | None = None, **seconds: Any) -> Report:
+        self._returned = time.monotonic()
+        return Report(metrics, weights, self.replay.num_steps, **seconds)
+
+    def _waited(self) -> float:
+        """Seconds since the last call."""
+        return 0.0 if self._returned is None else time.monotonic() - self._returned
+
+    def _train_mode(self) -> None:
+        if not self.agent_module.training:
+            self.agent_module.train()
+
+    # -- state ----------------------------------------------------------------------------------------------------------------
+
+    def save(self) -> dict[str, Any]:
+        """As the offline learner's; the episodes, which all ranks share, from rank 0 only, and its collector."""
+        with self._lock:
+            state = super().save()
+            if self.rank:
+                state["streams"]["replay"] = without_episodes(state["streams"]["replay"])
+            return {**state, "collector": None if self.collector is None else self.collector.get_state()}
+
+    def load_online(self, agent_state: dict[str, Any], streams: list[dict[str, Any]], collector: dict[str, Any] | None) -> None:
+        """Continues where a learner group stopped, as `load`; a rank that the saved group did not have gets its episodes."""
+        own = self.replay.get_state()
+        whole = [{**saved, "replay": with_episodes(saved["replay"], streams[0]["replay"])} for saved in streams]
+        self.load(agent_state, whole)
+        if self.rank >= len(streams):
+            self.replay.set_state(with_episodes(without_episodes(own), streams[0]["replay"]))
+        if self.collector is not None and collector is not None:
+            self.collector.set_state(collector, replay_unfinished=self.config.run_config().online.replay_unfinished)
+
+
+def without_episodes(state: Any) -> Any:
+    """A replay's state, or that of a pair of them, without the episodes that were added."""
+    if not isinstance(state, Mapping):
+        return state
+    return {key: without_episodes(value) for key, value in state.items() if key != EPISODES}
+
+
+def with_episodes(state: Any, source: Any) -> Any:
+    """`state` with the episodes of `source`."""
+    if not isinstance(state, Mapping):
+        return state
+    found = {key: with_episodes(value, source[key]) for key, value in state.items()}
+    return {**found, EPISODES: source[EPISODES]} if EPISODES in source else found

@@ -1,0 +1,147 @@
+"""Collecting on runner actors: what one is asked, what it answers, and the actors themselves, replaced where they die.
+
+Why not RLlib's own group of training runners: it waits for a runner that restarts, and forgets a request that it cannot send.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from wmrl_ray.collect import Statistics
+from wmrl_ray.rllib.failures import RemoteError, unwrap
+
+if TYPE_CHECKING:
+    from wmrl_ray.data.episode import Episode
+
+MOST_DEATHS = 3  # of one runner in a row, none of them with an answer; then the run stops
+
+
+@dataclass(frozen=True)
+class Weights:
+    """reference: to the vector of `flatten_weights`, in a list so that Ray does not fetch it early. version: in updates."""
+
+    reference: list[Any]
+    version: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a runner does next: `num_steps` steps in each of its environments.
+
+    weights: None while actions are random. seed: of the collector, made at the first order. collector: the state in which it
+    starts (and whether its unfinished episodes go on).
+    """
+
+    num_steps: int
+    seed: tuple[int, ...]
+    weights: Weights | None
+    collector: tuple[dict[str, Any], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of an order; the episodes that ended are an object of their own, which the driver never opens.
+
+    lengths: steps of those episodes. load_s: taking new weights. wait_s: between the last answer and this order.
+    """
+
+    lengths: list[int]
+    statistics: Statistics
+    load_s: float = 0.0
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Packet:
+    """The episodes of one answer. reference: in a list so that Ray does not fetch it early."""
+
+    reference: list[Any]
+    lengths: list[int]
+
+
+def fetch(packets: Sequence[Packet]) -> list[Episode]:
+    """On a learner: the episodes, in order."""
+    return [episode for packet in packets for episode in ray.get(packet.reference[0])]
+
+
+@dataclass
+class Runners:
+    """The actors that collect. Each has a number from 0; RLlib's worker index is one more.
+
+    Why an answer is two return values and not a reference that the runner put: Ray loses what a process owns when it dies, and
+    returned objects are the driver's.
+    """
+
+    config: Any
+    spaces: dict[str, Any]
+    num_runners: int
+    actors: list[Any] = field(default_factory=list)
+    deaths: list[int] = field(default_factory=list)  # of each in a row
+
+    def __post_init__(self) -> None:
+        self._shared_config = ray.put(self.config)
+        self.deaths = [0] * self.num_runners
+        self.actors = [self._make(runner) for runner in range(self.num_runners)]
+
+    def _make(self, runner: int) -> Any:
+        c = self.config
+        actor_class = ray.remote(
+            num_cpus=c.num_cpus_per_env_runner,
+            num_gpus=c.num_gpus_per_env_runner,
+            resources=c.custom_resources_per_env_runner,
+            max_restarts=0,
+        )(c.env_runner_cls)
+        return actor_class.remote(
+            config=self._shared_config, worker_index=runner + 1, num_workers=self.num_runners, spaces=self.spaces
+        )
+
+    def ask(self, runner: int, order: Order) -> tuple[concurrent.futures.Future[Any], Any]:
+        """Sends an order. Returns what will hold the Answer (see `answer`), and the reference to the episodes."""
+        answer, episodes = self.actors[runner].collect.options(num_returns=2).remote(order)
+        return answer.future(), episodes
+
+    def answer(self, runner: int, future: concurrent.futures.Future[Any]) -> Answer | None:
+        """The answer that has come; None if the runner died, which is then replaced.
+
+        Raises:
+            RemoteError: the runner failed, with its traceback; or it has died too often.
+        """
+        try:
+            answer = future.result()
+        except RayActorError as error:
+            if error.actor_init_failed:
+                raise RemoteError(f"runner {runner} could not start: {error}") from error
+            self._replace(runner)
+            return None
+        unwrap([answer], "runner", 1)
+        self.deaths[runner] = 0
+        return answer
+
+    def _replace(self, runner: int) -> None:
+        self.deaths[runner] += 1
+        if self.deaths[runner] >= MOST_DEATHS:
+            raise RemoteError(
+                f"runner {runner} died {MOST_DEATHS} times in a row without an answer (killed, or out of memory; see Ray's "
+                "logs of the node)"
+            )
+        ray.kill(self.actors[runner])
+        self.actors[runner] = self._make(runner)
+
+    def collector_states(self) -> list[dict[str, Any]]:
+        """Of every runner, none of which may be at work. Raises RemoteError if one is dead."""
+        try:
+            states = ray.get([actor.get_collector_state.remote() for actor in self.actors])
+        except RayActorError as error:
+            raise RemoteError(f"a runner died: {error}") from error
+        return unwrap(states, "runner", self.num_runners)
+
+    def stop(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []

@@ -1,0 +1,290 @@
+"""Who may work now: the asynchronous schedule of runners that collect steps and learners that make updates.
+
+Pure bookkeeping, without Ray, threads or clocks, so that it can be tested and simulated. The loop around it asks
+`next_request` and `next_call`, does what they say, and reports with `receive`, `lose` and `finish_call`.
+
+A step is one action in one environment. Updates follow steps at the rate U; neither side gets further ahead than `Limits`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from wmrl_ray.config import check
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds an asynchronous run."""
+
+    num_runners: int
+    request_steps: int  # n, steps that one request asks a runner for, all its environments together
+    updates_per_call: int  # K, updates in one call of the learners
+    updates_per_step: float = 1.0  # U
+    seed_steps: int = 0  # random ones, before the first update
+    max_steps_ahead: int | None = None  # steps taken or asked for, whose updates are not made; None: 2 (R n + K / U)
+    max_updates_ahead: int = 0  # updates made before their steps
+    max_queued_episodes: int = 64  # delivered and not yet taken by the learners; no request is sent while it is reached
+
+    def __post_init__(self) -> None:
+        for name in ("num_runners", "request_steps", "updates_per_call", "max_queued_episodes"):
+            check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
+        for name in ("seed_steps", "max_updates_ahead"):
+            check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
+        check(self.updates_per_step > 0, f"updates_per_step = {self.updates_per_step}; it must be positive")
+        needed = self.request_steps + max(0, self.updates_per_call - self.max_updates_ahead) / self.updates_per_step
+        check(
+            self.steps_ahead >= needed,
+            f"max_steps_ahead = {self.max_steps_ahead}: runners would wait for learners and learners for runners; "
+            f"use at least {needed:g}, a request's {self.request_steps} steps and those of one call's updates, or None",
+        )
+
+    @property
+    def steps_ahead(self) -> float:
+        """Room for every runner to work on a request while one call is made and the next call's steps lie ready."""
+        if self.max_steps_ahead is not None:
+            return self.max_steps_ahead
+        return 2 * (self.num_runners * self.request_steps + self.updates_per_call / self.updates_per_step)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one runner is asked for. incarnation: how often this runner has been replaced. random: actions of the seed phase.
+    version: of the weights to act with.
+    """
+
+    number: int
+    runner: int
+    incarnation: int
+    random: bool
+    version: int
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A finished episode on its way to the learners. reference: whatever they can fetch it with; nobody here looks inside."""
+
+    reference: Any
+    steps: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the learners do next: take these episodes, then make `num_updates` updates (0: the queue was full)."""
+
+    deliveries: tuple[Delivery, ...]
+    num_updates: int
+
+
+@dataclass
+class Counts:
+    """Sums over the whole run. steps = steps of delivered episodes + of unfinished ones + lost_steps, at all times."""
+
+    steps: int = 0
+    updates: int = 0
+    episodes: int = 0
+    delivered_steps: int = 0
+    lost_steps: int = 0  # reported, of episodes that died unfinished with their runner
+    lost_runners: int = 0
+
+
+class Ledger:
+    """What became of every step that a runner reported, in either schedule.
+
+    incarnations: how often each runner has been replaced.
+    """
+
+    def __init__(self, num_runners: int) -> None:
+        self.counts = Counts()
+        self.incarnations = [0] * num_runners
+        self._unfinished = [0] * num_runners  # steps reported of each runner's unfinished episodes
+
+    @property
+    def unfinished_steps(self) -> int:
+        return sum(self._unfinished)
+
+    def enter(self, runner: int, steps: int, lengths: Sequence[int]) -> None:
+        """A runner took `steps` steps, with which episodes of these lengths ended (begun earlier or not)."""
+        delivered = sum(lengths)
+        unfinished = self._unfinished[runner] + steps - delivered
+        if steps < 0 or unfinished < 0:
+            raise RuntimeError(f"runner {runner} delivered {-unfinished} steps more than it reported")
+        self._unfinished[runner] = unfinished
+        self.counts.steps += steps
+        self.counts.episodes += len(lengths)
+        self.counts.delivered_steps += delivered
+
+    def lose(self, runner: int) -> int:
+        """The runner died with its unfinished episodes; what it delivered is untouched. Returns its new incarnation."""
+        self.counts.lost_steps += self._unfinished[runner]
+        self.counts.lost_runners += 1
+        self._unfinished[runner] = 0
+        self.incarnations[runner] += 1
+        return self.incarnations[runner]
+
+    def get_state(self) -> dict[str, Any]:
+        return {**vars(self.counts), "unfinished": list(self._unfinished), "incarnations": list(self.incarnations)}
+
+    def set_state(self, state: Mapping[str, Any], *, goes_on: bool) -> None:
+        """Continues with the saved runners' unfinished episodes, or with new runners, which lose them."""
+        self.counts = Counts(**{name: int(state[name]) for name in vars(Counts())})
+        if goes_on:
+            self._unfinished, self.incarnations = list(state["unfinished"]), list(state["incarnations"])
+            return
+        self.counts.lost_steps += sum(state["unfinished"])
+        self._unfinished = [0] * len(self._unfinished)
+        # Why: no runner may repeat the random streams of one of the saved run
+        self.incarnations = [1 + max(state["incarnations"])] * len(self.incarnations)
+
+
+@dataclass
+class Lags:
+    """Since the last `take_metrics`: how old the weights were that acted, in updates, and how long the queue was."""
+
+    weight: float = 0.0
+    total: float = 0.0
+    largest: int = 0
+    queued: list[int] = field(default_factory=list)
+
+
+class Schedule:
+    """The state of one asynchronous run.
+
+    Versions of weights are counted in updates: version v acted after v updates.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.ledger = Ledger(limits.num_runners)
+        self.queue: deque[Delivery] = deque()
+        self._in_flight: dict[int, Request] = {}
+        self._idle: deque[int] = deque(range(limits.num_runners))  # those that wait longest first
+        self._call: Call | None = None
+        self._next_number = 0
+        self._lags = Lags()
+
+    @property
+    def counts(self) -> Counts:
+        return self.ledger.counts
+
+    # -- what may be done now -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_seeding(self) -> bool:
+        """Nothing can be learned yet: too few steps, or no episode has ended."""
+        return self.counts.steps < self.limits.seed_steps or self.counts.episodes == 0
+
+    @property
+    def steps_asked_for(self) -> int:
+        return len(self._in_flight) * self.limits.request_steps
+
+    @property
+    def steps_ahead(self) -> float:
+        """Steps taken whose updates are not made. Negative: the learners are ahead."""
+        return self.counts.steps - self.counts.updates / self.limits.updates_per_step
+
+    def next_request(self) -> Request | None:
+        """The request to send now, already counted as sent; None if every runner is busy or has to wait."""
+        c, limits = self.counts, self.limits
+        if not self._idle or len(self.queue) >= limits.max_queued_episodes:
+            return None
+        if seeding := self.is_seeding:
+            # Why the second: when the steps are there and no episode has ended, more steps are all that helps
+            may_start = c.steps + self.steps_asked_for < limits.seed_steps or c.steps >= limits.seed_steps
+        else:
+            may_start = self.steps_ahead + self.steps_asked_for + limits.request_steps <= limits.steps_ahead
+        if not may_start:
+            return None
+        runner = self._idle.popleft()
+        request = Request(self._next_number, runner, self.ledger.incarnations[runner], seeding, c.updates)
+        self._next_number += 1
+        self._in_flight[request.number] = request
+        return request
+
+    def next_call(self) -> Call | None:
+        """What the learners do now, already counted as begun; None if they are busy or have to wait.
+
+        A call takes the whole queue. Without updates to make it is worth one only when the queue is full.
+        """
+        if self._call is not None:
+            return None
+        c, limits = self.counts, self.limits
+        allowed = limits.updates_per_step * c.steps + limits.max_updates_ahead + 1e-6  # of rounding, where U is a fraction
+        may_update = not self.is_seeding and c.updates + limits.updates_per_call <= allowed
+        if not may_update and len(self.queue) < limits.max_queued_episodes:
+            return None
+        self._call = self._take_queue(limits.updates_per_call if may_update else 0)
+        return self._call
+
+    def drain(self) -> Call | None:
+        """A call that only takes what is queued, before a checkpoint. None if nothing is, or the learners are busy."""
+        if self._call is not None or not self.queue:
+            return None
+        self._call = self._take_queue(0)
+        return self._call
+
+    def _take_queue(self, num_updates: int) -> Call:
+        self._lags.queued.append(len(self.queue))
+        call = Call(tuple(self.queue), num_updates)
+        self.queue.clear()
+        return call
+
+    # -- what has happened ----------------------------------------------------------------------------------------------------
+
+    def receive(self, number: int, steps: int, deliveries: Iterable[Delivery]) -> None:
+        """The answer to a request: the steps that were taken, and the episodes that ended with them (begun earlier or not)."""
+        request = self._in_flight.pop(number, None)
+        if request is None:
+            raise RuntimeError(f"request {number} is not in flight: answered twice, or by a runner that was given up")
+        self._idle.append(request.runner)
+        deliveries = list(deliveries)
+        self.ledger.enter(request.runner, steps, [delivery.steps for delivery in deliveries])
+        self.queue.extend(deliveries)
+        if not request.random:
+            lag = self.counts.updates - request.version
+            self._lags.weight += steps
+            self._lags.total += steps * lag
+            self._lags.largest = max(self._lags.largest, lag)
+
+    def lose(self, runner: int) -> int:
+        """The runner died: its request is void, its unfinished episodes are gone. Returns its new incarnation."""
+        for number in [number for number, request in self._in_flight.items() if request.runner == runner]:
+            del self._in_flight[number]
+            self._idle.append(runner)
+        return self.ledger.lose(runner)
+
+    def finish_call(self) -> int:
+        """The learners have done what `next_call` said. Returns the version of their weights."""
+        if self._call is None:
+            raise RuntimeError("finish_call() without a call")
+        self.counts.updates += self._call.num_updates
+        self._call = None
+        return self.counts.updates
+
+    # -- reports --------------------------------------------------------------------------------------------------------------
+
+    def take_metrics(self) -> dict[str, float]:
+        """Since the last call of this: the policy lag in updates, and the queue's length in episodes."""
+        lags, self._lags = self._lags, Lags()
+        return {
+            "online/policy_lag_mean": lags.total / lags.weight if lags.weight else 0.0,
+            "online/policy_lag_max": float(lags.largest),
+            "online/queue_mean": sum(lags.queued) / len(lags.queued) if lags.queued else 0.0,
+            "online/queue_max": float(max(lags.queued, default=0)),
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        """The counts. What is queued must have been drained: a reference means nothing to another process."""
+        if self.queue or self._call is not None:
+            raise RuntimeError(f"{len(self.queue)} episodes are queued or with the learners; drain() first")
+        return self.ledger.get_state()
+
+    @classmethod
+    def resumed(cls, limits: Limits, state: Mapping[str, Any]) -> Schedule:
+        """Continues from `get_state` with new runners: the unfinished episodes of the old ones are lost."""
+        schedule = cls(limits)
+        schedule.ledger.set_state(state, goes_on=False)
+        return schedule
