@@ -113,6 +113,7 @@ def test_every_reward_and_value_is_zero_at_first_and_weights_are_normal_with_a_s
     for weight in (model.get_parameter("dynamics.0.linear.weight"), *model.critic.weights[:-1]):
         assert weight.std().item() == pytest.approx(0.02, rel=0.05) and abs(weight.mean().item()) < 1e-3
     assert all(bias.abs().max() == 0 for bias in (model.get_parameter("actor.0.linear.bias"), *model.critic.biases))
+    assert sum(p.numel() for p in model.parameters()) == 4_960_618  # as the public code
 
 
 def test_without_a_reward_head_and_with_one_bin_heads_are_plain_numbers():
