@@ -24,7 +24,6 @@ import yaml
 from torch import Tensor
 
 from wmrl_ray.core.batch import Batch
-from wmrl_ray.core.models.simplicial import SimplicialModel
 
 
 @contextlib.contextmanager
@@ -91,6 +90,8 @@ class PeerTDMPC2:
             sys.path.remove(str(root / "tdmpc2"))
         with mock.patch.object(agent, "torch", _TorchOnCpu()), mock.patch.object(scale, "torch", _TorchOnCpu()):
             self.agent = agent.TDMPC2(self.settings)
+        layers = sys.modules["common.layers"]
+        self.shift = next((part for part in self.agent.modules() if isinstance(part, layers.ShiftAug)), None)
 
     def set_batch(self, batch: Batch) -> None:
         """Theirs is time-major, its scalars have a trailing axis."""
@@ -110,14 +111,27 @@ class PeerTDMPC2:
         return self.agent.act(obs, t0=False, eval_mode=True)
 
     @torch.no_grad()
-    def copy_to(self, model: SimplicialModel) -> None:
-        """Gives our model their weights. Raises ValueError if a part has another number of parameters."""
+    def copy_to(self, model: Any) -> Tensor:
+        """Gives our model their weights; returns the order [Z] in which our latents hold their features.
+
+        Raises:
+            ValueError: a part has another number of parameters.
+        """
         theirs: Any = self.agent.model
+        # Their simplices are neighbouring features, ours are features i, i + 64, ...: another order of the latent's features
+        order = torch.arange(model.config.latent_dim).view(-1, model.config.simnorm_dim).t().flatten()
         parts = [(theirs._dynamics, model.dynamics), (theirs._reward, model.reward_head), (theirs._pi, model.actor)]
         parts.append((theirs._encoder[self.settings.obs], model.encoder))
         for source, target in parts:
             for p, q in zip(source.parameters(), target.parameters(), strict=True):
                 q.copy_(p)
+        for network in (model.dynamics, model.reward_head, model.actor):  # read a latent
+            columns = network[0].linear.weight[:, : len(order)]
+            columns.copy_(columns[:, order])
+        for network in (model.dynamics, model.encoder):  # write one
+            if self.settings.obs == "state" or network is model.dynamics:
+                for p in network[-1].parameters():
+                    p.copy_(p[order])
         params = theirs._Qs.params
         for layer in range(len(model.critic.weights)):
             model.critic.weights[layer].copy_(params[str(layer), "weight"].transpose(1, 2))
@@ -125,3 +139,6 @@ class PeerTDMPC2:
         for layer in range(len(model.critic.scales)):
             model.critic.scales[layer].copy_(params[str(layer), "ln", "weight"].unsqueeze(1))
             model.critic.shifts[layer].copy_(params[str(layer), "ln", "bias"].unsqueeze(1))
+        rows = model.critic.weights[0][:, : len(order)]
+        rows.copy_(rows[:, order])
+        return order
