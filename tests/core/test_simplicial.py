@@ -107,6 +107,18 @@ def test_a_mask_drops_features_of_the_critics_first_layer():
         assert np.allclose(array(out[i]), apply_head(model.critic, head, array(za), array(mask[i])), atol=1e-4)
 
 
+def test_mish_can_be_differentiated_twice():
+    """As a gradient penalty does."""
+    found = []
+    for mish_of, dtype in ((Mish(), torch.float32), (torch.nn.functional.mish, torch.float64)):
+        x = torch.linspace(-6, 6, 50, dtype=dtype, requires_grad=True)
+        (slope,) = torch.autograd.grad(mish_of(x).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(slope.square().sum(), x)
+        found.append((slope.detach().double(), second.double()))
+    for ours, torchs in zip(*found, strict=True):
+        assert torch.allclose(ours, torchs, atol=1e-5)
+
+
 def test_mish_and_its_gradient_are_torchs_over_the_whole_range():
     x = torch.cat([torch.linspace(-100, 100, 2001), torch.tensor([-1e30, 1e30, 0.0])]).requires_grad_()
     weight = torch.randn(len(x))
