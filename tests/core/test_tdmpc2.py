@@ -131,6 +131,7 @@ def test_the_consistency_target_takes_no_gradient(agent):
     batch, noise, pair, mask = loss_inputs()
     obs = batch.obs.clone().requires_grad_()
     agent.model_loss(obs, batch, noise, pair, mask)[0].backward()
+    assert obs.grad is not None
     assert obs.grad[:, 0].abs().sum() > 0 and obs.grad[:, 1:].abs().sum() == 0
 
 
@@ -263,7 +264,7 @@ def test_a_plan_in_bfloat16_reads_the_weights_of_now():
     assert plans_with_the_models_weights()
     agent.set_state(make(precision="bfloat16", gamma=0.5).get_state())
     assert plans_with_the_models_weights()
-    agent.model.actor[0].linear.bias.data.fill_(3.0)
+    agent.model.get_parameter("actor.0.linear.bias").data.fill_(3.0)
     assert plans_with_the_models_weights()
     assert agent.model.dtype == torch.float32
 
