@@ -154,7 +154,7 @@ def test_another_reward_can_be_named() -> None:
     plain = make_env("LiftCube-v1", action_repeat=1)
     plain.reset(seed=0)
     action = np.zeros(4, np.float32)
-    assert env.step(action)[1] == pytest.approx(plain.step(action)[1] / 2.25)
+    assert float(env.step(action)[1]) == pytest.approx(float(plain.step(action)[1]) / 2.25)
     with pytest.raises(ConfigError, match="reward_mode = 'shaped'; ManiSkill has normalized_dense, dense"):
         make_env("LiftCube-v1", reward_mode="shaped")
 
