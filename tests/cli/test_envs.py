@@ -91,8 +91,7 @@ def test_a_wrong_size_or_a_failure_is_found_and_is_the_exit_code(wmrl, monkeypat
     assert table.code == 1 and "dmc/wlaker-walk, broken: ConfigError" in table.out
 
 
-def test_the_check_survives_a_simulator_that_takes_its_process_down(monkeypatch):
-    monkeypatch.setattr(command, "try_family", None)  # what the process runs is what is on disk
+def test_the_check_survives_a_process_that_dies():
     family = dataclasses.replace(SMALL, name="no such family")
     assert command.run_check(family) == dict.fromkeys([*SMALL.environments, "pixels"], "its process ended with exit code 1")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import gymnasium as gym
 import numpy as np
@@ -14,8 +13,9 @@ from wmrl_ray.envs import make_env
 from wmrl_ray.envs.camera import camera_of
 from wmrl_ray.envs.catalog import family_of
 
-IDS = list(family_of("myoHandAny-v0").environments)
-installed = pytest.mark.skipif(find_spec("myosuite") is None, reason="the extra myo is not installed")
+FAMILY = family_of("myoHandAny-v0")
+IDS = list(FAMILY.environments)
+installed = pytest.mark.skipif(FAMILY.status()[0] != "ok", reason=f"{FAMILY.name}: {FAMILY.status()[0]}")
 
 
 def random_actions(steps: int) -> np.ndarray:
