@@ -8,7 +8,7 @@ import torch
 
 from tests.core.reference import array, random_batch, shake
 from tests.core.test_simplicial import apply_head, apply_normed
-from tests.fakes import distance, glide, imitate, policy_of
+from tests.fakes import distance, drift, imitate, policy_of
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core import nets
 from wmrl_ray.core.agents import make_agent
@@ -243,7 +243,11 @@ def test_neither_rewards_nor_the_order_of_the_rows_change_the_objective():
 
 
 def test_images_come_through_the_same_model():
-    config = {**SMALL, "model": {"latent_dim": 32, "num_channels": 2, "mlp_dim": 12, "simnorm_dim": 4}, "gradient_penalty": True}
+    config = {
+        **SMALL,
+        "model": {"latent_dim": 32, "num_channels": 2, "mlp_dim": 12, "simnorm_dim": 4},
+        "gradient_penalty": True,
+    }
     agent = make_agent("iq_mpc", config, (9, 64, 64), A)
     images = torch.randint(0, 256, (B, H + 1, 9, 64, 64), dtype=torch.uint8)
     metrics = agent.update(dataclasses.replace(rows(), obs=images))
@@ -364,14 +368,14 @@ def test_decoded_rewards_are_q_minus_the_next_latents_value_in_numpy():
 def test_it_learns_to_imitate_without_rewards():
     config = {
         "model": {"latent_dim": 32, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
-        "plan": {"num_samples": 28, "num_policy": 4, "num_elites": 8, "iterations": 2},
-        **{"lr": 3e-3, "encoder_lr_scale": 1.0, "tau": 0.05, "gamma": 0.9},
+        "plan": {"horizon": 2, "num_samples": 28, "num_policy": 4, "num_elites": 4, "iterations": 2, "temperature": 10.0},
+        **{"lr": 3e-3, "encoder_lr_scale": 1.0, "tau": 0.1, "gamma": 0.9, "entropy_coef": 3e-3},
     }
-    agent = make_agent("iq_mpc", config, 4, 2)
+    agent = make_agent("iq_mpc", config, 2, 2)
 
     def result():
-        return distance(glide(policy_of(agent, explore=False), 32, torch.Generator().manual_seed(5))[0])
+        return distance(drift(policy_of(agent, explore=False), 32, torch.Generator().manual_seed(5))[0])
 
     before = result()
-    imitate(agent, rounds=5, updates=25, rows=32)
-    assert before > 0.7 and result() < 0.5, (before, result())  # standing still: 0.77; the expert: 0.02
+    imitate(agent, rounds=7, updates=25)
+    assert before > 0.7 and result() < 0.4, (before, result())  # standing still: 0.77; the expert: 0.0002
