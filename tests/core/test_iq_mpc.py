@@ -151,6 +151,23 @@ def test_critics_that_say_nothing_yet_have_a_finite_penalty_and_gradient():
     assert all(value.isfinite() for _ in range(2) for value in agent.update(rows()).values())
 
 
+def test_the_penaltys_gradient_is_that_of_finite_differences():
+    agent, batch, zs, mix = make(), rows(), torch.rand(B, H, Z), torch.rand(2, H, 1)
+
+    def loss():
+        return agent.penalty_loss(zs, batch.action, batch.valid, EXPERT, BEHAVIOUR, mix, torch.tensor([3, 1]))[0]
+
+    weights = list(agent.model.critic.weights)
+    for weight, gradient in zip(weights, torch.autograd.grad(loss(), weights), strict=True):
+        direction, step = torch.randn_like(weight), 2e-3
+        values = []
+        for sign in (1, -1):
+            weight.data.add_(sign * step * direction)
+            values.append(loss().item())
+            weight.data.sub_(sign * step * direction)
+        assert (gradient * direction).sum().item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.02)
+
+
 def test_onednns_products_give_the_penalty_the_same_second_derivative(monkeypatch):
     agent, batch, zs, mix = make(model={**SMALL["model"], "mlp_dim": 32}), rows(), torch.rand(B, H, Z), torch.rand(2, H, 1)
 
