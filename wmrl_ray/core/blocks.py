@@ -43,7 +43,7 @@ class _MishByExp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         x, ratio = ctx.saved_tensors  # tanh(softplus(x)), whose derivative is (1 - ratio^2) sigmoid(x)
         exact = x.float()
-        if torch.is_grad_enabled():  # Why: a gradient penalty differentiates this once more, by x too
+        if torch.is_grad_enabled():  # a gradient penalty differentiates this again
             ratio = F.softplus(exact).tanh()
             return ((ratio + exact * exact.sigmoid() * (1 - ratio * ratio)) * grads[0]).to(x.dtype)
         slope = torch.addcmul(ratio, exact.sigmoid().mul_(exact), 1 - ratio * ratio)
