@@ -13,6 +13,7 @@ from wmrl_ray.core.agents import AGENTS, make_agent
 from wmrl_ray.core.agents.base import frozen
 from wmrl_ray.core.blocks import dropout_mask
 from wmrl_ray.core.math import sample_pair, symlog
+from wmrl_ray.core.planner import plan
 
 B, H, O, A, Z, Q, C = 2, 3, 5, 6, 8, 5, 11  # noqa: E741
 MODEL = {"latent_dim": Z, "encoder_dim": 16, "mlp_dim": 12, "simnorm_dim": 4, "num_bins": C}
@@ -191,9 +192,9 @@ def test_the_discount_follows_the_episodes_length_unless_it_is_given(values, dis
 
 def test_the_defaults_are_the_papers_and_many_action_dimensions_are_refined_more_often():
     config = AGENTS["tdmpc2"].Config()
-    plan = config.plan
-    assert (plan.num_samples + plan.num_policy, plan.num_policy, plan.num_elites, plan.horizon) == (512, 24, 64, 3)
-    assert (plan.temperature, plan.min_std, plan.max_std, plan.momentum) == (0.5, 0.05, 2.0, 0.0)
+    p = config.plan
+    assert (p.num_samples + p.num_policy, p.num_policy, p.num_elites, p.horizon) == (512, 24, 64, 3)
+    assert (p.temperature, p.min_std, p.max_std, p.momentum) == (0.5, 0.05, 2.0, 0.0)
     small = {"model": MODEL}
     assert make_agent("tdmpc2", small, O, 19).plan_config.iterations == 6
     assert make_agent("tdmpc2", small, O, 20).plan_config.iterations == 8
@@ -239,6 +240,13 @@ def test_each_iteration_draws_two_critics_anew_and_evaluates_every_trajectory_wi
     assert [rows for rows, _ in seen] == [3 * (16 + 4)] * 2 and not torch.equal(seen[0][1], seen[1][1])
     assert set(info) == {"plan/nan_frac", "plan/value_mean", "plan/std_mean"}
     assert len({tuple(sample_pair(torch.randn(Q)).sort().values.tolist()) for _ in range(200)}) == 10
+
+
+def test_rows_that_share_a_draw_take_one_generator(agent):
+    z, first = torch.rand(2, Z), torch.ones(2, dtype=torch.bool)
+    streams = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    with pytest.raises(ValueError, match="one generator"):
+        plan(agent, z, None, first, agent.plan_config, A, streams)
 
 
 def test_in_bfloat16_returns_are_close_to_those_of_float32():

@@ -51,7 +51,7 @@ class _MishByExp(torch.autograd.Function):
 
 
 def mish(x: Tensor) -> Tensor:
-    """torch's `mish`, in half of its time on a CPU, where it was a quarter of planning."""
+    """torch's `mish`, in 0.7 of its time on a CPU; compiled, with the LayerNorm before it, in less than half."""
     if torch.compiler.is_compiling():
         return mish_by_exp(x)
     return _MishByExp.apply(x) if x.device.type == "cpu" else F.mish(x)  # type: ignore[return-value]
