@@ -34,7 +34,7 @@ EXTRAS = frozenset(
 )
 SCREEN = frozenset({"typer", "click", "rich", "jinja2", "yaml", "numpy"})
 
-SHARED_AGENT_FILES = ("base", "latent")  # what several algorithms build on; no algorithm of its own
+SHARED_AGENT_FILES = ("base", "latent", "simplicial")  # what several algorithms build on; no algorithm of its own
 
 # By the longest matching prefix. `report` reads files only: neither torch nor ray, directly or through what it imports.
 LAYERS = {
