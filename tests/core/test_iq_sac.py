@@ -136,6 +136,27 @@ def test_it_acts_by_the_mean_and_explores_by_a_sample():
     assert np.allclose(array(agent.act(obs, None, first, explore=True)[0]), numpy_sample(agent, obs, noise)[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("objective", ["value", "v0"])
+def test_an_encoder_of_images_learns_with_the_critic_alone(objective):
+    agent = make_agent("iq_sac", {"hidden_dim": 8, "num_channels": 2, "simnorm_dim": 4, "objective": objective}, (9, 64, 64), A)
+    batch = dataclasses.replace(random_batch(B, H, O, A), obs=torch.randint(0, 256, (B, 2, 9, 64, 64), dtype=torch.uint8))
+    before = [p.clone() for p in agent.model.encoder.parameters()]
+    assert all(value.isfinite() for value in agent.update(batch).values())
+    assert all(not torch.equal(p, was) for p, was in zip(agent.model.encoder.parameters(), before, strict=True))
+    owned = {p for group in agent.optimizers["critic"].param_groups for p in group["params"]}
+    assert owned == {*agent.model.encoder.parameters(), *agent.model.critic.parameters()}
+    moved = [p.clone() for p in agent.model.encoder.parameters()]
+    agent.actor_step(batch.obs[:, 0], torch.randn(B, A))
+    assert all(torch.equal(p, was) for p, was in zip(agent.model.encoder.parameters(), moved, strict=True))
+    action, _, _ = agent.act(batch.obs[:, 0], None, torch.ones(B, dtype=torch.bool))
+    assert action.shape == (B, A) and agent.decoded_reward(batch).shape == (B, 1)
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ConfigError, match="images of 32 x 64"):
+        make_agent("iq_sac", {}, (9, 32, 64), A)
+
+
 def test_it_learns_to_imitate_without_rewards():
     config = {"hidden_dim": 64, "objective": "v0", "lr": 3e-3, "actor_lr": 3e-3, "tau": 0.05, "gamma": 0.9}
     agent = make_agent("iq_sac", config, 2, 2)

@@ -9,14 +9,14 @@ The critic's losses are those before its step, the policy's are those after it, 
 
 Deviates: the chi^2 term takes the actions of the batch in every row, as the IQ-MPC paper writes it (Eq. 12); the newest commit
 of the authors' code takes the policy's action in behaviour rows.
-Unspecified: the encoder of images that the IQ-MPC paper adds to this baseline. Here it is IQ-MPC's, moved by the critic's loss
-alone, with its learning rate; the target critic reads the online encoder.
+Unspecified: how the encoder of images, IQ-MPC's, that the IQ-MPC paper adds to this baseline learns. Here by the critic's loss
+alone, with its learning rate; policy and target critic read it without gradient. Images are shifted at random in updates.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics, demonstration_rows, frozen, soft_update
 from wmrl_ray.core.batch import Batch
+from wmrl_ray.core.blocks import PixelEncoder, random_shift
 from wmrl_ray.core.math import rescale_log_std, squashed_sample, squashed_sample_log_prob
+from wmrl_ray.core.models.simplicial import IMAGE_SIDE, PIXEL_FEATURES
 from wmrl_ray.core.nets import Ensemble, mlp, orthogonal_init
 
 
@@ -43,14 +45,18 @@ class Config(AgentConfig):
     objective: Literal["value", "v0"] = "value"
     log_std_min: float = -5.0
     log_std_max: float = 2.0
+    num_channels: int = 32  # of the encoder of images
+    simnorm_dim: int = 8  # features per simplex, likewise
+    shift: int = 3  # pixels that images move at most, in updates
 
     def __post_init__(self) -> None:
-        for name in ("hidden_dim", "num_critics"):
+        for name in ("hidden_dim", "num_critics", "num_channels", "simnorm_dim"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
         for name in ("lr", "actor_lr", "alpha"):
             check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}; it must be positive")
         check(0 <= self.gamma < 1, f"gamma = {self.gamma}; it must be in [0, 1)")
         check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
+        check(self.shift >= 0, f"shift = {self.shift}; it must not be negative")
         check(self.temperature >= 0, f"temperature = {self.temperature}; it must not be negative")
         check(
             self.log_std_min < self.log_std_max,
@@ -59,13 +65,22 @@ class Config(AgentConfig):
 
 
 class Model(nn.Module):
-    """Policy and critics; every linear layer is orthogonal at first, with biases of 0."""
+    """Policy and critics on observations, or on what `encoder` makes of images; linear layers are orthogonal at first."""
 
-    def __init__(self, config: Config, obs_dim: int, action_dim: int):
+    def __init__(self, config: Config, obs_dim: int | tuple[int, int, int], action_dim: int):
         super().__init__()
         hidden = [config.hidden_dim] * 2
-        self.actor = mlp(obs_dim, hidden, 2 * action_dim, nn.ReLU)
-        self.critic = Ensemble(mlp(obs_dim + action_dim, hidden, 1, nn.ReLU) for _ in range(config.num_critics))
+        if isinstance(obs_dim, int):
+            self.encoder, features = nn.Identity(), obs_dim
+        else:
+            check(
+                tuple(obs_dim[1:]) == (IMAGE_SIDE, IMAGE_SIDE),
+                f"images of {obs_dim[1]} x {obs_dim[2]}; the encoder takes {IMAGE_SIDE} x {IMAGE_SIDE}",
+            )
+            self.encoder = PixelEncoder(obs_dim[0], config.num_channels, config.simnorm_dim)
+            features = PIXEL_FEATURES * config.num_channels
+        self.actor = mlp(features, hidden, 2 * action_dim, nn.ReLU)
+        self.critic = Ensemble(mlp(features + action_dim, hidden, 1, nn.ReLU) for _ in range(config.num_critics))
         orthogonal_init(self)
 
 
@@ -76,6 +91,7 @@ class IQSAC(Agent):
     config: Config
     learns_online = True
     needs_demonstrations = True
+    takes_images = True
     model: Model
     target: Ensemble
     compiled_functions = ("critic_step", "actor_step")
@@ -86,23 +102,24 @@ class IQSAC(Agent):
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         m, c = self.model, self.config
-        groups = {"critic": (m.critic.parameters(), c.lr), "actor": (m.actor.parameters(), c.actor_lr)}
+        critic = [*m.encoder.parameters(), *m.critic.parameters()]
+        groups = {"critic": (critic, c.lr), "actor": (m.actor.parameters(), c.actor_lr)}
         return {name: torch.optim.Adam(params, lr=lr, fused=True) for name, (params, lr) in groups.items()}
 
-    def policy(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def policy(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A sample of pi(. | s) [..., A] for standard normal noise [..., A], and its log density [...]."""
-        return squashed_sample_log_prob(*self.distribution(obs), noise)
+        return squashed_sample_log_prob(*self.distribution(z), noise)
 
-    def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """obs [..., O] -> mean, log_std [..., A] of the Gaussian before the tanh."""
-        mean, raw = self.model.actor(obs).float().chunk(2, -1)
+    def distribution(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoded observations [..., Z] -> mean, log_std [..., A] of the Gaussian before the tanh."""
+        mean, raw = self.model.actor(z).float().chunk(2, -1)
         return mean, rescale_log_std(raw, self.config.log_std_min, self.config.log_std_max)
 
-    def value(self, critic: Ensemble, obs: Tensor, noise: Tensor) -> Tensor:
+    def value(self, critic: Ensemble, z: Tensor, noise: Tensor) -> Tensor:
         """V(s) = Q(s, a) - beta log pi(a | s) of one action a ~ pi(s), [...]; no gradient to the policy."""
         with torch.no_grad():
-            action, log_prob = self.policy(obs, noise)
-        return q_of(critic, obs, action).amin(0) - self.config.temperature * log_prob
+            action, log_prob = self.policy(z, noise)
+        return q_of(critic, z, action).amin(0) - self.config.temperature * log_prob
 
     def critic_loss(self, batch: Batch, expert: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
         """Eq. 6 with phi of the chi^2 regulariser, negated: with the decoded reward r = Q(s, a) - gamma V_target(s'),
@@ -113,14 +130,15 @@ class IQSAC(Agent):
             expert: [E] indices of the expert's rows.
             noise: [2, B, A] standard normal, for the actions in V(s) and in V(s').
         """
-        c, obs, action = self.config, batch.obs[:, 0], batch.action[:, 0]
+        c, z = self.config, self.model.encoder(batch.obs[:, 0])
         with torch.no_grad():
-            discounted = c.gamma * ~batch.terminated[:, 0] * self.value(self.target, batch.obs[:, 1], noise[1])  # [B]
-        reward = q_of(self.model.critic, obs, action) - discounted  # [Q, B]
+            z_next = self.model.encoder(batch.obs[:, 1])
+            discounted = c.gamma * ~batch.terminated[:, 0] * self.value(self.target, z_next, noise[1])  # [B]
+        reward = q_of(self.model.critic, z, batch.action[:, 0]) - discounted  # [Q, B]
         if c.objective == "value":
-            initial = (self.value(self.model.critic, obs, noise[0]) - discounted).mean()
+            initial = (self.value(self.model.critic, z, noise[0]) - discounted).mean()
         else:
-            initial = (1 - c.gamma) * self.value(self.model.critic, obs[expert], noise[0, expert]).mean()
+            initial = (1 - c.gamma) * self.value(self.model.critic, z[expert], noise[0, expert]).mean()
         expert_reward, chi2 = reward[:, expert].mean(), reward.square().mean() / (4 * c.alpha)
         loss = initial - expert_reward + chi2
         q = (reward + discounted).mean(0)
@@ -135,10 +153,10 @@ class IQSAC(Agent):
         }
         return loss, {name: value.detach() for name, value in info.items()}
 
-    def actor_loss(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
-        """Eq. 13 without a horizon: mean over both buffers of beta log pi(a | s) - Q(s, a), a ~ pi(s); obs [B, O]."""
-        action, log_prob = self.policy(obs, noise)
-        loss = (self.config.temperature * log_prob - q_of(self.model.critic, obs, action).amin(0)).mean()
+    def actor_loss(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Metrics]:
+        """Eq. 13 without a horizon: mean over both buffers of beta log pi(a | s) - Q(s, a), a ~ pi(s); z [B, Z], encoded."""
+        action, log_prob = self.policy(z, noise)
+        loss = (self.config.temperature * log_prob - q_of(self.model.critic, z, action).amin(0)).mean()
         return loss, {"loss/actor": loss.detach(), "actor/log_prob": log_prob.mean().detach()}
 
     def critic_step(self, batch: Batch, expert: Tensor, noise: Tensor) -> Metrics:
@@ -150,7 +168,9 @@ class IQSAC(Agent):
     def actor_step(self, obs: Tensor, noise: Tensor) -> Metrics:
         """The policy, then the target critic."""
         with self.autocast():
-            loss, info = self.actor_loss(obs, noise)
+            with torch.no_grad():
+                z = self.model.encoder(obs)
+            loss, info = self.actor_loss(z, noise)
         self.descend("actor", loss)
         soft_update(self.target, self.model.critic, self.config.tau)
         return info
@@ -158,12 +178,21 @@ class IQSAC(Agent):
     def update(self, batch: Batch) -> Metrics:
         batch = batch.to(self.device)
         expert, _ = demonstration_rows(batch)
+        batch = replace(batch, obs=self.shifted(batch.obs))
         noise = torch.randn(3, *batch.action[:, 0].shape, generator=self.update_generator, device=self.device)
         info = self.critic_step(batch, expert, noise[:2])
         with frozen(self.model.critic):
             info |= self.actor_step(batch.obs[:, 0], noise[2])
         self.num_updates += 1
         return info
+
+    def shifted(self, obs: Tensor) -> Tensor:
+        """Images moved at random, each by its own whole number of pixels; vectors as they are."""
+        if obs.dim() == 3 or self.config.shift == 0:
+            return obs
+        limit, shape = self.config.shift, (*obs.shape[:2], 2)
+        offset = torch.randint(-limit, limit + 1, shape, generator=self.update_generator, device=self.device)
+        return random_shift(obs, offset)
 
     @torch.no_grad()
     def decoded_reward(self, batch: Batch, num_actions: int = 16) -> Tensor:
@@ -175,9 +204,10 @@ class IQSAC(Agent):
         batch = batch.to(self.device)
         noise = torch.randn(num_actions, *batch.action.shape, generator=generator, device=self.device)
         with self.autocast():
-            next_obs = batch.obs[:, 1:].expand(num_actions, *batch.obs[:, 1:].shape)
-            v = self.value(self.model.critic, next_obs, noise).mean(0)
-            q = q_of(self.model.critic, batch.obs[:, :-1], batch.action).amin(0)
+            z = self.model.encoder(batch.obs)
+            z_next = z[:, 1:].expand(num_actions, *z[:, 1:].shape)
+            v = self.value(self.model.critic, z_next, noise).mean(0)
+            q = q_of(self.model.critic, z[:, :-1], batch.action).amin(0)
         return q - self.config.gamma * ~batch.terminated * v
 
     @torch.no_grad()
@@ -192,13 +222,13 @@ class IQSAC(Agent):
     ) -> tuple[Tensor, Tensor | None, Metrics]:
         """A sample of the policy to explore, else the squashed mean."""
         with self.autocast():
-            mean, log_std = self.distribution(obs)
+            mean, log_std = self.distribution(self.model.encoder(obs))
         if not explore:
             return torch.tanh(mean), None, {}
         noise = torch.randn(mean.shape, generator=self.act_generator, device=self.device)
         return squashed_sample(mean, log_std, noise), None, {}
 
 
-def q_of(critic: Ensemble, obs: Tensor, action: Tensor) -> Tensor:
-    """obs [..., O], action [..., A] -> [Q, ...]."""
-    return critic(torch.cat([obs, action], -1)).float()
+def q_of(critic: Ensemble, z: Tensor, action: Tensor) -> Tensor:
+    """Encoded observations [..., Z], action [..., A] -> [Q, ...]."""
+    return critic(torch.cat([z, action], -1)).float()
