@@ -73,7 +73,8 @@ class Tally:
         return found | {
             "online/steps_per_s": self.statistics.steps / max(time.monotonic() - self.started, 1e-9),
             "time/ingest_s": self.ingest_s,
-            "time/weights_s": self.publish_s + self.runner_load_s,
+            "time/publish_s": self.publish_s,
+            "time/runner_load_s": self.runner_load_s,
             "time/runner_wait_share": self.runner_wait_s / max(self.runner_wait_s + worked, 1e-9),
             "time/learner_wait_share": self.learner_wait_s / max(self.learner_wait_s + learned, 1e-9),
         }
@@ -129,10 +130,14 @@ class OnlineAlgorithm(AgentAlgorithm):
         assert self.spaces is not None
         self._waiting: dict[concurrent.futures.Future[Any], tuple[Request, Any]] = {}
         self._learning: concurrent.futures.Future[Any] | None = None
+        if self._runners is None or self._runners.is_used:
+            self._stop_runners()
+            self._runners = Runners(self.config, self.spaces, self.online.num_runners)
+        self._account([*self._learn([], 0, publish=True)])
+
+    def _stop_runners(self) -> None:
         if self._runners is not None:
             self._runners.stop()
-        self._runners = Runners(self.config, self.spaces, self.online.num_runners)
-        self._account([*self._learn([], 0, publish=True)])
 
     @property
     def num_steps(self) -> int:
@@ -203,6 +208,7 @@ class OnlineAlgorithm(AgentAlgorithm):
                 packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
                 self._learning = self._pool.submit(self._learn, packets, call.num_updates, publish=call.num_updates > 0)
             begun = [*self._waiting, *([] if self._learning is None else [self._learning])]
+            assert begun, "everybody waits: Limits has let this pass"
             ended, _ = concurrent.futures.wait(begun, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in ended:
                 if future is self._learning:
@@ -272,8 +278,7 @@ class OnlineAlgorithm(AgentAlgorithm):
     def cleanup(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
-        if self._runners is not None:
-            self._runners.stop()
+        self._stop_runners()
         super().cleanup()
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from wmrl_ray.collect import Collector, Statistics
-from wmrl_ray.online import check_replay, make_clock
+from wmrl_ray.online import check_replay, make_clock, take_turns
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rllib.sampling import Packet, Weights, fetch
 from wmrl_ray.rllib.weights import flatten_weights
@@ -63,18 +63,10 @@ class OnlineLearner(AgentLearner):
         waited, collector, agent = self._waited(), self.collector, self.agent
         assert collector is not None
         self._train_mode()
-        tensors: Mapping[str, Any] = {}
-        update_s = 0.0
         with self._lock:
-            while agent.num_updates < until:
-                turn = self._clock.turn(agent.num_updates, collector.num_steps, until)
-                for episode in collector.collect(None if turn.random else agent, turn.steps):
-                    self.replay.add(episode)
-                started = time.monotonic()
-                if turn.updates:
-                    check_replay(self.replay, agent, collector.num_steps)
-                    tensors = update_steps(agent, self.replay, turn.updates, self.config.batch_size)
-                update_s += time.monotonic() - started
+            tensors, update_s = take_turns(
+                agent, self.replay, collector, self._clock, agent.num_updates, until, self.config.batch_size
+            )
             metrics = self._reduced(tensors)
         return self._report(
             metrics,

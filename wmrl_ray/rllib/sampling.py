@@ -86,6 +86,7 @@ class Runners:
 
     def __post_init__(self) -> None:
         self._shared_config = ray.put(self.config)
+        self.is_used = False  # somebody was asked for something
         self.deaths = [0] * self.num_runners
         self.actors = [self._make(runner) for runner in range(self.num_runners)]
 
@@ -103,6 +104,7 @@ class Runners:
 
     def ask(self, runner: int, order: Order) -> tuple[concurrent.futures.Future[Any], Any]:
         """Sends an order. Returns what will hold the Answer (see `answer`), and the reference to the episodes."""
+        self.is_used = True
         answer, episodes = self.actors[runner].collect.options(num_returns=2).remote(order)
         return answer.future(), episodes
 
