@@ -59,7 +59,7 @@ def unfinished_steps(algorithm: OnlineAlgorithm) -> int:
     """What lies in the environments now, as the runners say."""
     assert algorithm._runners is not None
     states = algorithm._runners.collector_states()
-    return sum(len(episode["action"]) for state in states for episode in state["unfinished"])
+    return sum(len(episode["action"]) for state in states if state is not None for episode in state["unfinished"])
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,21 @@ def test_a_killed_runner_comes_back_and_the_counts_stay_right(two_runners: Any) 
     assert counts.lost_runners == 1
     assert counts.steps == counts.delivered_steps + unfinished_steps(two_runners) + counts.lost_steps
     assert replays(two_runners)[0]["action"].shape[0] - counts.episodes == counts.delivered_steps
+
+
+def test_a_runner_that_is_dead_when_a_checkpoint_is_written_starts_anew_after_the_restore(
+    two_runners: Any, tmp_path: Path
+) -> None:
+    lost, unfinished = dataclasses.replace(two_runners._ledger.counts), unfinished_steps(two_runners)
+    os.kill(runner_pid(two_runners, 1), signal.SIGKILL)
+    path = two_runners.save_to_path(tmp_path / "saved")
+    assert two_runners._ledger.counts.lost_runners == lost.lost_runners + 1
+    expected = fakes.losses(two_runners.train())
+    two_runners.restore_from_path(path)
+    assert fakes.losses(two_runners.train()) == expected  # both went on with one old runner and the same new one
+    counts = two_runners._ledger.counts
+    assert lost.lost_steps <= counts.lost_steps <= lost.lost_steps + unfinished
+    assert counts.steps == counts.delivered_steps + unfinished_steps(two_runners) + counts.lost_steps
 
 
 def test_an_error_in_a_runner_stops_the_run_with_its_traceback() -> None:

@@ -101,7 +101,8 @@ class OnlineAlgorithm(AgentAlgorithm):
         self._learner_counts = (0, 0)  # (steps, episodes) of the learner's own collector
         self._replay_steps = 0
         self._tally = Tally()
-        self._collectors: list[dict[str, Any]] = []  # states in which the runners' collectors start
+        self._session = 0  # of the runners' collectors: a restore begins another
+        self._collectors: list[dict[str, Any] | None] = []  # states in which the runners' collectors start
         self._weights = Weights([], 0)
         self._ledger = Ledger(self.online.num_runners)
         self._clock: Clock = make_clock(run, run.env)
@@ -124,20 +125,17 @@ class OnlineAlgorithm(AgentAlgorithm):
             threads = torch.get_num_threads()
             # Why a thread: learners, the driver's own too, work while the driver serves the runners
             self._pool = concurrent.futures.ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
-        self._start_runners()
-
-    def _start_runners(self) -> None:
         assert self.spaces is not None
+        self._runners = Runners(self.config, self.spaces, self.online.num_runners)
+        self._begin_session()
+
+    def _begin_session(self) -> None:
+        """Nobody was asked for anything yet, and the learners' weights are known."""
+        # Why not wait for what is under way after a restore: its answers are of another run, and each actor works in order
         self._waiting: dict[concurrent.futures.Future[Any], tuple[Request, Any]] = {}
         self._learning: concurrent.futures.Future[Any] | None = None
-        if self._runners is None or self._runners.is_used:
-            self._stop_runners()
-            self._runners = Runners(self.config, self.spaces, self.online.num_runners)
-        self._account([*self._learn([], 0, publish=True)])
-
-    def _stop_runners(self) -> None:
-        if self._runners is not None:
-            self._runners.stop()
+        self._session += 1
+        self._account(self._learn([], 0, publish=True))
 
     @property
     def num_steps(self) -> int:
@@ -234,10 +232,11 @@ class OnlineAlgorithm(AgentAlgorithm):
     def _order(self, runner: int, num_steps: int, random: bool) -> Order:
         incarnation = self._ledger.incarnations[runner]
         seed = (self.config.seed, runner, incarnation) if incarnation else (self.config.seed, runner)
+        state = self._collectors[runner] if self._collectors else None
         saved = None
-        if self._collectors and incarnation == self._saved_incarnations[runner]:
-            saved = (self._collectors[runner], self.online.replay_unfinished)
-        return Order(num_steps, seed, None if random else self._weights, saved)
+        if state is not None and incarnation == self._saved_incarnations[runner]:
+            saved = (state, self.online.replay_unfinished)
+        return Order(num_steps, self._session, seed, None if random else self._weights, saved)
 
     # -- learners -------------------------------------------------------------------------------------------------------------
 
@@ -278,7 +277,8 @@ class OnlineAlgorithm(AgentAlgorithm):
     def cleanup(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
-        self._stop_runners()
+        if self._runners is not None:
+            self._runners.stop()
         super().cleanup()
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ class OnlineAlgorithm(AgentAlgorithm):
         if self._runners is None:
             collectors = [ranks[0]["collector"]]
         elif self._schedule is None and self.num_steps > 0:
-            collectors = self._collectors or self._runners.collector_states()
+            collectors = self._collectors or self._collector_states()
         else:
             collectors = []
         streams = [rank["streams"] for rank in ranks]
@@ -303,6 +303,13 @@ class OnlineAlgorithm(AgentAlgorithm):
             "statistics": vars(self._tally.statistics),
         }
         return {"agent": ranks[0]["agent"], "streams": streams, "collectors": collectors, "online": counts}
+
+    def _collector_states(self) -> list[dict[str, Any] | None]:
+        assert self._runners is not None
+        states = self._runners.collector_states()
+        for runner in (runner for runner, state in enumerate(states) if state is None):
+            self._ledger.lose(runner)
+        return states
 
     def load_policy_tree(self, tree: dict[str, Any]) -> None:
         own = tree["collectors"][0] if self._runners is None and tree["collectors"] else None
@@ -320,7 +327,7 @@ class OnlineAlgorithm(AgentAlgorithm):
             self._ledger = self._schedule.ledger
         self._collectors = tree["collectors"] if goes_on else []
         self._saved_incarnations = list(self._ledger.incarnations)
-        self._start_runners()
+        self._begin_session()
 
 
 class TDMPC2(OnlineAlgorithm):
