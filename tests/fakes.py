@@ -164,7 +164,7 @@ class Glider:
     Small, but a controller that reacts to the position alone circles, and every action has its effect two steps later.
     """
 
-    obs_dim, action_dim, length = 4, 2, 25
+    obs_dim, action_dim, length = 4, 2, 15
 
     @staticmethod
     def start(num: int, generator: torch.Generator) -> Tensor:
@@ -173,12 +173,12 @@ class Glider:
 
     @staticmethod
     def step(obs: Tensor, action: Tensor) -> Tensor:
-        velocity = 0.9 * obs[:, 2:] + 0.15 * action
+        velocity = 0.8 * obs[:, 2:] + 0.3 * action
         return torch.cat([(obs[:, :2] + 0.4 * velocity).clamp(-2, 2), velocity], -1)
 
     @staticmethod
     def expert(obs: Tensor) -> Tensor:
-        return (-2.0 * obs[:, :2] - 3.0 * obs[:, 2:]).clamp(-1, 1)
+        return (-2.0 * obs[:, :2] - 2.0 * obs[:, 2:]).clamp(-1, 1)
 
 
 def glide(act: Callable[[Tensor, bool], Tensor], num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

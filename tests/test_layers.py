@@ -48,6 +48,7 @@ LAYERS = {
     "wmrl_ray.rollout": Layer(2, SYSTEM, EXTRAS),
     "wmrl_ray.collect": Layer(2, SYSTEM),
     "wmrl_ray.online": Layer(2, SYSTEM),
+    "wmrl_ray.rewards": Layer(2, SYSTEM),
     "wmrl_ray.run": Layer(2, SYSTEM),
     "wmrl_ray.checkpoint": Layer(2, SYSTEM),
     "wmrl_ray.policy": Layer(2, SYSTEM),

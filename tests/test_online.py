@@ -255,6 +255,18 @@ def test_images_are_learned_from_and_a_run_of_them_resumes(
         policy.act(np.zeros((3, 4), np.uint8))
 
 
+@pytest.mark.slow
+def test_an_agent_learns_from_its_own_steps(config: RunConfig, tmp_path: Path) -> None:
+    agent = {"model": {"latent_dim": 16, "encoder_dim": 32, "hidden_dim": 32}, "plan": SMALL["plan"] | {"num_samples": 32}}
+    config = dataclasses.replace(
+        config, num_updates=600, updates_per_call=50, log_every=50, checkpoint_every=600, batch_size=32, eval_episodes=50,
+        envs_per_runner=50, online=OnlineConfig(seed_steps=300), agent=agent,
+    )  # fmt: skip
+    result = train_online(config, tmp_path / "run")
+    random = RunDir(tmp_path / "run").read_metrics()[0]["online/return_mean"]
+    assert random < -15 and result["eval/return_mean"] > -9  # seen: -22 and -3
+
+
 # -- demonstrations -----------------------------------------------------------------------------------------------------------
 
 

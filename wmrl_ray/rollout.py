@@ -118,7 +118,10 @@ def _probe(env_id: str, env_config: str) -> tuple[ObsDim, int, int | None]:
     try:
         obs, action = env.observation_space.shape, env.action_space.shape
         assert obs is not None and action is not None
-        limit = None if env.spec is None else env.spec.max_episode_steps
+        if env.has_wrapper_attr("max_episode_steps"):  # families that count by themselves
+            limit = env.get_wrapper_attr("max_episode_steps")
+        else:
+            limit = None if env.spec is None else env.spec.max_episode_steps
         return (obs[0], obs[1], obs[2]) if is_pixels(env.observation_space) else obs[0], action[0], limit
     finally:
         env.close()

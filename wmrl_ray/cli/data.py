@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +31,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 
 @app.command()
 def make(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="For example pointmaze-umaze; an unknown name lists them all.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="For example pointmaze-umaze (an unknown name lists them all), or expert:TASK for demonstrations.",
+        ),
+    ],
     steps: Annotated[int, typer.Option(help="Environment steps.")] = 1_000_000,
     seed: Annotated[int, typer.Option(help="The dataset depends on it, and not on the number of workers.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes (with --ray: actors); 0 works in this one.")] = 0,
@@ -38,9 +45,22 @@ def make(
     dataset_id: Annotated[str | None, typer.Option("--id", help="Minari id to write; default: the maker's own.")] = None,
     reference_episodes: Annotated[int, typer.Option(help="Episodes behind each reference score.")] = 100,
     overwrite: Overwrite = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="expert:TASK: run or checkpoint of the expert; default: one is trained by the shipped config."),
+    ] = None,
+    episodes: Annotated[int | None, typer.Option(help="expert:TASK: number of demonstrations; default: the paper's.")] = None,
+    no_ray: Annotated[bool, typer.Option("--no-ray", help="expert:TASK: train the expert in this process.")] = False,
 ) -> None:
-    """Make a stand-in for a D4RL dataset with the same recipe, and write it as a Minari dataset."""
+    """Make a stand-in for a D4RL dataset with the same recipe, or an expert's demonstrations; written as a Minari dataset."""
     check(workers >= 0, f"--workers {workers}; it must not be negative")
+    if name.startswith("expert:"):
+        check(workers == 0 and not use_ray, "demonstrations are made in one process; drop --workers and --ray")
+        _make_demonstrations(
+            name.removeprefix("expert:"), checkpoint, episodes, seed, dataset_id, reference_episodes, overwrite, no_ray
+        )
+        return
+    check(checkpoint is None and episodes is None, f"--checkpoint and --episodes are for expert:TASK, not for {name}")
     from wmrl_ray.data.makers import MAKERS, make_dataset
 
     check(name in MAKERS, f"no maker {name!r}{did_you_mean(name, MAKERS)}; there are: {', '.join(MAKERS)}")
@@ -58,6 +78,59 @@ def make(
             progress=progress,
         )
     print(made)
+
+
+def _make_demonstrations(
+    task: str,
+    checkpoint: Path | None,
+    episodes: int | None,
+    seed: int,
+    dataset_id: str | None,
+    reference_episodes: int,
+    overwrite: bool,
+    no_ray: bool,
+) -> None:
+    """Prints the id, and on stderr what the expert earns."""
+    from wmrl_ray.data.datasets import open_dataset
+    from wmrl_ray.data.files import check_free
+    from wmrl_ray.data.makers.experts import expert_dataset_id, make_demonstrations
+    from wmrl_ray.data.source import check_minari_id, minari_root
+
+    dataset_id = dataset_id or expert_dataset_id(task)
+    check_minari_id(dataset_id)
+    check_free(minari_root() / dataset_id, overwrite)  # Why here too: the expert may take a day to train
+    if checkpoint is None:
+        checkpoint = _trained_expert(task, seed, no_ray)
+    with progress_bar(f"demonstrations of {task}", "episodes") as progress:
+        made = make_demonstrations(
+            task,
+            checkpoint,
+            num_episodes=episodes,
+            reference_episodes=reference_episodes,
+            seed=seed,
+            dataset_id=dataset_id,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    card = open_dataset(made).card
+    low = f"random policy {card.ref_min_score:.4g}"
+    print(f"expert: mean return {card.return_mean:.4g} over {card.num_episodes:,} episodes ({low})", file=sys.stderr)
+    print(made)
+
+
+def _trained_expert(task: str, seed: int, no_ray: bool) -> Path:
+    """The run folder of TD-MPC2 trained by the task's shipped configuration; trained now as far as it is not."""
+    from wmrl_ray.cli.configs import available
+    from wmrl_ray.cli.train import train
+    from wmrl_ray.run import RunDir
+
+    config = f"{task.replace('/', '-')}-tdmpc2"
+    check(config in available(), f"no expert of {task}: give one with --checkpoint RUN, or add tune_configs/{config}.yaml")
+    run = RunDir(Path("runs") / config / f"tdmpc2-seed{seed}")
+    print(f"expert: {run.path}", file=sys.stderr)
+    train(config, no_ray=no_ray, resume=run.exists(), run_dir=run.path, seed=seed)
+    check(run.result() is not None, f"the expert's training has not finished; repeat the command to go on with {run.path}")
+    return run.path
 
 
 @app.command("list")

@@ -43,9 +43,10 @@ class _OneDnnLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         to_x, to_weight, to_bias = ctx.needs_input_grad
+        product = F.linear if torch.is_grad_enabled() else _product  # Why: oneDNN's has no second derivative
         return (
-            _product(grad_rows, weight.t(), None).view_as(x) if to_x else None,
-            _weight_gradient(rows, grad_rows, _product) if to_weight else None,
+            product(grad_rows, weight.t(), None).view_as(x) if to_x else None,
+            _weight_gradient(rows, grad_rows, product) if to_weight else None,
             grad_rows.sum(0) if to_bias and ctx.has_bias else None,
         )
 

@@ -74,6 +74,7 @@ class DMCEnv(gym.Env[np.ndarray, np.ndarray]):
         if max_episode_steps is not None:
             self._limit = max_episode_steps * action_repeat
         self._repeat, self._elapsed = action_repeat, 0
+        self.max_episode_steps = math.ceil(self._limit / action_repeat)  # of the agent
         self._task.random.seed()  # until a reset is seeded
         self.camera_id = _CAMERA.get(domain, 0)
         self._pixels, self._stack, self._camera = obs == "pixels", None, None

@@ -78,6 +78,7 @@ class ManiSkillEnv(gym.Env[np.ndarray, np.ndarray]):
             )
         self._pixels, self._frames = obs == "pixels", np.zeros(0, np.uint8)
         self._repeat, self._limit, self._elapsed = action_repeat, max_episode_steps, 0
+        self.max_episode_steps = max_episode_steps  # of the agent
         self.render_mode = render_mode
         self.metadata = self.metadata | {"render_fps": max(1, self._task.control_freq // action_repeat)}
         self.action_space = gym.spaces.Box(-1.0, 1.0, self._task.single_action_space.shape, np.float32)

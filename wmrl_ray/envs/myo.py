@@ -46,6 +46,7 @@ class MyoEnv(gym.Env[np.ndarray, np.ndarray]):
         # Why unwrapped: its wrappers only end episodes
         self._inner: Any = gym.make(env_id, disable_env_checker=True).unwrapped
         self._repeat, self._limit, self._elapsed = action_repeat, max_episode_steps, 0
+        self.max_episode_steps = max_episode_steps  # of the agent
         self.observation_space, self.action_space = self._inner.observation_space, self._inner.action_space
         self.render_mode, self._camera = render_mode, None
         seconds = self.model.opt.timestep * self._inner.frame_skip * action_repeat

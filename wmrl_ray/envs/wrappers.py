@@ -137,6 +137,7 @@ class FixedLength(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
         check(length >= 1, f"fixed_length = {length}; at least 1 is needed")
         super().__init__(env)
         self.length, self._elapsed = length, 0
+        self.max_episode_steps = length
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._elapsed = 0

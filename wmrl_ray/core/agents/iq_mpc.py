@@ -283,11 +283,11 @@ class IQMPC(SimplicialAgent):
         """
         m, Q, hidden = self.planned, self.config.model.num_critics, self.config.model.mlp_dim
         shares, distribution = start.split([(1 + Q) * hidden, start.shape[-1] - (1 + Q) * hidden], -1)
-        to_dynamics, *to_critics = shares.to(m.dtype).unflatten(-1, (1 + Q, hidden)).unbind(1)
+        shares = shares.to(m.dtype).unflatten(-1, (1 + Q, hidden)).movedim(1, 0)  # [1 + Q, M, hidden]
         heads, draws = sample_pair(shared[:Q]), shared[Q:].view(-1, self.action_dim)
         critics = m.critic.select(heads)
-        q = lowest(critics.end(torch.stack(to_critics)[heads], actions[:, 0]))  # Q(z_0, a_0), [M]
-        z = with_action(m.dynamics, to_dynamics, actions[:, 0])  # z_1
+        q = lowest(critics.end(shares[1 + heads], actions[:, 0]))  # Q(z_0, a_0), [M]
+        z = with_action(m.dynamics, shares[0], actions[:, 0])  # z_1
         half = distribution.shape[-1] // 2
         score = self.telescoped if self.config.plan_score == "telescoped" else self.algorithm_1
         return score(q, z, (distribution[:, :half], distribution[:, half:]), critics, actions, draws)

@@ -1,0 +1,377 @@
+"""IQ-MPC's losses in numpy, its two ways of scoring plans, and that it imitates."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tests.core.reference import array, random_batch, shake
+from tests.core.test_simplicial import apply_head, apply_normed
+from tests.fakes import distance, glide, imitate, policy_of
+from wmrl_ray.config import ConfigError
+from wmrl_ray.core import nets
+from wmrl_ray.core.agents import make_agent
+
+B, H, O, A, Z, Q = 4, 3, 5, 6, 8, 5  # noqa: E741
+SMALL = {
+    "model": {"latent_dim": Z, "encoder_dim": 16, "mlp_dim": 12, "simnorm_dim": 4},
+    "plan": {"horizon": H, "num_samples": 20, "num_policy": 4, "num_elites": 5, "iterations": 2},
+    "gamma": 0.9,
+    "entropy_coef": 0.02,
+}
+EXPERT, BEHAVIOUR = torch.tensor([0, 2]), torch.tensor([1, 3])
+WEIGHTS = 0.5 ** np.arange(H) / H
+
+
+def make(**config):
+    agent = make_agent("iq_mpc", {**SMALL, **config}, O, A)
+    shake(agent.model)
+    shake(agent.target, seed=1)
+    return agent
+
+
+def rows():
+    """A batch whose first window ends in a terminal step, and whose second is padded after two."""
+    return random_batch(B, H, O, A)
+
+
+# -- numpy --------------------------------------------------------------------------------------------------------------------
+
+
+def parameters(agent, z):
+    mean, raw = np.split(apply_normed(agent.model.actor, z), 2, -1)
+    return mean, -10 + 6 * (np.tanh(raw) + 1)
+
+
+def density(mean, log_std, before, scale=A):
+    """log pi of tanh(before), the Gaussian's part times `scale`."""
+    normal = (-0.5 * ((before - mean) / np.exp(log_std)) ** 2 - log_std - 0.5 * np.log(2 * np.pi)).sum(-1)
+    return scale * normal - np.log(1 - np.tanh(before) ** 2).sum(-1)
+
+
+def policy(agent, z, noise, scale=A):
+    mean, log_std = parameters(agent, z)
+    before = mean + np.exp(log_std) * array(noise)
+    return np.tanh(before), density(mean, log_std, before, scale)
+
+
+def q_of(critic, heads, z, action, mask=None):
+    za = np.concatenate([z, action], -1)
+    flat = za.reshape(-1, za.shape[-1])
+    masks = [None] * len(heads) if mask is None else array(mask)
+    return np.stack([apply_head(critic, h, flat, m)[:, 0].reshape(za.shape[:-1]) for h, m in zip(heads, masks, strict=True)])
+
+
+def value(agent, critic, heads, z, noise, mask=None):
+    action, log_prob = policy(agent, z, noise)
+    return q_of(critic, heads, z, action, mask).min(0) - 0.02 * log_prob
+
+
+def rollout(agent, batch):
+    zs = [apply_normed(agent.model.encoder, array(batch.obs[:, 0]))]
+    for t in range(H):
+        zs.append(apply_normed(agent.model.dynamics, np.concatenate([zs[-1], array(batch.action[:, t])], -1)))
+    return np.stack(zs, 1)
+
+
+def over_rollout(error, valid, weights=WEIGHTS):
+    """Each step's mean over its valid rows [..., B, H], then the weighted sum over steps."""
+    of_step = [error[..., array(valid)[:, t] > 0, t].mean() for t in range(error.shape[-1])]
+    return float(weights @ np.array(of_step))
+
+
+def pair_of(noise):
+    return np.argsort(-array(noise))[:2]
+
+
+def draws(objective="initial", dropout=True):
+    """noise, value_noise, pairs, mask, value_mask of `model_loss`."""
+    shape = (2,) if objective == "initial" else (2, H)
+    masks = (torch.rand(Q, B * H, 12) * 2, torch.rand(2, int(np.prod(shape)), 12) * 2) if dropout else (None, None)
+    return torch.randn(B, H, A), torch.randn(*shape, A), torch.randn(2, Q), *masks
+
+
+# -- losses -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["initial", "td"])
+@pytest.mark.parametrize("dropout", [True, False])
+def test_the_model_loss_is_equations_11_and_12_in_numpy(objective, dropout):
+    agent, batch = make(objective=objective, alpha=0.7), rows()
+    noise, value_noise, pairs, mask, value_mask = drawn = draws(objective, dropout)
+    m, valid, zs = agent.model, batch.valid, rollout(agent, batch)
+    z_target = apply_normed(m.encoder, array(batch.obs[:, 1:]))
+    discounted = 0.9 * value(agent, agent.target.critic, pair_of(pairs[0]), z_target, noise)
+    discounted[0, -1] = 0.0  # after the terminal step
+    reward = q_of(m.critic, range(Q), zs[:, :-1], array(batch.action), mask) - discounted
+    consistency = over_rollout(((zs[:, 1:] - z_target) ** 2).mean(-1), valid)
+    if objective == "initial":
+        v = value(agent, m.critic, pair_of(pairs[1]), zs[EXPERT, 0], value_noise, value_mask)
+        second = WEIGHTS.sum() * 0.1 * v.mean()
+    else:
+        v = value(agent, m.critic, pair_of(pairs[1]), zs[BEHAVIOUR, :-1], value_noise, value_mask)
+        second = over_rollout(v - discounted[BEHAVIOUR], valid[BEHAVIOUR])
+    first = np.mean([over_rollout(r[EXPERT], valid[EXPERT]) for r in reward])
+    chi2 = np.mean([over_rollout(r**2, valid) for r in reward]) / (4 * 0.7)
+    critic = -first + second + chi2
+
+    loss, latents, info = agent.model_loss(batch.obs, batch, EXPERT, BEHAVIOUR, *drawn)
+    assert not valid[1, -1] and batch.terminated[0, -1]
+    assert info["loss/value"].item() == pytest.approx(second, rel=1e-4)
+    assert info["loss/chi2"].item() == pytest.approx(chi2, rel=1e-4)
+    assert info["loss/critic"].item() == pytest.approx(critic, rel=1e-4)
+    assert loss.item() == pytest.approx(20 * consistency + 0.1 * critic, rel=1e-4)
+    assert np.allclose(array(latents), zs, atol=1e-5) and not latents.requires_grad
+    q = reward + discounted
+    difference = q.mean(0)[EXPERT].mean() - q.mean(0)[BEHAVIOUR][array(valid[BEHAVIOUR]) > 0].mean()
+    assert info["q/difference"].item() == pytest.approx(difference, rel=1e-3)
+
+
+def test_the_penalty_is_equation_14_in_numpy():
+    agent, batch, zs, mix = make(), rows(), torch.rand(B, H, Z), torch.rand(2, H, 1)
+    heads = torch.tensor([3, 1])
+    loss, info = agent.penalty_loss(zs, batch.action, batch.valid, EXPERT, BEHAVIOUR, mix, heads)
+    za = np.concatenate([array(zs), array(batch.action)], -1)
+    between = array(mix) * za[EXPERT] + (1 - array(mix)) * za[BEHAVIOUR]
+    step, gradient = 1e-5, np.zeros_like(between)
+    for i in range(Z + A):  # by central differences
+        shifted = [between + sign * step * np.eye(Z + A)[i] for sign in (1, -1)]
+        ahead, behind = (np.mean([apply_head(agent.model.critic, h, x)[..., 0] for h in (3, 1)], 0) for x in shifted)
+        gradient[..., i] = (ahead - behind) / (2 * step)
+    norm = np.linalg.norm(gradient, axis=-1)
+    both = batch.valid[EXPERT] & batch.valid[BEHAVIOUR]
+    assert not both[0, -1] and both.sum() == 2 * H - 1
+    assert loss.item() == pytest.approx(over_rollout((norm - 1) ** 2, both), rel=1e-3)
+    assert info["q/gradient_norm"].item() == pytest.approx(norm[array(both) > 0].mean(), rel=1e-3)
+
+
+def test_critics_that_say_nothing_yet_have_a_finite_penalty_and_gradient():
+    agent = make_agent("iq_mpc", {**SMALL, "gradient_penalty": True}, O, A)
+    assert all(value.isfinite() for _ in range(2) for value in agent.update(rows()).values())
+
+
+def test_onednns_products_give_the_penalty_the_same_second_derivative(monkeypatch):
+    agent, batch, zs, mix = make(model={**SMALL["model"], "mlp_dim": 32}), rows(), torch.rand(B, H, Z), torch.rand(2, H, 1)
+
+    def gradients():
+        loss = agent.penalty_loss(zs, batch.action, batch.valid, EXPERT, BEHAVIOUR, mix, torch.tensor([3, 1]))[0]
+        return torch.autograd.grad(loss, list(agent.model.critic.weights))
+
+    plain = gradients()
+    monkeypatch.setattr(nets, "ONEDNN", True)
+    monkeypatch.setattr(nets, "NARROW", 1)
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    for a, b in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_actor_loss_is_equation_13_in_numpy(scaled):
+    agent, batch = make(scaled_log_prob=scaled), rows()
+    zs, noise, pair, mask = torch.rand(B, H + 1, Z), torch.randn(B, H + 1, A), torch.randn(Q), torch.rand(2, B * (H + 1), 12)
+    action, log_prob = policy(agent, array(zs), noise, A if scaled else 1)
+    q = q_of(agent.model.critic, pair_of(pair), array(zs), action, mask).min(0)
+    expected = over_rollout(0.02 * log_prob - q, batch.alive, 0.5 ** np.arange(H + 1) / (H + 1))
+    assert not batch.alive[0, -1] and not batch.alive[1, -1]
+    assert agent.actor_loss(zs, batch.alive, noise, pair, mask)[0].item() == pytest.approx(expected, rel=1e-4)
+
+
+# -- what learns from what ----------------------------------------------------------------------------------------------------
+
+
+def reached(agent, loss):
+    names, every = zip(*agent.model.named_parameters(), strict=True)
+    grads = torch.autograd.grad(loss, every, allow_unused=True, retain_graph=True)
+    return {n.split(".")[0] for n, g in zip(names, grads, strict=True) if g is not None and g.abs().sum() > 0}
+
+
+def test_each_loss_reaches_its_own_modules():
+    agent, batch = make(), rows()
+    loss, zs, _ = agent.model_loss(batch.obs, batch, EXPERT, BEHAVIOUR, *draws())
+    assert reached(agent, loss) >= {"encoder", "dynamics", "critic"}
+    owned = {p for group in agent.optimizers["model"].param_groups for p in group["params"]}
+    assert owned == {p for name, p in agent.model.named_parameters() if not name.startswith("actor.")}
+    penalty, _ = agent.penalty_loss(zs[:, :-1], batch.action, batch.valid, EXPERT, BEHAVIOUR, torch.rand(2, H, 1), EXPERT)
+    assert reached(agent, penalty) == {"critic"}
+    actor_loss, _ = agent.actor_loss(zs, batch.alive, torch.randn(B, H + 1, A), torch.randn(Q), None)
+    assert reached(agent, actor_loss) == {"actor", "critic"}
+    assert {p for group in agent.optimizers["actor"].param_groups for p in group["params"]} == set(
+        agent.model.actor.parameters()
+    )
+    assert all(p.grad is None for p in agent.target.parameters())
+
+
+def test_the_value_of_the_initial_states_moves_critics_and_encoder_and_not_the_targets_encodings():
+    """With every other term off: the consistency coefficient 0, and no gradient from rewards of a huge alpha's chi^2."""
+    agent, batch = make(), rows()
+    z = agent.model.encode(batch.obs[:, 0])
+    assert reached(agent, agent.value(z, torch.randn(B, A), EXPERT).sum()) >= {"encoder", "critic"}
+    with torch.no_grad():
+        before = agent.model_loss(batch.obs, batch, EXPERT, BEHAVIOUR, *draws(dropout=False))[0]
+    assert not before.requires_grad
+
+
+@pytest.mark.parametrize("penalty", [True, False])
+def test_an_update_moves_every_module_and_reports_finite_metrics(penalty):
+    agent = make(gradient_penalty=penalty)
+    before = {name: p.clone() for name, p in agent.model.named_parameters()}
+    old = [p.clone() for p in agent.target.critic.parameters()]
+    metrics = agent.update(rows())
+    assert all(not torch.equal(before[name], p) for name, p in agent.model.named_parameters())
+    assert all(value.dim() == 0 and value.isfinite() and not value.requires_grad for value in metrics.values())
+    assert ("loss/penalty" in metrics) == penalty
+    for target, was, online in zip(agent.target.critic.parameters(), old, agent.model.critic.parameters(), strict=True):
+        assert torch.allclose(target, 0.99 * was + 0.01 * online, atol=1e-6)
+
+
+def test_the_penalty_has_a_weight_of_its_own():
+    """1, beside 0.1 of the critics' term; the two are summed."""
+    norms = [make(gradient_penalty=True, penalty_coef=coef).update(rows())["grad_norm/model"] for coef in (0.0, 1.0)]
+    assert norms[0] != norms[1]
+    without = make(gradient_penalty=False).update(rows())["grad_norm/model"]
+    assert torch.isclose(norms[0], without)
+
+
+def test_neither_rewards_nor_the_order_of_the_rows_change_the_objective():
+    agent, batch = make(), rows()
+    drawn = draws(dropout=False)
+    loss = agent.model_loss(batch.obs, batch, EXPERT, BEHAVIOUR, *drawn)[0]
+    other = dataclasses.replace(batch, reward=batch.reward + 7)
+    assert agent.model_loss(other.obs, other, EXPERT, BEHAVIOUR, *drawn)[0] == loss
+
+
+def test_images_come_through_the_same_model():
+    config = {**SMALL, "model": {"latent_dim": 32, "num_channels": 2, "mlp_dim": 12, "simnorm_dim": 4}, "gradient_penalty": True}
+    agent = make_agent("iq_mpc", config, (9, 64, 64), A)
+    images = torch.randint(0, 256, (B, H + 1, 9, 64, 64), dtype=torch.uint8)
+    metrics = agent.update(dataclasses.replace(rows(), obs=images))
+    action, state, _ = agent.act(images[:2, 0], None, torch.ones(2, dtype=torch.bool))
+    assert all(value.isfinite() for value in metrics.values()) and action.shape == (2, A) and state.shape == (2, H, A)
+
+
+@pytest.mark.parametrize(("episode_len", "gamma"), [(500, 0.99), (100, 0.95), (5, 0.95), (10_000, 0.995)])
+def test_the_discount_is_the_heuristic_of_the_episodes_length(episode_len, gamma):
+    assert make(gamma=None, episode_len=episode_len).config.discount == pytest.approx(gamma)
+
+
+def test_a_batch_without_an_experts_rows_is_refused():
+    with pytest.raises(ConfigError, match="is_expert.*demonstrations"):
+        make().update(dataclasses.replace(rows(), is_expert=None))
+
+
+# -- planning -----------------------------------------------------------------------------------------------------------------
+
+
+def score(agent, z, actions, shared):
+    start = agent.start(z).expand(len(actions), -1)
+    return array(agent.returns(start, actions, torch.randn(len(actions), A), shared))
+
+
+def numpy_scores(agent, z, actions, shared, planned):
+    """Algorithm 1 line by line, and its telescoped form with all its terms."""
+    heads, noise = pair_of(shared[:Q]), array(shared[Q:]).reshape(H + 1, A)
+    m, N, a = agent.model, len(actions), array(actions)
+    z, listed, telescoped = np.repeat(array(z), N, 0), np.zeros(N), np.zeros(N)
+
+    def q(z, action):
+        return q_of(m.critic, heads, z, action).min(0)
+
+    for t in range(H):
+        chosen, sampled = policy(agent, z, torch.from_numpy(noise[t]))
+        log_prob = density(*parameters(agent, z), np.arctanh(a[:, t])) if planned else sampled
+        gain = q(z, a[:, t]) - (q(z, chosen) - 0.02 * sampled if t > 0 else 0.0)
+        telescoped += 0.9**t * (gain - 0.02 * log_prob)
+        z_next = apply_normed(m.dynamics, np.concatenate([z, a[:, t]], -1))
+        chosen, sampled = policy(agent, z_next, torch.from_numpy(noise[t + 1]))
+        v = q(z_next, chosen) - 0.02 * sampled
+        listed += 0.9**t * (q(z, a[:, t]) - 0.9 * v - 0.02 * log_prob)
+        z = z_next
+    return listed + 0.9**H * v, telescoped
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_both_scores_are_algorithm_1_and_rank_plans_alike(planned):
+    listed, telescoped = (
+        make(plan_score=name, planned_log_prob=planned, action_margin=1e-6) for name in ("algorithm_1", "telescoped")
+    )
+    z, actions = listed.model.encode(torch.randn(1, O)).detach(), torch.rand(7, H, A) * 1.8 - 0.9
+    shared = torch.randn(listed.shared_draws)
+    expected, also_expected = numpy_scores(listed, z, actions, shared, planned)
+    assert np.allclose(expected, also_expected, rtol=1e-6) and np.ptp(expected) > 0.1
+    assert np.allclose(score(listed, z, actions, shared), expected, rtol=1e-3, atol=1e-3)
+    ours = score(telescoped, z, actions, shared)
+    assert np.allclose(ours - ours.mean(), expected - expected.mean(), rtol=1e-3, atol=1e-3)  # a constant may differ
+    assert (np.argsort(ours) == np.argsort(expected)).all()
+
+
+def test_both_scores_choose_the_same_action():
+    obs, first = torch.randn(3, O), torch.ones(3, dtype=torch.bool)
+    a, b = (make(plan_score=name).act(obs, None, first)[0] for name in ("telescoped", "algorithm_1"))
+    assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_a_horizon_of_one_plans_by_q_alone():
+    agent = make(plan={**SMALL["plan"], "horizon": 1})
+    z, actions, shared = agent.model.encode(torch.randn(1, O)).detach(), torch.rand(7, 1, A), torch.randn(agent.shared_draws)
+    q = q_of(agent.model.critic, pair_of(shared[:Q]), np.repeat(array(z), 7, 0), array(actions[:, 0])).min(0)
+    assert np.allclose(score(agent, z, actions, shared), q, atol=1e-4)
+
+
+def test_large_actions_get_two_iterations_more():
+    assert make().plan_config.iterations == 2
+    assert make_agent("iq_mpc", SMALL, O, 20).plan_config.iterations == 4
+    assert make_agent("iq_mpc", {**SMALL, "extra_iterations": 0}, O, 20).plan_config.iterations == 2
+
+
+def test_bfloat16_plans_about_as_float32():
+    exact, rough = make(), make(precision="bfloat16")
+    obs = torch.randn(1, O)
+    rough.act(obs, None, torch.ones(1, dtype=torch.bool))  # makes the copy of the weights
+    z, actions = exact.model.encode(obs).detach(), torch.rand(20, H, A) * 2 - 1
+    shared = torch.randn(exact.shared_draws)
+    a, b = score(exact, z, actions, shared), score(rough, z, actions, shared)
+    assert np.abs(a - b).max() < 0.2 * a.std()
+
+
+def test_without_planning_it_acts_by_the_policy_prior():
+    agent, obs, first = make(use_planning=False), torch.randn(3, O), torch.ones(3, dtype=torch.bool)
+    mean, log_std = parameters(agent, apply_normed(agent.model.encoder, array(obs)))
+    assert np.allclose(array(agent.act(obs, None, first)[0]), np.tanh(mean), atol=1e-5)
+    noise = torch.randn(3, A, generator=torch.Generator().manual_seed(1))
+    agent.act_generator.manual_seed(1)
+    explored = agent.act(obs, None, first, explore=True)[0]
+    assert np.allclose(array(explored), np.tanh(mean + np.exp(log_std) * array(noise)), atol=1e-5)
+
+
+# -- rewards, and imitation ---------------------------------------------------------------------------------------------------
+
+
+def test_decoded_rewards_are_q_minus_the_next_latents_value_in_numpy():
+    agent, batch = make(), rows()
+    reward = agent.decoded_reward(batch, num_actions=7)
+    noise = torch.randn(7, B, H, A, generator=torch.Generator().manual_seed(0))
+    z = apply_normed(agent.model.encoder, array(batch.obs[:, :-1]))
+    z_next = apply_normed(agent.model.dynamics, np.concatenate([z, array(batch.action)], -1))
+    sampled = [policy(agent, z_next, one) for one in noise]
+    v = np.mean([q_of(agent.model.critic, range(Q), z_next, a).mean(0) - 0.02 * log_prob for a, log_prob in sampled], 0)
+    expected = q_of(agent.model.critic, range(Q), z, array(batch.action)).mean(0) - 0.9 * (1 - array(batch.terminated)) * v
+    assert reward.shape == (B, H) and np.allclose(array(reward), expected, atol=1e-4)
+    assert torch.equal(reward, agent.decoded_reward(batch, num_actions=7))
+
+
+def test_it_learns_to_imitate_without_rewards():
+    config = {
+        "model": {"latent_dim": 32, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
+        "plan": {"num_samples": 28, "num_policy": 4, "num_elites": 8, "iterations": 2},
+        **{"lr": 3e-3, "encoder_lr_scale": 1.0, "tau": 0.05, "gamma": 0.9},
+    }
+    agent = make_agent("iq_mpc", config, 4, 2)
+
+    def result():
+        return distance(glide(policy_of(agent, explore=False), 32, torch.Generator().manual_seed(5))[0])
+
+    before = result()
+    imitate(agent, rounds=5, updates=25, rows=32)
+    assert before > 0.7 and result() < 0.5, (before, result())  # standing still: 0.77; the expert: 0.02
