@@ -243,7 +243,11 @@ def test_neither_rewards_nor_the_order_of_the_rows_change_the_objective():
 
 
 def test_images_come_through_the_same_model():
-    config = {**SMALL, "model": {"latent_dim": 32, "num_channels": 2, "mlp_dim": 12, "simnorm_dim": 4}, "gradient_penalty": True}
+    config = {
+        **SMALL,
+        "model": {"latent_dim": 32, "num_channels": 2, "mlp_dim": 12, "simnorm_dim": 4},
+        "gradient_penalty": True,
+    }
     agent = make_agent("iq_mpc", config, (9, 64, 64), A)
     images = torch.randint(0, 256, (B, H + 1, 9, 64, 64), dtype=torch.uint8)
     metrics = agent.update(dataclasses.replace(rows(), obs=images))

@@ -93,6 +93,25 @@ def test_with_demonstrations_too(plane_dataset: str, tmp_path: Path) -> None:
     assert result["eval/episodes"] == 4
 
 
+@pytest.mark.parametrize("algorithm", ["tdmpc2", "iq_mpc"])
+def test_the_papers_agents_too(plane_dataset: str, tmp_path: Path, algorithm: str) -> None:
+    """With a checkpoint half-way and, for IQ-MPC, a few of the demonstrations."""
+    bins = {"tdmpc2": 11, "iq_mpc": 1}[algorithm]
+    model = {"latent_dim": 16, "encoder_dim": 16, "mlp_dim": 16, "simnorm_dim": 4, "num_critics": 2, "num_bins": bins}
+    plan = {"num_samples": 8, "num_policy": 4, "num_elites": 4, "iterations": 2}
+    online = OnlineConfig(num_envs=2, seed_steps=24, num_demonstrations=20 if algorithm == "iq_mpc" else None)
+    config = run_config(algorithm=algorithm, num_updates=48, eval_every=0, checkpoint_every=24, log_every=12, online=online)
+    config = dataclasses.replace(config, agent={"model": model, "plan": plan, "episode_len": 20})
+    if algorithm == "iq_mpc":
+        config = dataclasses.replace(config, dataset=plane_dataset)
+    train_online(config, tmp_path / "plain")
+    calls = iter(range(100))
+    train_on_ray(config, tmp_path / "ray", should_stop=lambda: next(calls) >= 1)
+    train_on_ray(config, tmp_path / "ray", resume=True)
+    assert logged(tmp_path / "ray") == logged(tmp_path / "plain")
+    assert len(logged(tmp_path / "plain")) == 4
+
+
 def test_one_runner_and_one_remote_learner_change_nothing(plain: Path, tmp_path: Path) -> None:
     config = run_config(num_learners=1, num_updates=48, eval_every=0)
     config = dataclasses.replace(config, online=dataclasses.replace(config.online, num_runners=1))
@@ -125,6 +144,19 @@ def test_debug_takes_the_steps_of_all_runners_in_this_process(
     train_on_ray(run_config(num_learners=2, online=online), tmp_path / "debug", debug=True)
     assert pids == {os.getpid()}
     assert logged(tmp_path / "debug") == logged(plain)  # in turn, as everything in one process
+
+
+def test_rllibs_get_state_and_set_state_carry_everything_too() -> None:
+    algorithm = small_online().build_algo()
+    for _ in range(5):
+        algorithm.train()
+    state = algorithm.get_state()
+    expected, steps = fakes.losses(algorithm.train()), algorithm.num_steps
+    algorithm.set_state(state)
+    assert (algorithm.num_updates, algorithm.num_steps) == (60, 60)
+    assert fakes.losses(algorithm.train()) == expected
+    assert algorithm.num_steps == steps == 72
+    algorithm.stop()
 
 
 # -- synchronous, two runners -------------------------------------------------------------------------------------------------
@@ -302,6 +334,18 @@ def test_counters_and_replay_survive_a_restore_and_the_run_goes_on(at_once: Any,
     at_once.train()
     at_once.policy_tree()
     check_counts(at_once)
+
+
+def test_one_process_goes_on_with_the_replay_and_the_counts_of_two_runners(two_runners: Any, tmp_path: Path) -> None:
+    path = two_runners.save_to_path(tmp_path / "saved")
+    algorithm = small_online().build_algo()
+    algorithm.restore_from_path(path)
+    assert algorithm.num_steps == two_runners.num_steps
+    (ours,), (theirs,) = replays(algorithm), replays(two_runners)
+    np.testing.assert_array_equal(ours["obs"], theirs["obs"])
+    algorithm.train()
+    assert algorithm.num_steps == two_runners.num_steps + 12
+    algorithm.stop()
 
 
 def test_tune_reserves_a_cpu_for_every_runner() -> None:

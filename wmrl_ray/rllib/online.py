@@ -34,8 +34,8 @@ def _save(learner: OnlineLearner) -> dict[str, Any]:
     return learner.save()
 
 
-def _load(learner: OnlineLearner, agent_state: Any, streams: Any, collector: Any) -> None:
-    learner.load_online(agent_state, streams, collector)
+def _load(learner: OnlineLearner, **kwargs: Any) -> None:
+    learner.load_online(**kwargs)
 
 
 @dataclass
@@ -285,10 +285,7 @@ class OnlineAlgorithm(AgentAlgorithm):
 
     def policy_tree(self) -> dict[str, Any]:
         """As offline, and `online`: the steps' counts; `collectors`: states of those that can go on exactly (synchronous)."""
-        if self._schedule is not None and (call := self._schedule.drain()) is not None:
-            packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
-            self._account(self._learn(packets, 0, publish=False))
-            self._schedule.finish_call()
+        self._drain()
         ranks = self.on_learners(_save)
         if self._runners is None:
             collectors = [ranks[0]["collector"]]
@@ -297,12 +294,34 @@ class OnlineAlgorithm(AgentAlgorithm):
         else:
             collectors = []
         streams = [rank["streams"] for rank in ranks]
-        counts = {
-            **self._ledger.get_state(),
-            "learner_counts": list(self._learner_counts),
-            "statistics": vars(self._tally.statistics),
-        }
-        return {"agent": ranks[0]["agent"], "streams": streams, "collectors": collectors, "online": counts}
+        return {"agent": ranks[0]["agent"], "streams": streams, "collectors": collectors, "online": self._counts_state()}
+
+    def load_policy_tree(self, tree: dict[str, Any]) -> None:
+        counts, collectors = tree["online"], tree["collectors"]
+        own = collectors[0] if self._runners is None and len(collectors) == 1 else None
+        taken = (counts["steps"], counts["episodes"])
+        self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"], collector=own, taken=taken)
+        self._resume(counts, collectors)
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        self._drain()
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        return {**state, "online": self._counts_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._resume(state["online"], [])
+
+    def _drain(self) -> None:
+        """What is queued goes to the learners: a reference means nothing to another process."""
+        if self._schedule is not None and (call := self._schedule.drain()) is not None:
+            packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
+            self._account(self._learn(packets, 0, publish=False))
+            self._schedule.finish_call()
+
+    def _counts_state(self) -> dict[str, Any]:
+        taken = {"steps": self.num_steps, "episodes": self.num_episodes, "statistics": dict(vars(self._tally.statistics))}
+        return {**self._ledger.get_state(), **taken}
 
     def _collector_states(self) -> list[dict[str, Any] | None]:
         assert self._runners is not None
@@ -311,21 +330,18 @@ class OnlineAlgorithm(AgentAlgorithm):
             self._ledger.lose(runner)
         return states
 
-    def load_policy_tree(self, tree: dict[str, Any]) -> None:
-        own = tree["collectors"][0] if self._runners is None and tree["collectors"] else None
-        self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"], collector=own)
-        counts = tree["online"]
-        self._learner_counts = tuple(counts["learner_counts"])
+    def _resume(self, counts: dict[str, Any], collectors: list[dict[str, Any] | None]) -> None:
+        self._learner_counts = (counts["steps"], counts["episodes"])
         self._tally = Tally(statistics=Statistics(**counts["statistics"]))
         if self._runners is None:
             return
-        goes_on = self._schedule is None and len(tree["collectors"]) == self.online.num_runners
+        goes_on = self._schedule is None and len(collectors) == len(counts["incarnations"]) == self.online.num_runners
         if self._schedule is None:
             self._ledger.set_state(counts, goes_on=goes_on)
         else:
             self._schedule = Schedule.resumed(self._limits, counts)
             self._ledger = self._schedule.ledger
-        self._collectors = tree["collectors"] if goes_on else []
+        self._collectors = collectors if goes_on else []
         self._saved_incarnations = list(self._ledger.incarnations)
         self._begin_session()
 
