@@ -34,9 +34,14 @@ def measure(settings: argparse.Namespace, num_runners: int, schedule: str) -> li
     from wmrl_ray.rllib.config import TDMPC2Config
     from wmrl_ray.rllib.online import OnlineAlgorithm
 
-    online: dict[str, Any] = {"num_runners": num_runners, "num_envs": settings.envs, "seed_steps": 1_000, "schedule": schedule}
+    online: dict[str, Any] = {
+        "num_runners": num_runners,
+        "num_envs": settings.envs,
+        "seed_steps": settings.seed,
+        "schedule": schedule,
+    }
     if schedule == "asynchronous":
-        online |= {"steps_per_turn": settings.request, "max_updates_ahead": 1, "max_steps_ahead": 1_000}
+        online |= {"steps_per_turn": settings.request, "max_updates_ahead": 1, "max_steps_ahead": 200}
     else:
         online["steps_per_turn"] = settings.turn
     online["updates_per_step"] = settings.rate
@@ -47,7 +52,7 @@ def measure(settings: argparse.Namespace, num_runners: int, schedule: str) -> li
     assert isinstance(algorithm, OnlineAlgorithm)
     lines: list[dict[str, float]] = []
     try:
-        while algorithm.num_updates < 1_000 * settings.rate:  # the seed's updates
+        while algorithm.num_updates < settings.seed * settings.rate:  # the seed's updates
             algorithm.train()
         algorithm.take_metrics()
         stop = time.monotonic() + settings.seconds
@@ -97,6 +102,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=24, help="per call")
     parser.add_argument("--turn", type=int, default=1, help="steps of a synchronous turn")
     parser.add_argument("--request", type=int, default=12, help="steps of an asynchronous request")
+    parser.add_argument("--seed", type=int, default=600, help="random steps at first; an episode has 500")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each line, after the seed phase")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -100,10 +100,16 @@ def test_the_papers_agents_too(plane_dataset: str, tmp_path: Path, algorithm: st
     model = {"latent_dim": 16, "encoder_dim": 16, "mlp_dim": 16, "simnorm_dim": 4, "num_critics": 2, "num_bins": bins}
     plan = {"num_samples": 8, "num_policy": 4, "num_elites": 4, "iterations": 2}
     online = OnlineConfig(num_envs=2, seed_steps=24, num_demonstrations=20 if algorithm == "iq_mpc" else None)
-    config = run_config(algorithm=algorithm, num_updates=48, eval_every=0, checkpoint_every=24, log_every=12, online=online)
-    config = dataclasses.replace(config, agent={"model": model, "plan": plan, "episode_len": 20})
-    if algorithm == "iq_mpc":
-        config = dataclasses.replace(config, dataset=plane_dataset)
+    config = run_config(
+        algorithm=algorithm,
+        dataset=plane_dataset if algorithm == "iq_mpc" else None,
+        num_updates=48,
+        eval_every=0,
+        checkpoint_every=24,
+        log_every=12,
+        online=online,
+        agent={"model": model, "plan": plan, "episode_len": 20},
+    )
     train_online(config, tmp_path / "plain")
     calls = iter(range(100))
     train_on_ray(config, tmp_path / "ray", should_stop=lambda: next(calls) >= 1)
