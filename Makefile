@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= robotics,dmc,video,dev
+EXTRAS ?= robotics,dmc,myo,maniskill,video,dev
 CONSTRAINTS ?= constraints.txt
 TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
 TORCH_INDEX ?=
@@ -37,7 +37,7 @@ $(STAMP):
 	@[ -x $(BIN)/python ] || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $(TORCH) (alone and first; TORCH_INDEX=URL names PyTorch's index of CPU builds, where pip would take a CUDA one)"
 	@$(PIP) install -q $(TORCH) -c $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(QUIET)
-	@echo "installing wmrl-ray[$(EXTRAS)] with $(CONSTRAINTS) (1 to 3 minutes the first time)"
+	@echo "installing wmrl-ray[$(EXTRAS)] with $(CONSTRAINTS) (2 to 4 minutes the first time; 3.5 GB in all)"
 	@$(PIP) install -q -e '.[$(EXTRAS)]' -c $(CONSTRAINTS) $(QUIET)
 	@rm -f $(VENV)/.installed-*; touch $@
 

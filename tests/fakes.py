@@ -158,45 +158,40 @@ gym.register("Drift-v0", entry_point=Drift, max_episode_steps=20)
 gym.register("DriftImages-v0", entry_point=DriftImages, max_episode_steps=20)
 
 
-class Glider:
-    """W points with momentum on a plane, to be brought to rest at the origin: obs [W, 4], position and velocity; action [W, 2].
+class Raft:
+    """W points on a plane, to be brought to the origin: obs and action [W, 2]; a push moves a point at a right angle to it."""
 
-    Small, but a controller that reacts to the position alone circles, and every action has its effect two steps later.
-    """
-
-    obs_dim, action_dim, length = 4, 2, 15
+    length = 12
 
     @staticmethod
     def start(num: int, generator: torch.Generator) -> Tensor:
-        position = torch.rand(num, 2, generator=generator) * 2 - 1
-        return torch.cat([position, torch.zeros(num, 2)], -1)
+        return torch.rand(num, 2, generator=generator) * 2 - 1
 
     @staticmethod
     def step(obs: Tensor, action: Tensor) -> Tensor:
-        velocity = 0.8 * obs[:, 2:] + 0.3 * action
-        return torch.cat([(obs[:, :2] + 0.4 * velocity).clamp(-2, 2), velocity], -1)
+        return (obs + 0.25 * torch.stack([-action[:, 1], action[:, 0]], -1)).clamp(-2, 2)
 
     @staticmethod
     def expert(obs: Tensor) -> Tensor:
-        return (-2.0 * obs[:, :2] - 2.0 * obs[:, 2:]).clamp(-1, 1)
+        return (3.0 * torch.stack([-obs[:, 1], obs[:, 0]], -1)).clamp(-1, 1)
 
 
-def glide(act: Callable[[Tensor, bool], Tensor], num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`num` episodes under act(obs, is_first): obs [num, T+1, 4], action [num, T, 2]."""
-    obs, action = [Glider.start(num, generator)], []
-    for t in range(Glider.length):
+def drift(act: Callable[[Tensor, bool], Tensor], num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`num` episodes of the raft under act(obs, is_first): obs [num, T+1, 2], action [num, T, 2]."""
+    obs, action = [Raft.start(num, generator)], []
+    for t in range(Raft.length):
         action.append(act(obs[-1], t == 0))
-        obs.append(Glider.step(obs[-1], action[-1]))
+        obs.append(Raft.step(obs[-1], action[-1]))
     return torch.stack(obs, 1), torch.stack(action, 1)
 
 
 def distance(obs: Tensor) -> float:
-    """The mean distance from the origin over the second half of episodes obs [N, T+1, 4]."""
-    return obs[:, Glider.length // 2 :, :2].norm(dim=-1).mean().item()
+    """The mean distance from the origin over the second half of episodes obs [N, T+1, 2]."""
+    return obs[:, Raft.length // 2 :].norm(dim=-1).mean().item()
 
 
 def policy_of(agent: Agent, *, explore: bool) -> Callable[[Tensor, bool], Tensor]:
-    """The agent's actions, for `glide`; it keeps the plans of all its environments."""
+    """The agent's actions, for `drift`; it keeps the plans of all its environments."""
     plan_state: Tensor | None = None
 
     def act(obs: Tensor, first: bool) -> Tensor:
@@ -210,13 +205,13 @@ def policy_of(agent: Agent, *, explore: bool) -> Callable[[Tensor, bool], Tensor
 def imitate(agent: Agent, *, rounds: int, updates: int, rows: int = 64, demonstrations: int = 16, seed: int = 0) -> None:
     """Online imitation in memory: first random episodes, then in every round 8 of the agent's own and `updates` updates."""
     generator = torch.Generator().manual_seed(seed)
-    expert = glide(lambda obs, _: Glider.expert(obs), demonstrations, generator)
-    own = [glide(lambda obs, _: torch.rand(len(obs), 2, generator=generator) * 2 - 1, 8, generator)]
+    expert = drift(lambda obs, _: Raft.expert(obs), demonstrations, generator)
+    own = [drift(lambda obs, _: torch.rand(len(obs), 2, generator=generator) * 2 - 1, 8, generator)]
     H = agent.config.window
 
     def windows(obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         episode = torch.randint(len(obs), (rows, 1), generator=generator)
-        step = torch.randint(Glider.length - H + 1, (rows, 1), generator=generator) + torch.arange(H + 1)
+        step = torch.randint(Raft.length - H + 1, (rows, 1), generator=generator) + torch.arange(H + 1)
         return obs[episode, step], action[episode, step[:, :-1]]
 
     for _ in range(rounds):
@@ -226,4 +221,4 @@ def imitate(agent: Agent, *, rounds: int, updates: int, rows: int = 64, demonstr
             obs, action = (torch.cat(part) for part in parts)
             full = torch.ones(2 * rows, H, dtype=torch.bool)
             agent.update(Batch(obs, action, torch.zeros(full.shape), ~full, full, is_expert=torch.arange(2 * rows) >= rows))
-        own.append(glide(policy_of(agent, explore=True), 8, generator))
+        own.append(drift(policy_of(agent, explore=True), 8, generator))

@@ -180,6 +180,18 @@ def test_any_mujoco_environment_can_be_filmed() -> None:
     assert not np.array_equal(filmed.frames[0], filmed.frames[50])
 
 
+@pytest.mark.parametrize("obs", ["state", "pixels"])
+def test_dmcontrol_can_be_filmed_from_states_and_from_pixels(obs: str) -> None:
+    pytest.importorskip("dm_control")
+    agent = FakeAgent(constant(*[0.1] * 6))
+    filmed = evaluate(agent, "dmc/walker-walk", 1, env_config={"max_episode_steps": 12, "obs": obs}, frames=True)
+    assert filmed.frames is not None and filmed.frames.shape == (13, 256, 256, 3)
+    assert not np.array_equal(filmed.frames[0], filmed.frames[12])
+    assert filmed.lengths == [12] and not filmed.reports_success
+    assert filmed.episodes[0].obs.shape == {"state": (13, 24), "pixels": (13, 9, 64, 64)}[obs]
+    assert filmed.episodes[0].obs.dtype == {"state": np.float32, "pixels": np.uint8}[obs]
+
+
 def test_the_sizes_of_an_environment() -> None:
     assert env_dims(POINT) == (4, 2)
     assert env_dims("Pendulum-v1") == (3, 1)

@@ -142,8 +142,10 @@ def _sha256(file: Path) -> str:
 def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     """The JSON skeleton of `value`; its tensors and arrays go into `tensors` under their paths."""
     if isinstance(value, torch.Tensor | np.ndarray):
-        tensor = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
-        tensors[path] = tensor.contiguous().clone()
+        if isinstance(value, torch.Tensor):
+            tensors[path] = value.detach().cpu().contiguous().clone()
+        else:
+            tensors[path] = torch.from_numpy(np.array(value, order="C"))  # a copy; a replay's arrays may be gigabytes
         return {TENSOR_KEY if isinstance(value, torch.Tensor) else TENSOR_KEY + "np": path}
     if isinstance(value, dict):
         # JSON keys are strings; optimisers number their parameters. The skeleton remembers which.

@@ -55,7 +55,7 @@ EXTRAS = {  # package -> the extra that brings it
 }
 INFORMATIVE = ("pandas", "rliable", "viser", "d3rlpy")  # not ours, but in known-bad pairs
 RAY_PORTS = {6379: "the head's GCS", 8265: "dashboard and jobs", 10001: "Ray Client"}
-PROBE_TIMEOUT_S = 60
+PROBE_TIMEOUT_S = 120  # generous: the machine may be shared
 DEFAULT_GL = "egl" if sys.platform == "linux" else ""  # elsewhere MuJoCo has one backend, and takes it unasked
 INSTALL = "in the checkout: pip install -e '.{}' -c constraints.txt"
 

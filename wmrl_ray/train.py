@@ -62,6 +62,11 @@ def build_replay(config: RunConfig, dataset: Dataset | None, rank: int = 0) -> R
         replay = Replay(dataset, seed=seed)
         replay.check_window(window)
         return replay
+    if dataset is not None and (num := online.num_demonstrations) is not None:
+        check(
+            num <= len(dataset),
+            f"online.num_demonstrations = {num}, but dataset {config.dataset!r} has {len(dataset)} episodes",
+        )
     obs_dim, action_dim = sizes(config, dataset)
     if not AGENTS[config.algorithm].needs_demonstrations:
         return Replay(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.core.reference import apply, array, random_batch, shake
-from tests.fakes import distance, glide, imitate, policy_of
+from tests.fakes import distance, drift, imitate, policy_of
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import make_agent
 
@@ -138,11 +138,11 @@ def test_it_acts_by_the_mean_and_explores_by_a_sample():
 
 def test_it_learns_to_imitate_without_rewards():
     config = {"hidden_dim": 64, "objective": "v0", "lr": 3e-3, "actor_lr": 3e-3, "tau": 0.05, "gamma": 0.9}
-    agent = make_agent("iq_sac", config, 4, 2)
+    agent = make_agent("iq_sac", config, 2, 2)
 
-    def score():
-        return distance(glide(policy_of(agent, explore=False), 32, torch.Generator().manual_seed(5))[0])
+    def result():
+        return distance(drift(policy_of(agent, explore=False), 32, torch.Generator().manual_seed(5))[0])
 
-    before = score()
-    imitate(agent, rounds=10, updates=15, rows=32)
-    assert before > 0.5 and score() < 0.3, (before, score())  # standing still scores 0.77, the expert 0.004
+    before = result()
+    imitate(agent, rounds=8, updates=15, rows=32)
+    assert before > 0.6 and result() < 0.2, (before, result())  # standing still: 0.77; the expert: 0.0002

@@ -7,7 +7,16 @@ from torch import nn
 
 from tests.core.reference import array, shake
 from wmrl_ray.config import ConfigError
-from wmrl_ray.core.blocks import HeadEnsemble, NormedLinear, PixelEncoder, SimNorm, dropout_mask, random_shift
+from wmrl_ray.core.blocks import (
+    HeadEnsemble,
+    Mish,
+    NormedLinear,
+    PixelEncoder,
+    SimNorm,
+    dropout_mask,
+    mish_by_exp,
+    random_shift,
+)
 from wmrl_ray.core.models.simplicial import SimplicialModel, SimplicialModelConfig, TargetCritic
 
 B, H, O, A, Z = 2, 3, 5, 6, 8  # noqa: E741
@@ -33,8 +42,8 @@ def mish(x):
 
 
 def simplices(x, group):
-    parts = np.exp(x.reshape(*x.shape[:-1], -1, group))
-    return (parts / parts.sum(-1, keepdims=True)).reshape(x.shape)
+    parts = np.exp(x.reshape(*x.shape[:-1], group, -1))
+    return (parts / parts.sum(-2, keepdims=True)).reshape(x.shape)
 
 
 def apply_normed(network: nn.Sequential, x):
@@ -72,7 +81,7 @@ def test_encoder_dynamics_reward_and_policy_are_the_papers_in_numpy():
     za = np.concatenate([z, array(action)], -1)
     mean, raw = np.split(apply_normed(model.actor, z), 2, -1)
     encoded = model.encode(obs)
-    assert np.allclose(array(encoded), z, atol=1e-5) and encoded.view(B, 2, 4).sum(-1).allclose(torch.ones(B, 2))
+    assert np.allclose(array(encoded), z, atol=1e-5) and encoded.view(B, 4, 2).sum(1).allclose(torch.ones(B, 2))
     assert np.allclose(array(model.next(encoded, action)), apply_normed(model.dynamics, za), atol=1e-5)
     assert np.allclose(array(model.reward(encoded, action)), decoded(apply_normed(model.reward_head, za)), rtol=1e-4, atol=1e-5)
     assert np.allclose(array(model.policy(encoded)[0]), mean, atol=1e-5)
@@ -98,6 +107,17 @@ def test_a_mask_drops_features_of_the_critics_first_layer():
         assert np.allclose(array(out[i]), apply_head(model.critic, head, array(za), array(mask[i])), atol=1e-4)
 
 
+def test_mish_and_its_gradient_are_torchs_over_the_whole_range():
+    x = torch.cat([torch.linspace(-100, 100, 2001), torch.tensor([-1e30, 1e30, 0.0])]).requires_grad_()
+    weight = torch.randn(len(x))
+    expected = torch.nn.functional.mish(x.double())
+    (gradient,) = torch.autograd.grad((expected * weight).sum(), x)
+    for mish_of in (Mish(), lambda x: mish_by_exp(x)):
+        out = mish_of(x)
+        assert torch.allclose(out.double(), expected, rtol=1e-5, atol=1e-7)
+        assert torch.allclose(torch.autograd.grad((out * weight).sum(), x)[0], gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_a_rollout_follows_the_dynamics_from_the_first_latent():
     model, z, action = make(), torch.randn(B, Z), torch.rand(B, H, A)
     zs = model.rollout(z, action)
@@ -113,6 +133,7 @@ def test_every_reward_and_value_is_zero_at_first_and_weights_are_normal_with_a_s
     for weight in (model.get_parameter("dynamics.0.linear.weight"), *model.critic.weights[:-1]):
         assert weight.std().item() == pytest.approx(0.02, rel=0.05) and abs(weight.mean().item()) < 1e-3
     assert all(bias.abs().max() == 0 for bias in (model.get_parameter("actor.0.linear.bias"), *model.critic.biases))
+    assert sum(p.numel() for p in model.parameters()) == 4_960_618  # as the public code
 
 
 def test_without_a_reward_head_and_with_one_bin_heads_are_plain_numbers():
@@ -179,10 +200,13 @@ def test_pixels_become_latents_on_simplices():
     model = SimplicialModel(SimplicialModelConfig(mlp_dim=16, encoder_dim=16), (9, 64, 64), A)
     obs = torch.randint(0, 255, (B, H, 9, 64, 64), dtype=torch.uint8)
     z = model.encode(obs)
-    assert z.shape == (B, H, 512) and torch.allclose(z.view(B, H, 64, 8).sum(-1), torch.ones(B, H, 64))
+    assert z.shape == (B, H, 512) and torch.allclose(z.view(B, H, 8, 64).sum(-2), torch.ones(B, H, 64))
     assert isinstance(model.encoder, PixelEncoder)
-    before_norm = nn.Sequential(*list(model.encoder.layers)[:-1])(obs.view(-1, 9, 64, 64).double().float() / 255 - 0.5)
-    assert torch.allclose(z.view(-1, 512), torch.from_numpy(simplices(array(before_norm), 8)).float(), atol=1e-6)
+    maps = array(model.encoder.layers(obs.view(-1, 9, 64, 64).float() / 255 - 0.5)).reshape(
+        B * H, 64, 8
+    )  # 8 places of a channel
+    expected = np.exp(maps) / np.exp(maps).sum(-1, keepdims=True)
+    assert np.allclose(array(z).reshape(B * H, 8, 64), expected.transpose(0, 2, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize(

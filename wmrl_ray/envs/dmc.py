@@ -58,7 +58,6 @@ class DMCEnv(gym.Env[np.ndarray, np.ndarray]):
         render_mode: str | None = None,
     ):
         check(obs in ("state", "pixels"), f"obs = {obs!r}; it must be 'state' or 'pixels'")
-        check(action_repeat >= 1, f"action_repeat = {action_repeat}; at least 1 is needed")
         check(
             max_episode_steps is None or max_episode_steps >= 1,
             f"max_episode_steps = {max_episode_steps}; at least 1 is needed",

@@ -40,7 +40,10 @@ def make_env(
     if source is not None:
         wrapped = {"action_repeat": action_repeat, "p_tremble": p_tremble, "fixed_length": fixed_length}
         return IntentEnv(make_env(env_id, **wrapped, **kwargs), source)
+    check(0.0 <= p_tremble <= 1.0, f"p_tremble = {p_tremble}; a probability is needed")
+    check(action_repeat is None or action_repeat >= 1, f"action_repeat = {action_repeat}; at least 1 is needed")
     if fixed_length is not None:
+        check(fixed_length >= 1, f"fixed_length = {fixed_length}; at least 1 is needed")
         check("max_episode_steps" not in kwargs, "give fixed_length or max_episode_steps, not both")
         kwargs["max_episode_steps"] = fixed_length
     env = _make_simulator(env_id, action_repeat, kwargs)

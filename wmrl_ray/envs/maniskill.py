@@ -55,7 +55,6 @@ class ManiSkillEnv(gym.Env[np.ndarray, np.ndarray]):
         render_mode: str | None = None,
     ):
         check(obs in ("state", "pixels"), f"obs = {obs!r}; it must be 'state' or 'pixels'")
-        check(action_repeat >= 1, f"action_repeat = {action_repeat}; at least 1 is needed")
         check(max_episode_steps >= 1, f"max_episode_steps = {max_episode_steps}; at least 1 is needed")
         task_class = task_classes()[env_id]
         modes = task_class.SUPPORTED_REWARD_MODES

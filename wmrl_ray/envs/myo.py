@@ -36,7 +36,6 @@ class MyoEnv(gym.Env[np.ndarray, np.ndarray]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
 
     def __init__(self, env_id: str, action_repeat: int = 1, max_episode_steps: int = MAX_STEPS, render_mode: str | None = None):
-        check(action_repeat >= 1, f"action_repeat = {action_repeat}; at least 1 is needed")
         check(max_episode_steps >= 1, f"max_episode_steps = {max_episode_steps}; at least 1 is needed")
         prefer_egl()
         load_simulator("myosuite", "MyoSuite's environments", "myo")

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.spaces.utils import flatten, flatten_space
 
-from wmrl_ray.config import ConfigError, check
+from wmrl_ray.config import ConfigError
 
 
 def is_flat(env: gym.Env) -> bool:
@@ -86,7 +86,6 @@ class ActionRepeat(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
     """Takes every action `repeat` times, or until the episode ends; rewards add up, success at any of them counts."""
 
     def __init__(self, env: gym.Env, repeat: int):
-        check(repeat >= 1, f"action_repeat = {repeat}; at least 1 is needed")
         super().__init__(env)
         self.repeat = repeat
 
@@ -111,7 +110,6 @@ class TremblingHand(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
     """
 
     def __init__(self, env: gym.Env, p_tremble: float):
-        check(0.0 <= p_tremble <= 1.0, f"p_tremble = {p_tremble}; a probability is needed")
         super().__init__(env)
         self.p_tremble = p_tremble
         self._generator = np.random.default_rng()
@@ -134,7 +132,6 @@ class FixedLength(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
     """
 
     def __init__(self, env: gym.Env, length: int):
-        check(length >= 1, f"fixed_length = {length}; at least 1 is needed")
         super().__init__(env)
         self.length, self._elapsed = length, 0
         self.max_episode_steps = length

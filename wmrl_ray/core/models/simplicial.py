@@ -90,6 +90,10 @@ class SimplicialModel(nn.Module):
         """Of weights and latents."""
         return self.critic.weights[0].dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.critic.weights[0].device
+
     def encode(self, obs: Tensor) -> Tensor:
         """[..., O], or images uint8 [..., C, h, w] -> z [..., Z]."""
         return self.encoder(obs)

@@ -1,0 +1,125 @@
+"""TD-MPC2 at its 5M sizes beside the public code: plan and update, one thread, same process, interleaved.
+
+python -m tests.benchmarks.bench_tdmpc2 --peer PATH     # PATH: a checkout of nicklashansen/tdmpc2, or its git folder
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.harness import Timing, flops, gemm_rates, interleaved, machine, table
+from tests.benchmarks.peer_tdmpc2 import PeerTDMPC2, checkout
+from wmrl_ray.core.agents import make_agent
+from wmrl_ray.core.agents.base import Agent
+from wmrl_ray.core.batch import Batch
+
+BATCH, HORIZON, ENVS = 256, 3, 4
+TASKS = {"walker": (24, 6), "humanoid": (67, 21)}  # observations, actions
+THEIRS, COMPILED = "public code", "public code, compile=true"
+VARIANTS = {
+    "fp32": {"precision": "float32", "compile": "off"},
+    "bf16": {"precision": "bfloat16", "compile": "off"},
+    "fp32 compiled": {"precision": "float32", "compile": "default"},
+    "bf16 compiled": {"precision": "bfloat16", "compile": "default"},
+}
+
+
+def make_batch(obs_dim: int, action_dim: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return Batch(
+        obs=normal(BATCH, HORIZON + 1, obs_dim),
+        action=normal(BATCH, HORIZON, action_dim).clamp(-1, 1),
+        reward=normal(BATCH, HORIZON),
+        terminated=torch.zeros(BATCH, HORIZON, dtype=torch.bool),
+        valid=torch.ones(BATCH, HORIZON, dtype=torch.bool),
+    )
+
+
+def planner(agent: Agent, num_envs: int) -> Callable[[], None]:
+    """A call that plans once for `num_envs` environments with a warm start."""
+    obs, is_first = torch.randn(num_envs, agent.obs_dim), torch.zeros(num_envs, dtype=torch.bool)
+    _, state, _ = agent.act(obs, None, ~is_first)
+
+    def call() -> None:
+        nonlocal state
+        _, state, _ = agent.act(obs, state, is_first)
+
+    return call
+
+
+def rows(timings: dict[str, Timing], envs: dict[str, int]) -> list[list[str]]:
+    """Per environment; the ratio to the public code, run as it is by default and not compiled, whichever is faster."""
+    bases = [timings[name] for name in (THEIRS, COMPILED) if name in timings]
+    lines = []
+    for name, timing in timings.items():
+        share = envs.get(name, 1)
+        ratios = ["-", "-"]
+        if bases:
+            wall, cpu = min(base.wall_ms for base in bases), min(base.cpu_ms for base in bases)
+            ratios = [f"{wall * share / timing.wall_ms:.2f}x", f"{cpu * share / timing.cpu_ms:.2f}x"]
+        lines.append([name, f"{timing.wall_ms / share:.1f}", f"{timing.cpu_ms / share:.1f}", *ratios])
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="checkout of nicklashansen/tdmpc2 or its git folder; else only ours is timed")
+    parser.add_argument("--peer-compiled", action="store_true", help="also time the public code with its compile=true")
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--what", nargs="*", default=["plan", "update"], choices=["plan", "update"])
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(f"{machine()}\n{arguments.repetitions} interleaved repetitions, medians; ms per call on the clock and of CPU time")
+    with contextlib.ExitStack() as stack:
+        root = stack.enter_context(checkout(arguments.peer)) if arguments.peer else None
+        for task in arguments.tasks:
+            report(task, root, arguments)
+    rates = gemm_rates()
+    print(f"\n### the floor\n{table(['512 x 512 x 512', 'GFLOP/s'], [[name, f'{rate:.0f}'] for name, rate in rates.items()])}")
+
+
+def report(task: str, root: Path | None, arguments: argparse.Namespace) -> None:
+    """Prints the tables of one task."""
+    (obs_dim, action_dim), batch = TASKS[task], make_batch(*TASKS[task])
+    plans: dict[str, Callable[[], object]] = {}
+    updates: dict[str, Callable[[], object]] = {}
+    envs: dict[str, int] = {}
+    if root is not None:
+        obs = torch.randn(obs_dim)
+        for name in (THEIRS, COMPILED) if arguments.peer_compiled else (THEIRS,):
+            peer = PeerTDMPC2(root, (obs_dim,), action_dim, compile=name == COMPILED)
+            peer.set_batch(batch)
+            plans[name], updates[name] = lambda peer=peer: peer.plan(obs), peer.update
+    for variant in arguments.variants:
+        agent = make_agent("tdmpc2", VARIANTS[variant], obs_dim, action_dim)
+        name = f"ours, {variant}"
+        updates[name], plans[name] = lambda agent=agent: agent.update(batch), planner(agent, 1)
+        many = f"{name}, {ENVS} environments at once"
+        plans[many], envs[many] = planner(agent, ENVS), ENVS
+    header = ["", "ms", "CPU ms", "speed-up", "in CPU time"]
+    for what, calls in {"plan": plans, "update": updates}.items():
+        if what in arguments.what:
+            timed = interleaved(calls, arguments.repetitions)
+            print(f"\n### {what}, {task} ({obs_dim}/{action_dim}), per environment\n{table(header, rows(timed, envs))}")
+    agent = make_agent("tdmpc2", VARIANTS["fp32"], obs_dim, action_dim)
+    work = {"plan": planner(agent, 1), "update": lambda: agent.update(batch)}
+    counted = {f"ours, {what}": call for what, call in work.items()}
+    if root is not None:
+        counted |= {f"{THEIRS}, plan": plans[THEIRS], f"{THEIRS}, update": updates[THEIRS]}
+    print("\n" + table(["products in", "GFLOP"], [[name, f"{flops(call) / 1e9:.1f}"] for name, call in counted.items()]))
+
+
+if __name__ == "__main__":
+    main()

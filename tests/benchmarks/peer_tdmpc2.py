@@ -1,0 +1,144 @@
+"""The public TD-MPC2 code (nicklashansen/tdmpc2), read from a checkout that the caller names, run on the CPU as it is.
+
+None of that code is kept here and no file of it is changed: while an agent is built, its requests for `cuda:0` get the CPU, and
+its optimisers lose `capturable`, which torch refuses on a CPU. It needs `tensordict` (0.8.3 with torch 2.13; 0.14 fails).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import yaml
+from torch import Tensor
+
+from wmrl_ray.core.batch import Batch
+
+
+@contextlib.contextmanager
+def checkout(path: Path) -> Iterator[Path]:
+    """The folder with `tdmpc2/tdmpc2.py`: `path` itself, or the newest commit of the git folder `path`, unpacked."""
+    if (path / "tdmpc2/tdmpc2.py").is_file():
+        yield path
+        return
+    archive = subprocess.run(["git", f"--git-dir={path}", "archive", "HEAD", "tdmpc2"], capture_output=True, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
+            tar.extractall(folder, filter="data")
+        yield Path(folder)
+
+
+def _adam(*args: Any, capturable: bool, **kwargs: Any) -> torch.optim.Adam:
+    return torch.optim.Adam(*args, **kwargs)
+
+
+class _TorchOnCpu(ModuleType):
+    """torch, except that every device is the CPU and Adam is not `capturable`."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(Adam=_adam) if name == "optim" else getattr(torch, name)
+
+    def device(self, *args: object) -> torch.device:
+        return torch.device("cpu")
+
+
+class FixedReplay:
+    """Stands where their replay buffer stands, with one batch drawn in advance: neither side's sampling is measured."""
+
+    def __init__(self, batch: tuple[Tensor | None, ...]):
+        self.batch = batch
+
+    def sample(self) -> tuple[Tensor | None, ...]:
+        return self.batch
+
+
+class PeerTDMPC2:
+    """Their agent with their default settings (5M parameters) for one task.
+
+    obs_shape: (O,), or (C, h, w).
+    """
+
+    def __init__(self, root: Path, obs_shape: tuple[int, ...], action_dim: int, *, compile: bool = False):  # noqa: A002
+        kind = "state" if len(obs_shape) == 1 else "rgb"
+        settings = yaml.safe_load((root / "tdmpc2/config.yaml").read_text())
+        settings |= {"obs": kind, "obs_shape": {kind: obs_shape}, "action_dim": action_dim, "episode_length": 500}
+        settings |= {"multitask": False, "tasks": ["one"], "task_dim": 0, "task": "one", "compile": compile}
+        for name in ("lr", "entropy_coef", "vmax", "vmin"):
+            settings[name] = float(settings[name])
+        settings["bin_size"] = (settings["vmax"] - settings["vmin"]) / (settings["num_bins"] - 1)
+        self.settings = SimpleNamespace(**settings)
+        self.settings.get = lambda name, default=None: getattr(self.settings, name, default)
+        sys.path.insert(0, str(root / "tdmpc2"))
+        try:
+            agent, scale = importlib.import_module("tdmpc2"), importlib.import_module("common.scale")
+            self.math = importlib.import_module("common.math")
+        finally:
+            sys.path.remove(str(root / "tdmpc2"))
+        with mock.patch.object(agent, "torch", _TorchOnCpu()), mock.patch.object(scale, "torch", _TorchOnCpu()):
+            self.agent = agent.TDMPC2(self.settings)
+        layers = sys.modules["common.layers"]
+        self.shift = next((part for part in self.agent.modules() if isinstance(part, layers.ShiftAug)), None)
+
+    def set_batch(self, batch: Batch) -> None:
+        """Theirs is time-major, its scalars have a trailing axis."""
+
+        def turned(x: Tensor) -> Tensor:
+            x = x.transpose(0, 1).contiguous()
+            return x if x.dim() > 2 else x.unsqueeze(-1).float()
+
+        parts = (batch.obs, batch.action, batch.reward, batch.terminated)
+        self._replay = FixedReplay((*map(turned, parts), None))
+
+    def update(self) -> dict[str, Tensor]:
+        return self.agent.update(self._replay)
+
+    def plan(self, obs: Tensor) -> Tensor:
+        """One action for one observation [O] or [C, h, w], with a warm start."""
+        return self.agent.act(obs, t0=False, eval_mode=True)
+
+    @torch.no_grad()
+    def copy_to(self, model: Any) -> Tensor:
+        """Gives our model their weights; returns the order [Z] in which our latents hold their features.
+
+        Raises:
+            ValueError: a part has another number of parameters.
+        """
+        theirs: Any = self.agent.model
+        # Their simplices are neighbouring features, ours are features i, i + 64, ...: another order of the latent's features
+        order = torch.arange(model.config.latent_dim).view(-1, model.config.simnorm_dim).t().flatten()
+        parts = [(theirs._dynamics, model.dynamics), (theirs._reward, model.reward_head), (theirs._pi, model.actor)]
+        parts.append((theirs._encoder[self.settings.obs], model.encoder))
+        for source, target in parts:
+            for p, q in zip(source.parameters(), target.parameters(), strict=True):
+                q.copy_(p)
+        for network in (model.dynamics, model.reward_head, model.actor):  # read a latent
+            columns = network[0].linear.weight[:, : len(order)]
+            columns.copy_(columns[:, order])
+        for network in (model.dynamics, model.encoder):  # write one
+            if self.settings.obs == "state" or network is model.dynamics:
+                for p in network[-1].parameters():
+                    p.copy_(p[order])
+        params = theirs._Qs.params
+        for layer in range(len(model.critic.weights)):
+            model.critic.weights[layer].copy_(params[str(layer), "weight"].transpose(1, 2))
+            model.critic.biases[layer].copy_(params[str(layer), "bias"].unsqueeze(1))
+        for layer in range(len(model.critic.scales)):
+            model.critic.scales[layer].copy_(params[str(layer), "ln", "weight"].unsqueeze(1))
+            model.critic.shifts[layer].copy_(params[str(layer), "ln", "bias"].unsqueeze(1))
+        rows = model.critic.weights[0][:, : len(order)]
+        rows.copy_(rows[:, order])
+        return order
