@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wmrl_ray import checkpoint
 from wmrl_ray.collect import Collector, Statistics
@@ -134,17 +135,9 @@ def train_online(
     last_eval = run.last_evaluation()
     last_log, update_s = (progress.update, time.monotonic()), 0.0
     while not progress.finished:
-        until, tensors = progress.update + config.updates_per_call, {}
-        while progress.update < until:
-            turn = clock.turn(progress.update, collector.num_steps, until)
-            for episode in collector.collect(None if turn.random else agent, turn.steps):
-                replay.add(episode)
-            started = time.monotonic()
-            if turn.updates:
-                check_replay(replay, agent, collector.num_steps)
-                tensors = update_steps(agent, replay, turn.updates, config.batch_size)
-            update_s += time.monotonic() - started
-            progress.update += turn.updates
+        until = progress.update + config.updates_per_call
+        tensors, seconds = take_turns(agent, replay, collector, clock, progress.update, until, config.batch_size)
+        progress.update, update_s = until, update_s + seconds
         metrics = finite_metrics(agent, tensors)
         if progress.due(config.log_every):
             now = time.monotonic()
@@ -172,6 +165,34 @@ def train_online(
         run.finish(result)
     event("end", last_eval)
     return result
+
+
+def take_turns(
+    agent: Agent,
+    replay: Replay | DemonstrationReplay,
+    collector: Collector,
+    clock: Clock,
+    update: int,
+    until: int,
+    batch_size: int,
+) -> tuple[Mapping[str, Tensor], float]:
+    """Steps and updates in turn, from `update` updates made to `until`.
+
+    Returns: the metrics of the last update, which no device has waited for; the seconds that updates took.
+    """
+    tensors: Mapping[str, Tensor] = {}
+    update_s = 0.0
+    while update < until:
+        turn = clock.turn(update, collector.num_steps, until)
+        for episode in collector.collect(None if turn.random else agent, turn.steps):
+            replay.add(episode)
+        started = time.monotonic()
+        if turn.updates:
+            check_replay(replay, agent, collector.num_steps)
+            tensors = update_steps(agent, replay, turn.updates, batch_size)
+        update_s += time.monotonic() - started
+        update += turn.updates
+    return tensors, update_s
 
 
 def check_in_process(config: RunConfig) -> None:

@@ -137,7 +137,7 @@ class Ledger:
         self.counts.lost_steps += sum(state["unfinished"])
         self._unfinished = [0] * len(self._unfinished)
         # Why: no runner may repeat the random streams of one of the saved run
-        self.incarnations = [1 + max(state["incarnations"])] * len(self.incarnations)
+        self.incarnations = [1 + max(state["incarnations"], default=0)] * len(self.incarnations)
 
 
 @dataclass

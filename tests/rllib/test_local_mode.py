@@ -119,3 +119,41 @@ def test_debug_starts_and_stops_its_own_ray_and_keeps_everything_in_this_process
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads(result.stdout.splitlines()[-1]) == [True, 2, True, False]
+
+
+ONLINE = """
+import json, os, sys, warnings
+import ray
+from tests.rllib.fakes import losses
+from tests.rllib.online_fakes import small_online
+from wmrl_ray.collect import Collector
+
+temp = sys.argv[1]
+ray.init(local_mode=True, num_cpus=2, include_dashboard=False, logging_level="ERROR", _temp_dir=temp)
+pids = set()
+collect = Collector.collect
+Collector.collect = lambda self, *a: (pids.add(os.getpid()), collect(self, *a))[1]
+found = {}
+for name, online in {"local": {"num_runners": 2, "schedule": "asynchronous"}, "in turn": {}}.items():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        algorithm = small_online(**online).build_algo()
+    found[name + " warned"] = [str(w.message) for w in caught if "num_runners" in str(w.message)]
+    found[name] = [losses(algorithm.train()) for _ in range(2)]
+    algorithm.stop()
+found["one_process"] = pids == {os.getpid()}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(not compat.HAS_LOCAL_MODE, reason="this Ray has no local_mode")
+def test_in_local_mode_runners_become_steps_in_turn_with_a_warning() -> None:
+    with tempfile.TemporaryDirectory(prefix="wmrl-ray-", ignore_cleanup_errors=True) as temp:
+        result = subprocess.run([sys.executable, "-c", ONLINE, temp], capture_output=True, text=True, timeout=280, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["local"] == found["in turn"]
+    assert found["local"][1]["loss/model"] > 0
+    assert "online.num_runners = 2 becomes 0 under local_mode" in found["local warned"][0]
+    assert found["in turn warned"] == []
+    assert found["one_process"] is True

@@ -59,7 +59,7 @@ def unfinished_steps(algorithm: OnlineAlgorithm) -> int:
     """What lies in the environments now, as the runners say."""
     assert algorithm._runners is not None
     states = algorithm._runners.collector_states()
-    return sum(len(episode["action"]) for state in states for episode in state["unfinished"])
+    return sum(len(episode["action"]) for state in states if state is not None for episode in state["unfinished"])
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,31 @@ def test_with_demonstrations_too(plane_dataset: str, tmp_path: Path) -> None:
     result = train_on_ray(config, tmp_path / "ray")
     assert logged(tmp_path / "ray") == logged(tmp_path / "plain")
     assert result["eval/episodes"] == 4
+
+
+@pytest.mark.parametrize("algorithm", ["tdmpc2", "iq_mpc"])
+def test_the_papers_agents_too(plane_dataset: str, tmp_path: Path, algorithm: str) -> None:
+    """With a checkpoint half-way and, for IQ-MPC, a few of the demonstrations."""
+    bins = {"tdmpc2": 11, "iq_mpc": 1}[algorithm]
+    model = {"latent_dim": 16, "encoder_dim": 16, "mlp_dim": 16, "simnorm_dim": 4, "num_critics": 2, "num_bins": bins}
+    plan = {"num_samples": 8, "num_policy": 4, "num_elites": 4, "iterations": 2}
+    online = OnlineConfig(num_envs=2, seed_steps=24, num_demonstrations=20 if algorithm == "iq_mpc" else None)
+    config = run_config(
+        algorithm=algorithm,
+        dataset=plane_dataset if algorithm == "iq_mpc" else None,
+        num_updates=48,
+        eval_every=0,
+        checkpoint_every=24,
+        log_every=12,
+        online=online,
+        agent={"model": model, "plan": plan, "episode_len": 20},
+    )
+    train_online(config, tmp_path / "plain")
+    calls = iter(range(100))
+    train_on_ray(config, tmp_path / "ray", should_stop=lambda: next(calls) >= 1)
+    train_on_ray(config, tmp_path / "ray", resume=True)
+    assert logged(tmp_path / "ray") == logged(tmp_path / "plain")
+    assert len(logged(tmp_path / "plain")) == 4
 
 
 def test_one_runner_and_one_remote_learner_change_nothing(plain: Path, tmp_path: Path) -> None:
@@ -125,6 +150,19 @@ def test_debug_takes_the_steps_of_all_runners_in_this_process(
     train_on_ray(run_config(num_learners=2, online=online), tmp_path / "debug", debug=True)
     assert pids == {os.getpid()}
     assert logged(tmp_path / "debug") == logged(plain)  # in turn, as everything in one process
+
+
+def test_rllibs_get_state_and_set_state_carry_everything_too() -> None:
+    algorithm = small_online().build_algo()
+    for _ in range(5):
+        algorithm.train()
+    state = algorithm.get_state()
+    expected, steps = fakes.losses(algorithm.train()), algorithm.num_steps
+    algorithm.set_state(state)
+    assert (algorithm.num_updates, algorithm.num_steps) == (60, 60)
+    assert fakes.losses(algorithm.train()) == expected
+    assert algorithm.num_steps == steps == 72
+    algorithm.stop()
 
 
 # -- synchronous, two runners -------------------------------------------------------------------------------------------------
@@ -193,6 +231,21 @@ def test_a_killed_runner_comes_back_and_the_counts_stay_right(two_runners: Any) 
     assert counts.lost_runners == 1
     assert counts.steps == counts.delivered_steps + unfinished_steps(two_runners) + counts.lost_steps
     assert replays(two_runners)[0]["action"].shape[0] - counts.episodes == counts.delivered_steps
+
+
+def test_a_runner_that_is_dead_when_a_checkpoint_is_written_starts_anew_after_the_restore(
+    two_runners: Any, tmp_path: Path
+) -> None:
+    lost, unfinished = dataclasses.replace(two_runners._ledger.counts), unfinished_steps(two_runners)
+    os.kill(runner_pid(two_runners, 1), signal.SIGKILL)
+    path = two_runners.save_to_path(tmp_path / "saved")
+    assert two_runners._ledger.counts.lost_runners == lost.lost_runners + 1
+    expected = fakes.losses(two_runners.train())
+    two_runners.restore_from_path(path)
+    assert fakes.losses(two_runners.train()) == expected  # both went on with one old runner and the same new one
+    counts = two_runners._ledger.counts
+    assert lost.lost_steps <= counts.lost_steps <= lost.lost_steps + unfinished
+    assert counts.steps == counts.delivered_steps + unfinished_steps(two_runners) + counts.lost_steps
 
 
 def test_an_error_in_a_runner_stops_the_run_with_its_traceback() -> None:
@@ -287,6 +340,18 @@ def test_counters_and_replay_survive_a_restore_and_the_run_goes_on(at_once: Any,
     at_once.train()
     at_once.policy_tree()
     check_counts(at_once)
+
+
+def test_one_process_goes_on_with_the_replay_and_the_counts_of_two_runners(two_runners: Any, tmp_path: Path) -> None:
+    path = two_runners.save_to_path(tmp_path / "saved")
+    algorithm = small_online().build_algo()
+    algorithm.restore_from_path(path)
+    assert algorithm.num_steps == two_runners.num_steps
+    (ours,), (theirs,) = replays(algorithm), replays(two_runners)
+    np.testing.assert_array_equal(ours["obs"], theirs["obs"])
+    algorithm.train()
+    assert algorithm.num_steps == two_runners.num_steps + 12
+    algorithm.stop()
 
 
 def test_tune_reserves_a_cpu_for_every_runner() -> None:

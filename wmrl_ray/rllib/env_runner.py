@@ -35,7 +35,7 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         if kwargs.get("worker_index"):  # in its own process
             torch.set_num_threads(max(1, int(config.num_cpus_per_env_runner)))
         self._collector: Collector | None = None
-        self._seed: tuple[int, ...] = ()
+        self._session = 0  # of the collector
         self._held = ""  # the object whose weights the agent has
         self._answered: float | None = None
         super().__init__(config=config, **kwargs)
@@ -120,12 +120,12 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
     def _collector_for(self, order: Order) -> Collector:
         """The one at work, or a new one where the order is for another."""
         if self._collector is not None:
-            if order.seed == self._seed and order.collector is None:
+            if order.session == self._session:
                 return self._collector
             self._collector.close()
         config, online = self.config, self.config.run_config().online
         self._collector = Collector(config.env, config.env_config, online.num_envs, seed=order.seed)
-        self._seed = order.seed
+        self._session = order.session
         if order.collector is not None:
             state, replay_unfinished = order.collector
             self._collector.set_state(state, replay_unfinished=replay_unfinished)

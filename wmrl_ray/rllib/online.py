@@ -34,8 +34,8 @@ def _save(learner: OnlineLearner) -> dict[str, Any]:
     return learner.save()
 
 
-def _load(learner: OnlineLearner, agent_state: Any, streams: Any, collector: Any) -> None:
-    learner.load_online(agent_state, streams, collector)
+def _load(learner: OnlineLearner, **kwargs: Any) -> None:
+    learner.load_online(**kwargs)
 
 
 @dataclass
@@ -73,7 +73,8 @@ class Tally:
         return found | {
             "online/steps_per_s": self.statistics.steps / max(time.monotonic() - self.started, 1e-9),
             "time/ingest_s": self.ingest_s,
-            "time/weights_s": self.publish_s + self.runner_load_s,
+            "time/publish_s": self.publish_s,
+            "time/runner_load_s": self.runner_load_s,
             "time/runner_wait_share": self.runner_wait_s / max(self.runner_wait_s + worked, 1e-9),
             "time/learner_wait_share": self.learner_wait_s / max(self.learner_wait_s + learned, 1e-9),
         }
@@ -100,7 +101,8 @@ class OnlineAlgorithm(AgentAlgorithm):
         self._learner_counts = (0, 0)  # (steps, episodes) of the learner's own collector
         self._replay_steps = 0
         self._tally = Tally()
-        self._collectors: list[dict[str, Any]] = []  # states in which the runners' collectors start
+        self._session = 0  # of the runners' collectors: a restore begins another
+        self._collectors: list[dict[str, Any] | None] = []  # states in which the runners' collectors start
         self._weights = Weights([], 0)
         self._ledger = Ledger(self.online.num_runners)
         self._clock: Clock = make_clock(run, run.env)
@@ -123,16 +125,17 @@ class OnlineAlgorithm(AgentAlgorithm):
             threads = torch.get_num_threads()
             # Why a thread: learners, the driver's own too, work while the driver serves the runners
             self._pool = concurrent.futures.ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
-        self._start_runners()
-
-    def _start_runners(self) -> None:
         assert self.spaces is not None
+        self._runners = Runners(self.config, self.spaces, self.online.num_runners)
+        self._begin_session()
+
+    def _begin_session(self) -> None:
+        """Nobody was asked for anything yet, and the learners' weights are known."""
+        # Why not wait for what is under way after a restore: its answers are of another run, and each actor works in order
         self._waiting: dict[concurrent.futures.Future[Any], tuple[Request, Any]] = {}
         self._learning: concurrent.futures.Future[Any] | None = None
-        if self._runners is not None:
-            self._runners.stop()
-        self._runners = Runners(self.config, self.spaces, self.online.num_runners)
-        self._account([*self._learn([], 0, publish=True)])
+        self._session += 1
+        self._account(self._learn([], 0, publish=True))
 
     @property
     def num_steps(self) -> int:
@@ -203,6 +206,7 @@ class OnlineAlgorithm(AgentAlgorithm):
                 packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
                 self._learning = self._pool.submit(self._learn, packets, call.num_updates, publish=call.num_updates > 0)
             begun = [*self._waiting, *([] if self._learning is None else [self._learning])]
+            assert begun, "everybody waits: Limits has let this pass"
             ended, _ = concurrent.futures.wait(begun, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in ended:
                 if future is self._learning:
@@ -228,10 +232,11 @@ class OnlineAlgorithm(AgentAlgorithm):
     def _order(self, runner: int, num_steps: int, random: bool) -> Order:
         incarnation = self._ledger.incarnations[runner]
         seed = (self.config.seed, runner, incarnation) if incarnation else (self.config.seed, runner)
+        state = self._collectors[runner] if self._collectors else None
         saved = None
-        if self._collectors and incarnation == self._saved_incarnations[runner]:
-            saved = (self._collectors[runner], self.online.replay_unfinished)
-        return Order(num_steps, seed, None if random else self._weights, saved)
+        if state is not None and incarnation == self._saved_incarnations[runner]:
+            saved = (state, self.online.replay_unfinished)
+        return Order(num_steps, self._session, seed, None if random else self._weights, saved)
 
     # -- learners -------------------------------------------------------------------------------------------------------------
 
@@ -280,42 +285,65 @@ class OnlineAlgorithm(AgentAlgorithm):
 
     def policy_tree(self) -> dict[str, Any]:
         """As offline, and `online`: the steps' counts; `collectors`: states of those that can go on exactly (synchronous)."""
-        if self._schedule is not None and (call := self._schedule.drain()) is not None:
-            packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
-            self._account(self._learn(packets, 0, publish=False))
-            self._schedule.finish_call()
+        self._drain()
         ranks = self.on_learners(_save)
         if self._runners is None:
             collectors = [ranks[0]["collector"]]
         elif self._schedule is None and self.num_steps > 0:
-            collectors = self._collectors or self._runners.collector_states()
+            collectors = self._collectors or self._collector_states()
         else:
             collectors = []
         streams = [rank["streams"] for rank in ranks]
-        counts = {
-            **self._ledger.get_state(),
-            "learner_counts": list(self._learner_counts),
-            "statistics": vars(self._tally.statistics),
-        }
-        return {"agent": ranks[0]["agent"], "streams": streams, "collectors": collectors, "online": counts}
+        return {"agent": ranks[0]["agent"], "streams": streams, "collectors": collectors, "online": self._counts_state()}
 
     def load_policy_tree(self, tree: dict[str, Any]) -> None:
-        own = tree["collectors"][0] if self._runners is None and tree["collectors"] else None
-        self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"], collector=own)
-        counts = tree["online"]
-        self._learner_counts = tuple(counts["learner_counts"])
+        counts, collectors = tree["online"], tree["collectors"]
+        own = collectors[0] if self._runners is None and len(collectors) == 1 else None
+        taken = (counts["steps"], counts["episodes"])
+        self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"], collector=own, taken=taken)
+        self._resume(counts, collectors)
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        self._drain()
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        return {**state, "online": self._counts_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._resume(state["online"], [])
+
+    def _drain(self) -> None:
+        """What is queued goes to the learners: a reference means nothing to another process."""
+        if self._schedule is not None and (call := self._schedule.drain()) is not None:
+            packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
+            self._account(self._learn(packets, 0, publish=False))
+            self._schedule.finish_call()
+
+    def _counts_state(self) -> dict[str, Any]:
+        taken = {"steps": self.num_steps, "episodes": self.num_episodes, "statistics": dict(vars(self._tally.statistics))}
+        return {**self._ledger.get_state(), **taken}
+
+    def _collector_states(self) -> list[dict[str, Any] | None]:
+        assert self._runners is not None
+        states = self._runners.collector_states()
+        for runner in (runner for runner, state in enumerate(states) if state is None):
+            self._ledger.lose(runner)
+        return states
+
+    def _resume(self, counts: dict[str, Any], collectors: list[dict[str, Any] | None]) -> None:
+        self._learner_counts = (counts["steps"], counts["episodes"])
         self._tally = Tally(statistics=Statistics(**counts["statistics"]))
         if self._runners is None:
             return
-        goes_on = self._schedule is None and len(tree["collectors"]) == self.online.num_runners
+        goes_on = self._schedule is None and len(collectors) == len(counts["incarnations"]) == self.online.num_runners
         if self._schedule is None:
             self._ledger.set_state(counts, goes_on=goes_on)
         else:
             self._schedule = Schedule.resumed(self._limits, counts)
             self._ledger = self._schedule.ledger
-        self._collectors = tree["collectors"] if goes_on else []
+        self._collectors = collectors if goes_on else []
         self._saved_incarnations = list(self._ledger.incarnations)
-        self._start_runners()
+        self._begin_session()
 
 
 class TDMPC2(OnlineAlgorithm):

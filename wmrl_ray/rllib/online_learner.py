@@ -11,12 +11,13 @@ import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from wmrl_ray.collect import Collector, Statistics
-from wmrl_ray.online import check_replay, make_clock
-from wmrl_ray.rllib.learner import AgentLearner
+from wmrl_ray.online import check_replay, make_clock, take_turns
+from wmrl_ray.rllib.learner import STREAMS, AgentLearner
 from wmrl_ray.rllib.sampling import Packet, Weights, fetch
 from wmrl_ray.rllib.weights import flatten_weights
 from wmrl_ray.train import finite_metrics, update_steps
 
+COLLECTOR = "collector"  # component of the state
 EPISODES = "online"  # where a replay's state keeps the episodes that were added
 
 
@@ -63,18 +64,10 @@ class OnlineLearner(AgentLearner):
         waited, collector, agent = self._waited(), self.collector, self.agent
         assert collector is not None
         self._train_mode()
-        tensors: Mapping[str, Any] = {}
-        update_s = 0.0
         with self._lock:
-            while agent.num_updates < until:
-                turn = self._clock.turn(agent.num_updates, collector.num_steps, until)
-                for episode in collector.collect(None if turn.random else agent, turn.steps):
-                    self.replay.add(episode)
-                started = time.monotonic()
-                if turn.updates:
-                    check_replay(self.replay, agent, collector.num_steps)
-                    tensors = update_steps(agent, self.replay, turn.updates, self.config.batch_size)
-                update_s += time.monotonic() - started
+            tensors, update_s = take_turns(
+                agent, self.replay, collector, self._clock, agent.num_updates, until, self.config.batch_size
+            )
             metrics = self._reduced(tensors)
         return self._report(
             metrics,
@@ -144,8 +137,18 @@ class OnlineLearner(AgentLearner):
                 state["streams"]["replay"] = without_episodes(state["streams"]["replay"])
             return {**state, "collector": None if self.collector is None else self.collector.get_state()}
 
-    def load_online(self, agent_state: dict[str, Any], streams: list[dict[str, Any]], collector: dict[str, Any] | None) -> None:
-        """Continues where a learner group stopped, as `load`; a rank that the saved group did not have gets its episodes."""
+    def load_online(
+        self,
+        agent_state: dict[str, Any],
+        streams: list[dict[str, Any]],
+        collector: dict[str, Any] | None,
+        taken: tuple[int, int],
+    ) -> None:
+        """Continues where a learner group stopped, as `load`; a rank that the saved group did not have gets its episodes.
+
+        Args:
+            collector: of a run without runners. taken: (steps, episodes) so far, by whomever.
+        """
         own = self.replay.get_state()
         whole = [{**saved, "replay": with_episodes(saved["replay"], streams[0]["replay"])} for saved in streams]
         self.load(agent_state, whole)
@@ -153,6 +156,19 @@ class OnlineLearner(AgentLearner):
             self.replay.set_state(with_episodes(without_episodes(own), streams[0]["replay"]))
         if self.collector is not None and collector is not None:
             self.collector.set_state(collector, replay_unfinished=self.config.run_config().online.replay_unfinished)
+        elif self.collector is not None:
+            self.collector.num_steps, self.collector.num_episodes = taken
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if STREAMS in state and self.collector is not None:
+            state[COLLECTOR] = self.collector.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if COLLECTOR in state and self.collector is not None:
+            self.collector.set_state(state[COLLECTOR])
 
 
 def without_episodes(state: Any) -> Any:

@@ -34,11 +34,12 @@ class Weights:
 class Order:
     """What a runner does next: `num_steps` steps in each of its environments.
 
-    weights: None while actions are random. seed: of the collector, made at the first order. collector: the state in which it
-    starts (and whether its unfinished episodes go on).
+    weights: None while actions are random. session: a runner makes a new collector, of this seed, at the first order of each;
+    collector: the state in which that starts (and whether its unfinished episodes go on).
     """
 
     num_steps: int
+    session: int
     seed: tuple[int, ...]
     weights: Weights | None
     collector: tuple[dict[str, Any], bool] | None = None
@@ -133,12 +134,15 @@ class Runners:
         ray.kill(self.actors[runner])
         self.actors[runner] = self._make(runner)
 
-    def collector_states(self) -> list[dict[str, Any]]:
-        """Of every runner, none of which may be at work. Raises RemoteError if one is dead."""
-        try:
-            states = ray.get([actor.get_collector_state.remote() for actor in self.actors])
-        except RayActorError as error:
-            raise RemoteError(f"a runner died: {error}") from error
+    def collector_states(self) -> list[dict[str, Any] | None]:
+        """Of every runner, each of which has answered before and is at rest; None for one that died, which is replaced."""
+        states: list[Any] = []
+        for runner, reference in enumerate([actor.get_collector_state.remote() for actor in self.actors]):
+            try:
+                states.append(ray.get(reference))
+            except RayActorError:
+                self._replace(runner)
+                states.append(None)
         return unwrap(states, "runner", self.num_runners)
 
     def stop(self) -> None:
