@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks.bench_online --runners 0 1 2
 
-TD-MPC2 in cartpole-swingup, one learner actor. Every figure is the median over calls of `updates_per_call` updates after the
+TD-MPC2, one learner actor. Every figure is the median over calls of `updates_per_call` updates after the
 seed phase. Planning is `act`; the rest of a runner's time is environment, taking weights and waiting; so is the learner's:
 updates, taking episodes, publishing weights and waiting. The driver's share is its CPU time over the time on the clock.
 """
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ LEARNER = ("updates", "episodes", "weights", "waits")
 
 def measure(settings: argparse.Namespace, num_runners: int, schedule: str) -> list[str]:
     """One line of the table."""
+    from wmrl_ray.rllib import compat
     from wmrl_ray.rllib.config import TDMPC2Config
     from wmrl_ray.rllib.online import OnlineAlgorithm
 
@@ -45,10 +48,10 @@ def measure(settings: argparse.Namespace, num_runners: int, schedule: str) -> li
     else:
         online["steps_per_turn"] = settings.turn
     online["updates_per_step"] = settings.rate
-    config = TDMPC2Config().environment("dmc/cartpole-swingup").learners(num_learners=1)
+    config = TDMPC2Config().environment(settings.env).learners(num_learners=1)
     config.training(agent=SIZES[settings.size], online=online, batch_size=settings.batch, updates_per_call=settings.updates)
     config.evaluation(evaluation_duration=1).env_runners(num_envs_per_env_runner=1)
-    algorithm = config.build_algo()
+    algorithm = compat.build(config, settings.folder)
     assert isinstance(algorithm, OnlineAlgorithm)
     lines: list[dict[str, float]] = []
     try:
@@ -95,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runners", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--schedules", nargs="*", default=["synchronous", "asynchronous"])
+    parser.add_argument("--env", default="dmc/cartpole-swingup")
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--envs", type=int, default=1, help="of each runner")
     parser.add_argument("--batch", type=int, default=64)
@@ -105,6 +109,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=600, help="random steps at first; an episode has 500")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each line, after the seed phase")
     arguments = parser.parse_args()
+    arguments.folder = Path(tempfile.mkdtemp(prefix="wmrl-bench-"))
     torch.set_num_threads(1)
     from wmrl_ray.rllib import compat
 
