@@ -12,6 +12,7 @@ import yaml
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.core.agents import agent_config
 from wmrl_ray.data.makers import MAKERS
+from wmrl_ray.data.makers.experts import expert_dataset_id
 from wmrl_ray.envs.catalog import known_ids
 from wmrl_ray.run import RunConfig
 
@@ -28,7 +29,8 @@ def test_every_shipped_config_builds_its_run_and_its_agent(path: Path) -> None:
     if config.dataset is None:
         assert config.learns_online and config.env in known_ids()
     else:
-        assert config.dataset in {DEMO_DATASET, *(maker.dataset_id for maker in MAKERS.values())}
+        experts = {expert_dataset_id(env_id) for env_id in known_ids()}
+        assert config.dataset in {DEMO_DATASET, *experts, *(maker.dataset_id for maker in MAKERS.values())}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
