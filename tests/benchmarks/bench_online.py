@@ -37,6 +37,8 @@ def measure(settings: argparse.Namespace, num_runners: int, schedule: str) -> li
     from wmrl_ray.rllib.config import TDMPC2Config
     from wmrl_ray.rllib.online import OnlineAlgorithm
 
+    # an episode of every environment
+    seed = settings.seed * max(1, num_runners) * settings.envs
     online: dict[str, Any] = {
         "num_runners": num_runners,
         "num_envs": settings.envs,
