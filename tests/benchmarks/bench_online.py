@@ -37,6 +37,8 @@ def measure(settings: argparse.Namespace, num_runners: int, schedule: str) -> li
     from wmrl_ray.rllib.config import TDMPC2Config
     from wmrl_ray.rllib.online import OnlineAlgorithm
 
+    # an episode of every environment
+    seed = settings.seed * max(1, num_runners) * settings.envs
     online: dict[str, Any] = {
         "num_runners": num_runners,
         "num_envs": settings.envs,
@@ -55,7 +57,7 @@ def measure(settings: argparse.Namespace, num_runners: int, schedule: str) -> li
     assert isinstance(algorithm, OnlineAlgorithm)
     lines: list[dict[str, float]] = []
     try:
-        while algorithm.num_updates < settings.seed * settings.rate:  # the seed's updates
+        while algorithm.num_updates < seed * settings.rate:  # the seed's updates
             algorithm.train()
         algorithm.take_metrics()
         stop = time.monotonic() + settings.seconds
@@ -106,7 +108,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=24, help="per call")
     parser.add_argument("--turn", type=int, default=1, help="steps of a synchronous turn")
     parser.add_argument("--request", type=int, default=12, help="steps of an asynchronous request")
-    parser.add_argument("--seed", type=int, default=600, help="random steps at first; an episode has 500")
+    parser.add_argument("--seed", type=int, default=600, help="random steps at first of each environment: an episode must end")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each line, after the seed phase")
     arguments = parser.parse_args()
     arguments.folder = Path(tempfile.mkdtemp(prefix="wmrl-bench-"))
