@@ -28,6 +28,7 @@ CONFIGS = {
     "tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2}},
     "tdmpc2": {
         "model": {"latent_dim": 16, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
+        "episode_len": 500,
         "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2},
     },
     "iql_tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 0, "num_policy": 32, "num_elites": 8, "iterations": 1}},
@@ -39,6 +40,7 @@ CONFIGS = {
     "iq_sac": {"hidden_dim": 32},
     "iq_mpc": {
         "model": {"latent_dim": 16, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
+        "episode_len": 500,
         "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2},
     },
 }

@@ -356,6 +356,29 @@ def test_bfloat16_plans_about_as_float32():
     assert np.abs(a - b).max() < 0.2 * a.std()
 
 
+def test_bfloat16_tells_actions_apart_however_large_q_is():
+    """Near 100, numbers of 8 bits are 0.5 apart: more than these actions are."""
+    exact, rough = (make(precision=precision, plan={**SMALL["plan"], "horizon": 1}) for precision in ("float32", "bfloat16"))
+    for agent in (exact, rough):
+        for critic in (agent.model.critic, agent.target.critic):
+            critic.weights[-1].data.mul_(0.1)
+            critic.biases[-1].data.fill_(100.3)
+    obs = torch.randn(1, O)
+    rough.act(obs, None, torch.ones(1, dtype=torch.bool))  # makes the copy of the weights
+    z, actions, shared = exact.model.encode(obs).detach(), torch.rand(6, 1, A) * 2 - 1, torch.randn(exact.shared_draws)
+    zs, found = z.expand(6, -1), []
+    for agent in (exact, rough):
+        with torch.no_grad(), agent.autocast():
+            values = [agent.model.q(zs, actions[:, 0]), agent.target.q(zs, actions[:, 0])]
+        values.append(agent.returns(agent.start(z).expand(6, -1), actions, torch.randn(6, A), shared)[None])
+        assert all(value.dtype == torch.float32 for value in values)
+        found.append(torch.cat(values))
+    a, b = found
+    assert (a - a.mean(-1, keepdim=True)).abs().max() < 0.5
+    assert (a - b).abs().max() < 0.2 * a.std(-1).min()  # the level too: the last bias is not rounded
+    assert torch.equal(a.argsort(-1), b.argsort(-1))
+
+
 def test_without_planning_it_acts_by_the_policy_prior():
     agent, obs, first = make(use_planning=False), torch.randn(3, O), torch.ones(3, dtype=torch.bool)
     mean, log_std = parameters(agent, apply_normed(agent.model.encoder, array(obs)))

@@ -75,7 +75,7 @@ class Config(SimplicialAgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.model.num_bins == 1, f"model.num_bins = {self.model.num_bins}; inverse soft-Q needs critics of 1 number")
-        check(self.discount < 1, f"gamma = {self.gamma}; it must be below 1")
+        check(self.gamma is None or self.gamma < 1, f"gamma = {self.gamma}; it must be below 1")
         check(self.alpha > 0, f"alpha = {self.alpha}; it must be positive")
         for name in ("consistency_coef", "critic_coef", "penalty_coef"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
