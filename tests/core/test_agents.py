@@ -239,6 +239,29 @@ def test_an_impossible_setting_is_refused_by_name(name, values, named):
         make_agent(name, values, O, A)
 
 
+@pytest.mark.parametrize("name", ["tdmpc", "tdmpc2", "iq_mpc"])
+def test_what_a_cuda_graph_returned_is_not_read_after_the_next_one(name, monkeypatch):
+    """Without a GPU: the memory of the model's loss is written over once its gradient has been taken."""
+    plain, graphs, batch = make(name), make(name), batches(name, 1)[0]
+    graphs.config = dataclasses.replace(graphs.config, compile="cuda_graphs")
+    model_loss, optimize, memory = graphs.model_loss, graphs.optimize, []
+
+    def in_graph_memory(*args):
+        loss, zs, info = model_loss(*args)
+        memory.extend([zs, *info.values()])
+        return loss, zs, info
+
+    def then_overwritten(*args):
+        norm = optimize(*args)
+        for tensor in memory:
+            tensor.fill_(torch.nan)
+        return norm
+
+    monkeypatch.setattr(graphs, "model_loss", in_graph_memory)
+    monkeypatch.setattr(graphs, "optimize", then_overwritten)
+    assert losses(graphs, [batch]) == losses(plain, [batch]) and len(memory) > 3
+
+
 @pytest.mark.gpu
 def test_cuda_graphs_change_no_result_beyond_rounding(name):
     """On a GPU: `pytest -m gpu tests/core`."""

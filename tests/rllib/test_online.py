@@ -109,6 +109,7 @@ def test_the_papers_agents_too(plane_dataset: str, tmp_path: Path, algorithm: st
         checkpoint_every=24,
         log_every=12,
         online=online,
+        env_config={"max_episode_steps": 10},
         agent={"model": model, "plan": plan},
     )
     train_online(config, tmp_path / "plain")
@@ -119,8 +120,8 @@ def test_the_papers_agents_too(plane_dataset: str, tmp_path: Path, algorithm: st
     assert len(logged(tmp_path / "plain")) == 4
     for run in (RunDir(tmp_path / "plain"), RunDir(tmp_path / "ray")):  # the environment's step limit, everywhere
         newest = run.newest_checkpoint()
-        assert newest is not None and run.config().agent["episode_len"] == 20
-        assert Policy.load(newest).agent.config.episode_len == 20  # type: ignore[attr-defined]
+        assert newest is not None and run.config().agent["episode_len"] == 10
+        assert Policy.load(newest).agent.config.episode_len == 10  # type: ignore[attr-defined]
 
 
 def test_one_runner_and_one_remote_learner_change_nothing(plain: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wmrl_ray.config import ConfigError, check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
