@@ -419,8 +419,8 @@ def test_bfloat16_tells_actions_apart_however_large_q_is():
     exact, rough = (make(precision=precision, plan={**SMALL["plan"], "horizon": 1}) for precision in ("float32", "bfloat16"))
     for agent in (exact, rough):
         for critic in (agent.model.critic, agent.target.critic):
-            critic.weights[-1].data.mul_(0.1)
-            critic.biases[-1].data.fill_(100.3)
+            critic.weights[-1].data.mul_(0.1)  # type: ignore[index]
+            critic.biases[-1].data.fill_(100.3)  # type: ignore[index]
     obs = torch.randn(1, O)
     rough.act(obs, None, torch.ones(1, dtype=torch.bool))  # makes the copy of the weights
     z, actions, shared = exact.model.encode(obs).detach(), torch.rand(6, 1, A) * 2 - 1, torch.randn(exact.shared_draws)
