@@ -25,7 +25,7 @@ from wmrl_ray.data.episode import DataError
 from wmrl_ray.online import Clock, make_clock, train_online
 from wmrl_ray.policy import Policy
 from wmrl_ray.run import OnlineConfig, RunConfig, RunDir
-from wmrl_ray.train import build_replay, train
+from wmrl_ray.train import build_replay, train, with_episode_len
 
 SMALL = {
     "model": {"latent_dim": 8, "encoder_dim": 16, "hidden_dim": 16},
@@ -170,6 +170,49 @@ def test_a_run_records_itself(config: RunConfig, tmp_path: Path) -> None:
     assert not any("eval/score_mean" in line for line in lines)
     assert {e.kind for e in events} == {"start", "update", "eval", "checkpoint", "end"}
     assert (run.path / "trajectories.npz").exists()
+
+
+TDMPC2 = {
+    "model": {"latent_dim": 8, "encoder_dim": 8, "mlp_dim": 8, "simnorm_dim": 4, "num_critics": 2, "num_bins": 11},
+    "plan": {"num_samples": 4, "num_policy": 4, "num_elites": 4, "iterations": 1},
+}
+
+
+@pytest.mark.parametrize(("given", "length", "discount"), [({}, 100, 0.95), ({"episode_len": 500}, 500, 0.99)])
+def test_the_discount_comes_from_the_environments_step_limit(
+    config: RunConfig, tmp_path: Path, given: dict[str, Any], length: int, discount: float
+) -> None:
+    """In the agent, config.json and checkpoints alike; also resumed with the settings that leave it out."""
+    config = dataclasses.replace(
+        config,
+        algorithm="tdmpc2",
+        agent={**TDMPC2, **given},
+        env_config={"max_episode_steps": 100},
+        num_updates=20,
+        checkpoint_every=20,
+        online=OnlineConfig(num_envs=2, seed_steps=220),
+    )
+    train_online(config, tmp_path)
+    run = RunDir(tmp_path)
+    policy = Policy.load(run.newest_checkpoint() or tmp_path)
+    assert policy.agent.config.discount == pytest.approx(discount)  # type: ignore[attr-defined]
+    assert run.config().agent["episode_len"] == policy.meta["agent"]["episode_len"] == length
+    longer = dataclasses.replace(config, num_updates=40)
+    assert run.difference(longer) is None
+    run.write_config(longer)  # as the command line does before the loop
+    assert run.config().agent["episode_len"] == length
+    assert train_online(longer, tmp_path, resume=True)["updates"] == 40
+    assert run.config().agent["episode_len"] == length
+    other = dataclasses.replace(longer, agent={**TDMPC2, "episode_len": 300})
+    assert run.difference(other) == f"agent.episode_len = 300: it was started with {length}"
+
+
+def test_an_environment_without_a_step_limit_needs_a_discount(config: RunConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, algorithm="tdmpc2", agent=TDMPC2, env_config={"max_episode_steps": -1})
+    with pytest.raises(ConfigError, match=r"no step limit; set agent\.episode_len.*agent\.gamma"):
+        train_online(config, tmp_path)
+    given = dataclasses.replace(config, agent={**TDMPC2, "gamma": 0.9})
+    assert with_episode_len(given, "Drift-v0") == given
 
 
 def test_the_same_seed_gives_the_same_run_and_evaluations_change_nothing(config: RunConfig, tmp_path: Path) -> None:

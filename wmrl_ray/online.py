@@ -35,6 +35,7 @@ from wmrl_ray.train import (
     finite_metrics,
     open_run,
     update_steps,
+    with_episode_len,
 )
 
 
@@ -107,6 +108,7 @@ def train_online(
     dataset = None if config.dataset is None else open_dataset(config.dataset)
     env_id = evaluation_env(config, dataset)
     assert env_id is not None
+    config = with_episode_len(config, env_id)
     clock = make_clock(config, env_id)
     agent, replay = build_agent(config, dataset), build_replay(config, dataset)
     collector = Collector(env_id, config.env_config, config.online.num_envs, seed=(config.seed, 0))

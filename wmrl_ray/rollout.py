@@ -17,7 +17,7 @@ from wmrl_ray.data.episode import Episode
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.camera import Camera, camera_of
 from wmrl_ray.envs.intents import Intents, make_intents, split_intent_env_id
-from wmrl_ray.envs.wrappers import is_pixels
+from wmrl_ray.envs.wrappers import is_pixels, step_limit_of
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -118,11 +118,8 @@ def _probe(env_id: str, env_config: str) -> tuple[ObsDim, int, int | None]:
     try:
         obs, action = env.observation_space.shape, env.action_space.shape
         assert obs is not None and action is not None
-        if env.has_wrapper_attr("max_episode_steps"):  # families that count by themselves
-            limit = env.get_wrapper_attr("max_episode_steps")
-        else:
-            limit = None if env.spec is None else env.spec.max_episode_steps
-        return (obs[0], obs[1], obs[2]) if is_pixels(env.observation_space) else obs[0], action[0], limit
+        obs_dim = (obs[0], obs[1], obs[2]) if is_pixels(env.observation_space) else obs[0]
+        return obs_dim, action[0], step_limit_of(env)
     finally:
         env.close()
 

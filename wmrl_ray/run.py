@@ -170,6 +170,9 @@ MAY_CHANGE = frozenset(
     ]
 )
 
+# Settings of the agent that a run takes from its environment where they are None.
+FROM_ENVIRONMENT = frozenset(["episode_len"])
+
 OnEvent = Callable[[Event], None]
 
 
@@ -201,6 +204,10 @@ class RunDir:
     def write_config(self, config: RunConfig) -> None:
         """Written last at creation (it makes the folder a run), and again when a resumed run trains further."""
         values = to_dict(config.resolved())
+        before = to_dict(self.config()) if self.exists() else {}
+        for key in FROM_ENVIRONMENT:  # what the run has found out stays
+            if values["agent"].get(key, 0) is None:
+                values["agent"][key] = before.get("agent", {}).get(key)
         if not config.learns_online:
             del values["online"]
         _write_json(self.path / "config.json", values)
@@ -273,6 +280,8 @@ class RunDir:
         before, now = (dict(flatten(to_dict(c.resolved()))) for c in (self.config(), config))
         for key in dict.fromkeys([*before, *now]):
             old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
+            if key.removeprefix("agent.") in FROM_ENVIRONMENT and new is None:
+                continue  # Why: it follows from env and env_config, which are compared themselves
             if key not in MAY_CHANGE and old != new:
                 return f"{key} = {new}: it was started with {old}"
         return None

@@ -6,6 +6,7 @@ instead is in `online.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from wmrl_ray.core.batch import Batch
 from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.intents import intended_states
-from wmrl_ray.rollout import Evaluation, env_dims, evaluate
+from wmrl_ray.rollout import Evaluation, env_dims, evaluate, step_limit
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
 
 
@@ -39,6 +40,23 @@ def sizes(config: RunConfig, dataset: Dataset | None) -> tuple[ObsDim, int]:
         return dataset.card.obs_dim, dataset.card.action_dim
     assert config.env is not None
     return env_dims(config.env, config.env_config)
+
+
+def with_episode_len(config: RunConfig, env_id: str | None) -> RunConfig:
+    """The same run, whose agent knows T where its discount is made from it: the step limit of the environment `env_id`.
+
+    Every loop begins with this, so that config.json, checkpoints, learners and runners say the same.
+
+    Raises:
+        ConfigError: the environment has no step limit, and neither `agent.episode_len` nor `agent.gamma` is set.
+    """
+    agent = agent_config(config.algorithm, config.agent)
+    if env_id is None or getattr(agent, "episode_len", 0) is not None or getattr(agent, "gamma", None) is not None:
+        return config
+    limit = step_limit(env_id, config.env_config)
+    if limit is None:
+        raise ConfigError(f"env = {env_id!r} has no step limit; set agent.episode_len, steps in an episode, or agent.gamma")
+    return dataclasses.replace(config, agent={**config.agent, "episode_len": limit})
 
 
 def build_agent(config: RunConfig, dataset: Dataset | None, rank: int = 0) -> Agent:
@@ -234,6 +252,7 @@ def train(
     )
     dataset = open_dataset(str(config.dataset))
     env_id = evaluation_env(config, dataset)
+    config = with_episode_len(config, env_id)
     agent, replay = build_agent(config, dataset), build_replay(config, dataset)
 
     run = open_run(run_dir, config, dataset, resume)

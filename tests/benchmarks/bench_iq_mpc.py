@@ -106,7 +106,7 @@ def report(root: Path | None, arguments: argparse.Namespace) -> None:
             )
     rates = gemm_rates()
     print(f"\n### the floor\n{table(['512 x 512 x 512', 'GFLOP/s'], [[name, f'{rate:.0f}'] for name, rate in rates.items()])}")
-    agent = make_agent("iq_mpc", {"gradient_penalty": penalty}, OBS, ACTION)
+    agent = make_agent("iq_mpc", {"episode_len": 100, "gradient_penalty": penalty}, OBS, ACTION)
     counted: dict[str, Callable[[], object]] = {"ours, plan": planner(agent), "ours, update": lambda: agent.update(batch)}
     print("\n" + table(["products in", "GFLOP"], [[name, f"{flops(call) / 1e9:.1f}"] for name, call in counted.items()]))
 

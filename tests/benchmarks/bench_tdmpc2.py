@@ -103,7 +103,7 @@ def report(task: str, root: Path | None, arguments: argparse.Namespace) -> None:
             peer.set_batch(batch)
             plans[name], updates[name] = lambda peer=peer: peer.plan(obs), peer.update
     for variant in arguments.variants:
-        agent = make_agent("tdmpc2", VARIANTS[variant], obs_dim, action_dim)
+        agent = make_agent("tdmpc2", {**VARIANTS[variant], "episode_len": 500}, obs_dim, action_dim)
         name = f"ours, {variant}"
         updates[name], plans[name] = lambda agent=agent: agent.update(batch), planner(agent, 1)
         many = f"{name}, {ENVS} environments at once"
@@ -113,7 +113,7 @@ def report(task: str, root: Path | None, arguments: argparse.Namespace) -> None:
         if what in arguments.what:
             timed = interleaved(calls, arguments.repetitions)
             print(f"\n### {what}, {task} ({obs_dim}/{action_dim}), per environment\n{table(header, rows(timed, envs))}")
-    agent = make_agent("tdmpc2", VARIANTS["fp32"], obs_dim, action_dim)
+    agent = make_agent("tdmpc2", {**VARIANTS["fp32"], "episode_len": 500}, obs_dim, action_dim)
     work = {"plan": planner(agent, 1), "update": lambda: agent.update(batch)}
     lines = [[f"ours, {what}", f"{flops(call) / 1e9:.1f}"] for what, call in work.items()]  # torch cannot count theirs
     print("\n" + table(["products in", "GFLOP"], lines))

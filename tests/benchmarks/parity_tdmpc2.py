@@ -49,7 +49,8 @@ def differences(peer: PeerTDMPC2, obs_shape: tuple[int, ...], action_dim: int) -
         for p in [*theirs.parameters(), *theirs._target_Qs_params.values(True, True)]:
             if isinstance(p, Tensor) and p.is_floating_point():
                 p.add_(0.05 * normal(*p.shape))
-    agent = make_agent("tdmpc2", {"model": {"dropout": 0.0}}, obs_shape if len(obs_shape) > 1 else obs_shape[0], action_dim)
+    config = {"model": {"dropout": 0.0}, "episode_len": 500}
+    agent = make_agent("tdmpc2", config, obs_shape if len(obs_shape) > 1 else obs_shape[0], action_dim)
     model = agent.model
     order = peer.copy_to(model)
     obs = normal(B, *obs_shape) if len(obs_shape) == 1 else torch.randint(0, 256, (B, *obs_shape), generator=generator).byte()
@@ -129,7 +130,7 @@ def losses(peer: PeerTDMPC2, agent, obs_shape: tuple[int, ...], action_dim: int,
     }
     found = {name: abs(ours[name] - other[key]).item() / max(1.0, abs(other[key]).item()) for name, key in names.items()}
     with torch.no_grad():
-        after = make_agent("tdmpc2", {}, obs_shape[0], action_dim).model
+        after = make_agent("tdmpc2", {"episode_len": 500}, obs_shape[0], action_dim).model
         peer.copy_to(after)
         pairs_of = zip(agent.model.parameters(), after.parameters(), strict=True)
         found["weights after the update"] = max((p - q).abs().max().item() for p, q in pairs_of)

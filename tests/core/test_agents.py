@@ -28,6 +28,7 @@ CONFIGS = {
     "tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2}},
     "tdmpc2": {
         "model": {"latent_dim": 16, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
+        "episode_len": 500,
         "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2},
     },
     "iql_tdmpc": {"model": MODEL, "plan": {"horizon": 3, "num_samples": 0, "num_policy": 32, "num_elites": 8, "iterations": 1}},
@@ -39,6 +40,7 @@ CONFIGS = {
     "iq_sac": {"hidden_dim": 32},
     "iq_mpc": {
         "model": {"latent_dim": 16, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
+        "episode_len": 500,
         "plan": {"horizon": 3, "num_samples": 32, "num_policy": 4, "num_elites": 8, "iterations": 2},
     },
 }
@@ -235,6 +237,29 @@ def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
 def test_an_impossible_setting_is_refused_by_name(name, values, named):
     with pytest.raises(ConfigError, match=named):
         make_agent(name, values, O, A)
+
+
+@pytest.mark.parametrize("name", ["tdmpc", "tdmpc2", "iq_mpc"])
+def test_what_a_cuda_graph_returned_is_not_read_after_the_next_one(name, monkeypatch):
+    """Without a GPU: the memory of the model's loss is written over once its gradient has been taken."""
+    plain, graphs, batch = make(name), make(name), batches(name, 1)[0]
+    graphs.config = dataclasses.replace(graphs.config, compile="cuda_graphs")
+    model_loss, optimize, memory = graphs.model_loss, graphs.optimize, []
+
+    def in_graph_memory(*args):
+        loss, zs, info = model_loss(*args)
+        memory.extend([zs, *info.values()])
+        return loss, zs, info
+
+    def then_overwritten(*args):
+        norm = optimize(*args)
+        for tensor in memory:
+            tensor.fill_(torch.nan)
+        return norm
+
+    monkeypatch.setattr(graphs, "model_loss", in_graph_memory)
+    monkeypatch.setattr(graphs, "optimize", then_overwritten)
+    assert losses(graphs, [batch]) == losses(plain, [batch]) and len(memory) > 3
 
 
 @pytest.mark.gpu

@@ -175,13 +175,18 @@ def test_onednns_products_give_the_penalty_the_same_second_derivative(monkeypatc
         loss = agent.penalty_loss(zs, batch.action, batch.valid, EXPERT, BEHAVIOUR, mix, torch.tensor([3, 1]))[0]
         return torch.autograd.grad(loss, list(agent.model.critic.weights))
 
-    plain = gradients()
-    monkeypatch.setattr(nets, "ONEDNN", True)
-    monkeypatch.setattr(nets, "NARROW", 1)
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(nets, "ONEDNN", False)
+    plain, products = gradients(), []
+    onednn = nets._OneDnnLinear.forward
+    monkeypatch.setattr(nets._OneDnnLinear, "forward", staticmethod(lambda *args: products.append(1) or onednn(*args)))
+    assert torch.equal(plain[0], gradients()[0]) and not products
+    monkeypatch.setattr(nets, "ONEDNN", True)
+    monkeypatch.setattr(nets, "NARROW", 1)
     for a, b in zip(gradients(), plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert products
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -220,14 +225,48 @@ def test_each_loss_reaches_its_own_modules():
     assert all(p.grad is None for p in agent.target.parameters())
 
 
-def test_the_value_of_the_initial_states_moves_critics_and_encoder_and_not_the_targets_encodings():
-    """With every other term off: the consistency coefficient 0, and no gradient from rewards of a huge alpha's chi^2."""
-    agent, batch = make(), rows()
-    z = agent.model.encode(batch.obs[:, 0])
-    assert reached(agent, agent.value(z, torch.randn(B, A), EXPERT).sum()) >= {"encoder", "critic"}
-    with torch.no_grad():
-        before = agent.model_loss(batch.obs, batch, EXPERT, BEHAVIOUR, *draws(dropout=False))[0]
-    assert not before.requires_grad
+def test_the_value_of_the_initial_states_is_learned_through_critics_and_encoder():
+    """V0 alone: the loss's gradient with V0 in it differs from that without it, in the critics and in the encoder."""
+    agent, batch = make(consistency_coef=0.0), rows()
+    drawn, value = draws(dropout=False), agent.value
+    found = []
+    for weight in (1.0, 0.0):
+        agent.value = lambda *args, weight=weight: weight * value(*args)
+        loss = agent.model_loss(batch.obs, batch, EXPERT, BEHAVIOUR, *drawn)[0]
+        modules = {name: list(getattr(agent.model, name).parameters()) for name in ("encoder", "critic", "dynamics")}
+        found.append({name: torch.autograd.grad(loss, every, retain_graph=True) for name, every in modules.items()})
+    moved = {
+        name: any(not torch.allclose(a, b) for a, b in zip(found[0][name], found[1][name], strict=True)) for name in modules
+    }
+    assert moved == {"encoder": True, "critic": True, "dynamics": False}  # the first latent is not of the dynamics
+
+
+@pytest.mark.parametrize("objective", ["initial", "td"])
+def test_targets_take_no_gradient(objective):
+    """Of the later observations only the targets' latents could send a gradient: none of them does."""
+    agent, batch = make(objective=objective), rows()
+    obs = batch.obs.clone().requires_grad_()
+    agent.model_loss(obs, batch, EXPERT, BEHAVIOUR, *draws(objective))[0].backward()
+    assert obs.grad is not None
+    assert (obs.grad[:, 0].abs().sum(-1) > 0).all() and obs.grad[:, 1:].abs().sum() == 0
+    assert all(p.grad is None for p in agent.target.parameters())
+
+
+def test_targets_and_planning_drop_nothing_and_updates_do():
+    """With half of the critics' features dropped, the targets' part and plans are those of a model without dropout."""
+    plain, dropping = (make(model={**SMALL["model"], "dropout": rate}) for rate in (0.0, 0.5))
+    batch, obs, first = rows(), torch.randn(3, O), torch.ones(3, dtype=torch.bool)
+    assert torch.equal(plain.act(obs, None, first)[0], dropping.act(obs, None, first)[0])
+    z, noise, pair = torch.rand(B, H, Z), torch.randn(B, H, A), torch.tensor([3, 1])
+    assert torch.equal(plain.next_value(z, noise, pair), dropping.next_value(z, noise, pair))
+    seen = []
+    for agent in (plain, dropping):
+        next_value = agent.next_value
+        agent.next_value = lambda *args, of=next_value: seen.append(of(*args)) or seen[-1]
+    a, b = plain.update(batch), dropping.update(batch)
+    assert torch.equal(*seen) and a["loss/consistency"] == b["loss/consistency"]
+    for name in ("loss/critic", "loss/value", "loss/chi2", "q/mean", "q/policy_mean"):
+        assert a[name] != b[name], name
 
 
 @pytest.mark.parametrize("penalty", [True, False])
@@ -243,20 +282,39 @@ def test_an_update_moves_every_module_and_reports_finite_metrics(penalty):
         assert torch.allclose(target, 0.99 * was + 0.01 * online, atol=1e-6)
 
 
-def test_the_penalty_has_a_weight_of_its_own():
-    """1, beside 0.1 of the critics' term; the two are summed."""
-    norms = [make(gradient_penalty=True, penalty_coef=coef).update(rows())["grad_norm/model"] for coef in (0.0, 1.0)]
-    assert norms[0] != norms[1]
-    without = make(gradient_penalty=False).update(rows())["grad_norm/model"]
-    assert torch.isclose(norms[0], without)
+@pytest.mark.parametrize(("penalty_coef", "critic_coef"), [(1.0, 0.1), (3.0, 0.1), (1.0, 7.0)])
+def test_the_penalty_has_a_weight_of_its_own(penalty_coef, critic_coef):
+    """What is minimised is model + coef * penalty, whatever the weight of the critics' term."""
+    agent, seen = make(gradient_penalty=True, penalty_coef=penalty_coef, critic_coef=critic_coef), {}
+    optimize = agent.optimize
+    agent.optimize = lambda name, loss, norm: seen.setdefault(name, loss.item()) and optimize(name, loss, norm)
+    info = agent.update(rows())
+    penalty, model = info["loss/penalty"].item(), info["loss/model"].item()
+    assert penalty > 0.01
+    assert model == pytest.approx(20 * info["loss/consistency"].item() + critic_coef * info["loss/critic"].item(), rel=1e-4)
+    assert seen["model"] == pytest.approx(model + penalty_coef * penalty, rel=1e-5)
 
 
-def test_neither_rewards_nor_the_order_of_the_rows_change_the_objective():
-    agent, batch = make(), rows()
-    drawn = draws(dropout=False)
-    loss = agent.model_loss(batch.obs, batch, EXPERT, BEHAVIOUR, *drawn)[0]
+def test_rewards_do_not_change_the_objective():
+    agent, batch, drawn = make(), rows(), draws(dropout=False)
     other = dataclasses.replace(batch, reward=batch.reward + 7)
-    assert agent.model_loss(other.obs, other, EXPERT, BEHAVIOUR, *drawn)[0] == loss
+    a, b = (agent.model_loss(one.obs, one, EXPERT, BEHAVIOUR, *drawn)[0] for one in (batch, other))
+    assert a == b
+
+
+@pytest.mark.parametrize("objective", ["initial", "td"])
+def test_the_order_of_the_rows_does_not_change_the_objective(objective):
+    """Rows move with their noise; those of the second term stay in the order in which its noise counts them."""
+    agent, batch, order = make(objective=objective), rows(), torch.tensor([1, 0, 3, 2])
+    noise, *rest = draws(objective, dropout=False)
+    moved = dataclasses.replace(
+        batch, **{f.name: v[order] for f in dataclasses.fields(batch) if (v := getattr(batch, f.name)) is not None}
+    )
+    expert, behaviour = torch.tensor([1, 3]), torch.tensor([0, 2])
+    assert torch.equal(moved.obs[expert], batch.obs[EXPERT]) and not torch.equal(moved.obs, batch.obs)
+    a = agent.model_loss(batch.obs, batch, EXPERT, BEHAVIOUR, noise, *rest)[0]
+    b = agent.model_loss(moved.obs, moved, expert, behaviour, noise[order], *rest)[0]
+    assert a.item() == pytest.approx(b.item(), rel=1e-5)
 
 
 def test_images_come_through_the_same_model():
@@ -354,6 +412,29 @@ def test_bfloat16_plans_about_as_float32():
     shared = torch.randn(exact.shared_draws)
     a, b = score(exact, z, actions, shared), score(rough, z, actions, shared)
     assert np.abs(a - b).max() < 0.2 * a.std()
+
+
+def test_bfloat16_tells_actions_apart_however_large_q_is():
+    """Near 100, numbers of 8 bits are 0.5 apart: more than these actions are."""
+    exact, rough = (make(precision=precision, plan={**SMALL["plan"], "horizon": 1}) for precision in ("float32", "bfloat16"))
+    for agent in (exact, rough):
+        for critic in (agent.model.critic, agent.target.critic):
+            critic.weights[-1].data.mul_(0.1)  # type: ignore[index]
+            critic.biases[-1].data.fill_(100.3)  # type: ignore[index]
+    obs = torch.randn(1, O)
+    rough.act(obs, None, torch.ones(1, dtype=torch.bool))  # makes the copy of the weights
+    z, actions, shared = exact.model.encode(obs).detach(), torch.rand(6, 1, A) * 2 - 1, torch.randn(exact.shared_draws)
+    zs, found = z.expand(6, -1), []
+    for agent in (exact, rough):
+        with torch.no_grad(), agent.autocast():
+            values = [agent.model.q(zs, actions[:, 0]), agent.target.q(zs, actions[:, 0])]
+        values.append(agent.returns(agent.start(z).expand(6, -1), actions, torch.randn(6, A), shared)[None])
+        assert all(value.dtype == torch.float32 for value in values)
+        found.append(torch.cat(values))
+    a, b = found
+    assert (a - a.mean(-1, keepdim=True)).abs().max() < 0.5
+    assert (a - b).abs().max() < 0.2 * a.std(-1).min()  # the level too: the last bias is not rounded
+    assert torch.equal(a.argsort(-1), b.argsort(-1))
 
 
 def test_without_planning_it_acts_by_the_policy_prior():

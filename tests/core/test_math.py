@@ -95,6 +95,17 @@ def test_decoding_a_two_hot_code_gives_the_number_back():
     assert torch.allclose(m.two_hot_decode(m.two_hot(x, 101, -10, 10).log(), -10, 10), x, rtol=1e-4, atol=1e-4)
 
 
+def test_autocast_leaves_decoding_in_float32():
+    logits = 3 * torch.randn(7, 101)
+    exact = m.two_hot_decode(logits, -10, 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = m.two_hot_decode(logits, -10, 10)
+    assert ours.dtype == torch.float32 and torch.equal(ours, exact)
+    probs = np.exp(logits.double().numpy())
+    mean = probs / probs.sum(-1, keepdims=True) @ np.linspace(-10, 10, 101)
+    assert np.allclose(ours.numpy(), np.sign(mean) * np.expm1(np.abs(mean)), rtol=1e-4, atol=1e-5)
+
+
 def test_the_two_hot_loss_is_the_cross_entropy_in_numpy_for_critics_that_share_a_target():
     logits, target = torch.randn(5, 2, 3, 11), torch.tensor([[0.3, -7.0, 1e9], [2.0, 0.0, -1e9]])
     log_probs = logits.double().numpy() - np.log(np.exp(logits.double().numpy()).sum(-1, keepdims=True))

@@ -22,7 +22,8 @@ LATENT = {"latent_dim": 512, "mlp_dim": 8, "encoder_dim": 8}
 
 
 def make(model=None, **config):
-    agent = make_agent("tdmpc2", {"model": {**MODEL, **(model or {})}, "plan": PLAN, **config}, O, A)
+    values = {"model": {**MODEL, **(model or {})}, "plan": PLAN, "episode_len": 500}
+    agent = make_agent("tdmpc2", {**values, **config}, O, A)
     shake(agent.model)
     shake(agent.target, seed=1)
     agent.target.scale.fill_(2.0)
@@ -179,7 +180,7 @@ def test_targets_and_acting_drop_nothing_and_updates_do():
 @pytest.mark.parametrize(
     ("values", "discount"),
     [
-        ({}, 0.99),
+        ({"episode_len": 500}, 0.99),
         ({"episode_len": 100}, 0.95),
         ({"episode_len": 20}, 0.95),
         ({"episode_len": 5000}, 0.995),
@@ -190,12 +191,18 @@ def test_the_discount_follows_the_episodes_length_unless_it_is_given(values, dis
     assert AGENTS["tdmpc2"].Config(**values).discount == pytest.approx(discount)
 
 
+@pytest.mark.parametrize("name", ["tdmpc2", "iq_mpc"])
+def test_without_a_discount_and_an_episodes_length_no_agent_is_built(name):
+    with pytest.raises(ConfigError, match=r"episode_len = None and gamma = None"):
+        make_agent(name, {}, O, A)
+
+
 def test_the_defaults_are_the_papers_and_many_action_dimensions_are_refined_more_often():
     config = AGENTS["tdmpc2"].Config()
     p = config.plan
     assert (p.num_samples + p.num_policy, p.num_policy, p.num_elites, p.horizon) == (512, 24, 64, 3)
     assert (p.temperature, p.min_std, p.max_std, p.momentum) == (0.5, 0.05, 2.0, 0.0)
-    small = {"model": MODEL}
+    small = {"model": MODEL, "gamma": 0.99}
     assert make_agent("tdmpc2", small, O, 19).plan_config.iterations == 6
     assert make_agent("tdmpc2", small, O, 20).plan_config.iterations == 8
     assert config.window == 3 and AGENTS["tdmpc2"].learns_online and not AGENTS["tdmpc"].learns_online
@@ -281,7 +288,7 @@ def test_a_plan_in_bfloat16_reads_the_weights_of_now():
 
 
 def image_agent(**config):
-    return make_agent("tdmpc2", {"model": LATENT, "plan": PLAN, **config}, (9, 64, 64), A)
+    return make_agent("tdmpc2", {"model": LATENT, "plan": PLAN, "gamma": 0.99, **config}, (9, 64, 64), A)
 
 
 def image_batch():

@@ -8,9 +8,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+import tests.fakes  # noqa: F401 - registers Drift-v0
 from wmrl_ray.config import ConfigError
 from wmrl_ray.envs import make_env, make_vector_env
 from wmrl_ray.envs.wrappers import ActionRepeat, FixedLength, TremblingHand, is_pixels
+from wmrl_ray.rollout import step_limit
 
 
 class Counter(gym.Env):
@@ -45,6 +47,19 @@ def test_a_repeated_action_earns_the_sum_and_stops_at_the_end() -> None:
         (4, 3 + 4, False, True),
         (5, 5, True, False),
     ]
+
+
+@pytest.mark.parametrize(("repeat", "limit"), [(1, 20), (2, 10), (3, 7)])
+def test_the_step_limit_counts_steps_of_repeated_actions(repeat: int, limit: int) -> None:
+    assert step_limit("Drift-v0", {"action_repeat": repeat}) == limit
+    env, length = make_env("Drift-v0", action_repeat=repeat), 0
+    env.reset(seed=0)
+    env.unwrapped.step = lambda action: (env.unwrapped.obs(), 0.0, False, False, {})  # type: ignore[attr-defined, method-assign]
+    while not env.step(ACTION)[3]:
+        length += 1
+    assert length + 1 == limit
+    assert step_limit("Drift-v0", {"action_repeat": repeat, "max_episode_steps": 9}) == 9
+    assert step_limit("Drift-v0", {"action_repeat": repeat, "fixed_length": 8}) == 8
 
 
 def test_a_fixed_length_goes_on_behind_the_end() -> None:

@@ -17,10 +17,11 @@ from tests.rllib import fakes
 from tests.rllib.online_fakes import OwnTDMPC, run_config, small_online
 from wmrl_ray.collect import Collector
 from wmrl_ray.online import train_online
+from wmrl_ray.policy import Policy
 from wmrl_ray.rllib.failures import RemoteError
 from wmrl_ray.rllib.online import OnlineAlgorithm
 from wmrl_ray.rllib.train import train_on_ray
-from wmrl_ray.run import OnlineConfig, RunConfig
+from wmrl_ray.run import OnlineConfig, RunConfig, RunDir
 from wmrl_ray.train import build_agent, build_replay, update_many
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -108,7 +109,8 @@ def test_the_papers_agents_too(plane_dataset: str, tmp_path: Path, algorithm: st
         checkpoint_every=24,
         log_every=12,
         online=online,
-        agent={"model": model, "plan": plan, "episode_len": 20},
+        env_config={"max_episode_steps": 10},
+        agent={"model": model, "plan": plan},
     )
     train_online(config, tmp_path / "plain")
     calls = iter(range(100))
@@ -116,6 +118,10 @@ def test_the_papers_agents_too(plane_dataset: str, tmp_path: Path, algorithm: st
     train_on_ray(config, tmp_path / "ray", resume=True)
     assert logged(tmp_path / "ray") == logged(tmp_path / "plain")
     assert len(logged(tmp_path / "plain")) == 4
+    for run in (RunDir(tmp_path / "plain"), RunDir(tmp_path / "ray")):  # the environment's step limit, everywhere
+        newest = run.newest_checkpoint()
+        assert newest is not None and run.config().agent["episode_len"] == 10
+        assert Policy.load(newest).agent.config.episode_len == 10  # type: ignore[attr-defined]
 
 
 def test_one_runner_and_one_remote_learner_change_nothing(plain: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ class Heads:
     shifts: list[Tensor]
 
     def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [..., in] -> [k, ..., out]; mask as in `HeadEnsemble`."""
+        """x [..., in] -> [k, ..., out], where out = 1 in float32; mask as in `HeadEnsemble`."""
         y = self.begin(x.reshape(-1, x.shape[-1]))
         return self._finish(y if mask is None else y * mask).unflatten(1, x.shape[:-1])
 
@@ -158,11 +158,21 @@ class Heads:
         return self._finish(y.flatten(1, -2)).unflatten(1, x.shape[:-1])
 
     def _finish(self, y: Tensor) -> Tensor:
-        """What follows the first product [k, N, hidden] -> [k, N, out]."""
+        """What follows the first product [k, N, hidden] -> [k, N, out]; one number per head is in float32."""
         for layer, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
             y = mish(F.layer_norm(y, y.shape[-1:]) * scale + shift)
-            y = stacked_product(y, self.weights[layer + 1], self.biases[layer + 1])
+            weight, bias = self.weights[layer + 1], self.biases[layer + 1]
+            y = scalar_product(y, weight, bias) if weight.shape[-1] == 1 else stacked_product(y, weight, bias)
         return y
+
+
+def scalar_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x [k, N, n] W [k, n, 1] + b [k, 1, 1] -> [k, N, 1] in float32, also under autocast.
+
+    Why: in bfloat16 a number near 100 is a multiple of 0.5, and actions are told apart by less than that.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return stacked_product(x.float(), weight.float(), bias.float())
 
 
 def dropout_mask(shape: Sequence[int], rate: float, generator: torch.Generator) -> Tensor:

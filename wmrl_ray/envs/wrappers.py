@@ -88,6 +88,8 @@ class ActionRepeat(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
     def __init__(self, env: gym.Env, repeat: int):
         super().__init__(env)
         self.repeat = repeat
+        limit = step_limit_of(env)
+        self.max_episode_steps = None if limit is None else -(-limit // repeat)
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         total, success = 0.0, False
@@ -153,6 +155,13 @@ class SeededResets(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return self.env.reset(seed=next(self.seeds, seed), options=options)
+
+
+def step_limit_of(env: gym.Env) -> int | None:
+    """After how many steps of `env` an episode is truncated; None: never, or it does not say."""
+    if env.has_wrapper_attr("max_episode_steps"):  # families that count by themselves
+        return env.get_wrapper_attr("max_episode_steps")
+    return None if env.spec is None else env.spec.max_episode_steps
 
 
 def _has_other_than_box(space: gym.Space) -> bool:

@@ -29,6 +29,7 @@ from wmrl_ray.rllib.online import IQMPC, IQSAC, TDMPC2, OnlineAlgorithm
 from wmrl_ray.rllib.online_learner import OnlineLearner
 from wmrl_ray.rollout import env_dims
 from wmrl_ray.run import RunConfig
+from wmrl_ray.train import with_episode_len
 
 # RLlib's hyper-parameters of learning. Nothing here reads them: the agent owns its own.
 NOT_OURS = ("lr", "gamma", "grad_clip", "grad_clip_by", "train_batch_size", "train_batch_size_per_learner")
@@ -194,6 +195,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             self._fill_from_dataset()
         if self.learns_online:
             self._check_online(self.run_config())
+            self.agent = with_episode_len(self.run_config(), str(self.env)).agent
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")  # Why: else RLlib warns that this is how it works now
         super().validate()
 

@@ -21,7 +21,7 @@ from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.config import CONFIGS
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
-from wmrl_ray.train import Progress, build_replay, evaluation_env, open_run, resolve_device
+from wmrl_ray.train import Progress, build_replay, evaluation_env, open_run, resolve_device, with_episode_len
 
 
 def train_on_ray(
@@ -53,6 +53,7 @@ def train_on_ray(
     agent_config(config.algorithm, config.agent)
     dataset = None if config.dataset is None else open_dataset(config.dataset)
     env_id = evaluation_env(config, dataset)
+    config = with_episode_len(config, env_id)
     resolve_device(config.device)
     build_replay(config, dataset)  # for its check of the window
     run = open_run(run_dir, config, dataset, resume)

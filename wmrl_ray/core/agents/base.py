@@ -204,6 +204,15 @@ class Agent:
             self.sync_grads(parameters)
         return parameters
 
+    def kept(self, latents: Tensor, info: Metrics) -> tuple[Tensor, Metrics]:
+        """What a compiled function returned, to be read after another one has run: under "cuda_graphs" copies of it.
+
+        Why: a CUDA graph writes what it returns into memory of its own, which the next graph may write into.
+        """
+        if self.config.compile != "cuda_graphs":
+            return latents, info
+        return latents.clone(), {name: value.clone() for name, value in info.items()}
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """The activations' precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")

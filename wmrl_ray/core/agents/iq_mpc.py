@@ -28,7 +28,10 @@ Deviates further:
 - all trajectories of an iteration share the policy's noise and the pair of critics: they differ by their actions only;
 - V(s') is 0 after a terminal step, and windows that pass an episode's end are masked there (the public code meets neither);
 - dropout is off in planning, targets and the penalty (in the code it is always on);
-- `scaled_log_prob`: log pi is A times the Gaussian's log density minus the tanh's term, as in the code; false: the density;
+- `scaled_log_prob`: log pi is A times the Gaussian's log density minus the tanh's term, as in the code; false: the density.
+  That log density is complete: its constant is -A/2 log 2 pi, where the code, which adds it after the sum over dimensions, has
+  -1/2 log 2 pi; so scaled log pi is lower than the code's by A (A - 1) / 2 log 2 pi, in every V alike;
+- the tanh's term is exact (`tanh_log_det`), in the code log(relu(1 - tanh^2) + 1e-6), which is bounded near the bounds;
 - the critics' penalty is taken once per step of the rollout, not once more for each critic: the same expectation;
 - no behaviour cloning: the code's coefficient is 0. Images are shifted at random in updates only, the code's while acting too.
 """
@@ -75,7 +78,7 @@ class Config(SimplicialAgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.model.num_bins == 1, f"model.num_bins = {self.model.num_bins}; inverse soft-Q needs critics of 1 number")
-        check(self.discount < 1, f"gamma = {self.gamma}; it must be below 1")
+        check(self.gamma is None or self.gamma < 1, f"gamma = {self.gamma}; it must be below 1")
         check(self.alpha > 0, f"alpha = {self.alpha}; it must be positive")
         for name in ("consistency_coef", "critic_coef", "penalty_coef"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
@@ -234,6 +237,7 @@ class IQMPC(SimplicialAgent):
         with frozen(self.model.actor), self.autocast():
             obs = self.shifted(batch.obs)
             loss, zs, info = self.model_loss(obs, batch, expert, behaviour, noise[:, :H], value_noise, pairs[:2], *masks)
+            zs, info = self.kept(zs, info)
             if c.gradient_penalty and (paired := min(len(expert), len(behaviour))) > 0:
                 mix = torch.rand(paired, H, 1, generator=self.update_generator, device=self.device)
                 rows, heads = (expert[:paired], behaviour[:paired]), sample_pair(pairs[2])

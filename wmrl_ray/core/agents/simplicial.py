@@ -7,9 +7,9 @@ import dataclasses
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wmrl_ray.config import check
+from wmrl_ray.config import ConfigError, check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
 from wmrl_ray.core.blocks import dropout_mask, random_shift
 from wmrl_ray.core.math import sample_pair, squashed_sample
@@ -30,7 +30,7 @@ class SimplicialAgentConfig(AgentConfig):
     plan: PlanConfig = field(default_factory=refined_often)
     extra_iterations: int = 2  # of the plan, for an action_dim of 20 and more
     gamma: float | None = None  # discount; None: from episode_len
-    episode_len: int = 500  # T, steps of the agent in an episode, from which the discount is made
+    episode_len: int | None = None  # T, steps of the agent in an episode; a run fills in its environment's step limit
     rho: float = 0.5  # weight of step t of a latent rollout is rho^t
     lr: float = 3e-4
     encoder_lr_scale: float = 0.3
@@ -43,7 +43,7 @@ class SimplicialAgentConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         check(self.gamma is None or 0 < self.gamma <= 1, f"gamma = {self.gamma}; it must be in (0, 1], or None")
-        check(self.episode_len >= 1, f"episode_len = {self.episode_len}; it must be at least 1")
+        check(self.episode_len is None or self.episode_len >= 1, f"episode_len = {self.episode_len}; it must be at least 1")
         check(self.extra_iterations >= 0, f"extra_iterations = {self.extra_iterations}; it must not be negative")
         check(0 < self.rho <= 1, f"rho = {self.rho}; it must be in (0, 1]")
         check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
@@ -55,9 +55,19 @@ class SimplicialAgentConfig(AgentConfig):
 
     @property
     def discount(self) -> float:
-        """gamma, or (T/5 - 1) / (T/5) kept in [0.95, 0.995]: 0.99 for T = 500, 0.95 for T = 100."""
+        """gamma, or (T/5 - 1) / (T/5) kept in [0.95, 0.995]: 0.99 for T = 500, 0.95 for T = 100.
+
+        Raises:
+            ConfigError: there is neither gamma nor episode_len, as before a run has filled it in.
+        """
+        if self.gamma is not None:
+            return self.gamma
+        if self.episode_len is None:
+            raise ConfigError(
+                "episode_len = None and gamma = None: set episode_len, steps in an episode, or gamma, the discount"
+            )
         fifth = self.episode_len / 5
-        return min(max((fifth - 1) / fifth, 0.95), 0.995) if self.gamma is None else self.gamma
+        return min(max((fifth - 1) / fifth, 0.95), 0.995)
 
     @property
     def window(self) -> int:
@@ -67,8 +77,9 @@ class SimplicialAgentConfig(AgentConfig):
 class SimplicialAgent(Agent):
     """Acts by planning: `start`, `policy_actions` and `returns` are those of `planner.RedrawingPlanModel`.
 
-    plan_config: of this agent's action_dim. With precision bfloat16 the planner reads a copy of the weights in bfloat16;
-    softmax, returns and actions stay float32.
+    plan_config: of this agent's action_dim. With precision bfloat16 the planner reads a copy of the weights in bfloat16, and
+    latents are bfloat16 too, their softmax included; what heads say, returns and actions are float32 (numbers of scalar critics
+    from a last layer in float32, of bins from logits in bfloat16).
     """
 
     config: SimplicialAgentConfig
@@ -78,8 +89,9 @@ class SimplicialAgent(Agent):
     compiled_functions = ("policy_actions", "returns")
 
     def build_model(self, *, with_reward: bool = True) -> SimplicialModel:
-        """The model, and what planning with it needs."""
+        """The model, and what planning with it needs. Raises ConfigError: nothing tells the discount."""
         c = self.config
+        _ = c.discount  # for its error, before anything is learned
         more = c.extra_iterations if self.action_dim >= MANY_ACTIONS and c.plan.num_samples > 0 else 0
         self.plan_config = dataclasses.replace(c.plan, iterations=c.plan.iterations + more)
         self.shared_draws = c.model.num_critics  # of the planner: they choose two critics
@@ -156,18 +168,22 @@ class SimplicialAgent(Agent):
 
 
 class LowPrecision:
-    """A copy of a model's weights in bfloat16, which every call of `of` fills anew.
+    """A copy of a model's weights in bfloat16, which every call of `of` fills anew; scalar critics' last layer in float32.
 
     Why each time: it takes 1.3 ms, a hundredth of a plan, and nothing tells that weights have changed (torch counts versions of
     parameters, but fused optimisers and `parameter.data` go past that count).
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: SimplicialModel):
         self._copy = copy.deepcopy(model).requires_grad_(False).bfloat16()
+        if model.config.num_bins == 1:  # Why: a bias rounded to 8 bits moves Q, and weights its differences
+            critic = self._copy.critic
+            for last in (critic.weights[-1], critic.biases[-1]):
+                last.data = last.data.float()
 
     @torch.no_grad()
     def of(self, model: SimplicialModel) -> SimplicialModel:
-        """`model`, laid out as the one this was built from, in bfloat16."""
+        """`model`, laid out as the one this was built from, in this copy's precision."""
         self._copy.to(model.device)
         torch._foreach_copy_(list(self._copy.parameters()), list(model.parameters()))
-        return self._copy  # type: ignore[return-value]
+        return self._copy

@@ -109,6 +109,7 @@ class TDMPC(LatentAgent):
         noise = torch.randn(B, 2 * H + 1, A, generator=self.update_generator, device=self.device)
         with self.autocast():
             loss, zs, info = self.model_loss(batch, noise[:, :H])
+        zs, info = self.kept(zs, info)
         info["grad_norm/model"] = self.optimize("model", loss, self.config.grad_clip)
         with frozen(self.model.critic), self.autocast():
             actor_loss, actor_info = self.actor_loss(zs, batch.alive, noise[:, H:])

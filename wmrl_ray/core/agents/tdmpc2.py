@@ -13,6 +13,9 @@ Unspecified in the paper, decided here:
 Deviates:
 - steps after a terminal one are masked, and none of them bootstraps (the public code refuses environments that terminate, or
   learns to predict termination);
+- windows may pass an episode's truncated end too: they are masked there, and still count as one of the B windows and H steps
+  that losses are divided by (the public code draws windows from inside episodes only);
+- log det tanh of "squashed" is exact (`tanh_log_det`; in the public code log(relu(1 - tanh^2) + 1e-6), which is bounded);
 - images are shifted at random in updates alone (the public code also shifts what it acts on);
 - with several learners each has its own running scale of Q; the first one's is saved.
 """
@@ -157,6 +160,7 @@ class TDMPC2(SimplicialAgent):
         pairs = torch.randn(2, Q, generator=self.update_generator, device=self.device)
         with self.autocast():
             loss, zs, info = self.model_loss(self.shifted(batch.obs), batch, noise[:, :H], pairs[0], self.draw_mask(Q, B * H))
+        zs, info = self.kept(zs, info)
         info["grad_norm/model"] = self.optimize("model", loss, self.config.grad_clip)
         mask = self.draw_mask(min(2, Q), B * (H + 1))
         with frozen(self.model.critic), self.autocast():
