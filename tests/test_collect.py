@@ -12,7 +12,7 @@ import torch
 from tests.fakes import Drift, DriftImages, OnlineTDMPC
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
-from wmrl_ray.collect import Collector, Statistics, merged
+from wmrl_ray.collect import Collector, Statistics
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import agent_config
 from wmrl_ray.core.agents.base import Agent
@@ -154,7 +154,8 @@ def test_statistics_are_of_the_episodes_since_they_were_taken_and_add_up_over_ru
     a.collect(None, 30)
     a.take_statistics()
     episodes = [*a.collect(None, 40), *b.collect(None, 40)]
-    total = merged([a.take_statistics(), b.take_statistics()])
+    total = a.take_statistics()
+    total.add(b.take_statistics())
     assert total.steps == 120 and total.episodes == len(episodes)
     metrics = total.metrics()
     assert metrics["online/return_mean"] == pytest.approx(np.mean([e.episode_return for e in episodes]))
@@ -171,3 +172,14 @@ def test_images_are_kept_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
         assert episode.obs.dtype == np.uint8 and episode.obs.shape == (len(episode) + 1, 3, 4, 4)
         episode.validate()
     assert DriftImages.observation_space.shape == (3, 4, 4)
+
+
+def test_a_state_is_a_copy_and_the_seed_travels_with_it(agent: Agent) -> None:
+    collector, other = Collector("Drift-v0", num_envs=2, seed=(2, 0, 1)), Collector("Drift-v0", num_envs=2, seed=(2, 0))
+    collector.collect(agent, 5)
+    state = collector.get_state()
+    before = dict(state["statistics"]["act_sums"])
+    assert before
+    other.set_state(state)
+    assert same(collector.collect(agent, 40), other.collect(agent, 40))  # with the episodes that start in between
+    assert state["statistics"]["act_sums"] == before

@@ -389,3 +389,27 @@ def test_a_resumed_run_keeps_its_schedule_but_may_drop_unfinished_episodes(confi
         )
     dropped = dataclasses.replace(config, online=dataclasses.replace(config.online, replay_unfinished=False))
     assert train_online(dropped, tmp_path / "run", resume=True)["finished"]
+
+
+def test_a_replay_without_room_for_an_episode_is_refused_at_the_door(config: RunConfig, tmp_path: Path) -> None:
+    small = dataclasses.replace(config, online=dataclasses.replace(config.online, capacity=19))
+    with pytest.raises(ConfigError, match=r"online\.capacity = 19, but an episode of Drift-v0 has up to 20 steps"):
+        train_online(small, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_updates_of_a_turn_may_be_whole_only_but_for_rounding(config: RunConfig) -> None:
+    uneven = OnlineConfig(num_envs=10, updates_per_step=0.7 + 0.1 + 0.1 + 0.1)
+    assert uneven.updates_per_turn != 10
+    dataclasses.replace(config, online=uneven)
+    with pytest.raises(ConfigError, match="the 1e-10 updates of a turn"):
+        dataclasses.replace(config, online=OnlineConfig(updates_per_step=1e-10))
+
+
+def test_environments_are_closed_when_a_run_fails(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    monkeypatch.setattr(Collector, "close", lambda self: closed.append(self))
+    early = dataclasses.replace(config, online=dataclasses.replace(config.online, seed_steps=1))
+    with pytest.raises(ConfigError, match="the replay is empty"):
+        train_online(early, tmp_path / "run")
+    assert len(closed) == 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wmrl_ray.config import ConfigError
-from wmrl_ray.schedule import Call, Delivery, Limits, Request, Schedule
+from wmrl_ray.schedule import Call, Delivery, Ledger, Limits, Request, Schedule
 
 
 class World:
@@ -243,3 +243,28 @@ def test_limits_that_cannot_work_are_one_clear_line(change: dict[str, Any], mess
     with pytest.raises(ConfigError, match=message) as caught:
         Limits(**{"num_runners": 2, "request_steps": 10, "updates_per_call": 5, **change})
     assert "\n" not in str(caught.value)
+
+
+def test_seeding_goes_on_until_an_episode_fills_a_window() -> None:
+    schedule = Schedule(Limits(1, request_steps=10, updates_per_call=5, seed_steps=20, window=4))
+    for lengths in ([3, 3], [3, 3, 3], [4]):
+        assert schedule.next_call() is None
+        request = schedule.next_request()
+        assert request is not None
+        assert request.random
+        schedule.receive(request.number, 10, [Delivery(None, steps) for steps in lengths])
+    call = schedule.next_call()
+    assert call is not None
+    assert call.num_updates == 5
+
+
+def test_a_ledger_that_goes_on_without_its_unfinished_episodes_counts_them_as_lost() -> None:
+    ledger, kept, dropped = (Ledger(2) for _ in range(3))
+    ledger.enter(0, 10, [6])
+    ledger.enter(1, 10, [])
+    kept.set_state(ledger.get_state(), goes_on=True)
+    assert (kept.unfinished_steps, kept.counts.lost_steps) == (14, 0)
+    dropped.set_state(ledger.get_state(), goes_on=True, drops_unfinished=True)
+    assert (dropped.unfinished_steps, dropped.counts.lost_steps, dropped.incarnations) == (0, 14, [0, 0])
+    dropped.enter(1, 10, [9])  # of a new episode
+    assert dropped.counts.steps == dropped.counts.delivered_steps + dropped.unfinished_steps + dropped.counts.lost_steps

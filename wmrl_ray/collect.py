@@ -5,10 +5,11 @@ Without Ray one `Collector` steps in turn with the learner; every RLlib runner h
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,6 +142,11 @@ class Collector:
     def num_envs(self) -> int:
         return len(self._slots)
 
+    @property
+    def unfinished_steps(self) -> int:
+        """Of the unfinished episodes."""
+        return sum(len(slot.action) for slot in self._slots)
+
     def collect(self, agent: Agent | None, num_steps: int) -> list[Episode]:
         """Takes `num_steps` steps in every environment: the exploring agent's, or without one uniformly random ones.
 
@@ -180,17 +186,18 @@ class Collector:
     # -- exact continuation -----------------------------------------------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
-        """Arrays, numbers and strings: random streams, warm start, counters; of each unfinished episode its actions, and a
-        digest of what the environment answered.
+        """Arrays, numbers and strings: seed, random streams, warm start, counters; of each unfinished episode its actions, and
+        a digest of what the environment answered.
         """
         act = self._act_state if self._act_generator is None else self._act_generator.get_state()
         return {
+            "seed": list(self._seed),
             "random": generator_state(self._random),
             "act": act,
             "plan_state": None if self._plan_state is None else self._plan_state.cpu(),
             "num_steps": self.num_steps,
             "num_episodes": self.num_episodes,
-            "statistics": {f.name: getattr(self._statistics, f.name) for f in fields(Statistics)},
+            "statistics": asdict(self._statistics),  # Why: a copy all the way down
             "unfinished": [
                 {"number": slot.number, "action": self._actions(slot), "sha256": slot.sha256()} for slot in self._slots
             ],
@@ -208,10 +215,11 @@ class Collector:
         unfinished = state["unfinished"]
         if len(unfinished) != self.num_envs:
             raise CheckpointError(f"the checkpoint has {len(unfinished)} environments, this run {self.num_envs}; use as many")
+        self._seed = [int(part) for part in state.get("seed", self._seed)]  # Why: that of the runner whose state this is
         set_generator_state(self._random, state["random"])
         self._act_generator, self._act_state = None, state["act"]
         self.num_steps, self.num_episodes = int(state["num_steps"]), int(state["num_episodes"])
-        self._statistics = Statistics(**state["statistics"])
+        self._statistics = Statistics(**copy.deepcopy(state["statistics"]))
         self._plan_state = state["plan_state"] if replay_unfinished else None
         for row, saved in enumerate(unfinished):
             if not replay_unfinished:
@@ -287,11 +295,3 @@ class Collector:
         if info:
             for name, value in zip(info, torch.stack([v.float() for v in info.values()]).tolist(), strict=True):
                 self._statistics.act_sums[name] = self._statistics.act_sums.get(name, 0.0) + value
-
-
-def merged(statistics: Iterable[Statistics]) -> Statistics:
-    """Of several runners, in their order."""
-    total = Statistics()
-    for each in statistics:
-        total.add(each)
-    return total

@@ -77,11 +77,16 @@ def make_clock(config: RunConfig, env_id: str) -> Clock:
     episode of every environment.
 
     Raises:
-        ConfigError: the environment has no step limit, and `online.seed_steps` is not set.
+        ConfigError: the environment has no step limit, and `online.seed_steps` is not set; or the replay has no room for a
+            whole episode.
     """
-    steps = config.online.seed_steps
+    steps, limit = config.online.seed_steps, step_limit(env_id, config.env_config)
+    capacity = config.online.capacity
+    check(
+        limit is None or capacity >= limit,
+        f"online.capacity = {capacity}, but an episode of {env_id} has up to {limit} steps; use at least as many",
+    )
     if steps is None:
-        limit = step_limit(env_id, config.env_config)
         if limit is None:
             raise ConfigError(f"env = {env_id!r} has no step limit; set online.seed_steps, the number of random steps at first")
         steps = max(1000, 5 * limit, limit * config.online.total_envs)
@@ -112,61 +117,64 @@ def train_online(
     clock = make_clock(config, env_id)
     agent, replay = build_agent(config, dataset), build_replay(config, dataset)
     collector = Collector(env_id, config.env_config, config.online.num_envs, seed=(config.seed, 0))
+    try:
+        run = open_run(run_dir, config, dataset, resume)
+        progress = Progress(config)
+        if (newest := run.newest_checkpoint()) is not None:
+            tree, meta = checkpoint.load(newest)
+            agent.set_state(tree["agent"])
+            replay.set_state(tree["replay"])
+            collector.set_state(tree["collector"], replay_unfinished=config.online.replay_unfinished)
+            progress.update = meta["update"]
+            del tree  # Why: it holds a second replay
+        run.open_metrics(progress.update)
 
-    run = open_run(run_dir, config, dataset, resume)
-    progress = Progress(config)
-    if (newest := run.newest_checkpoint()) is not None:
-        tree, meta = checkpoint.load(newest)
-        agent.set_state(tree["agent"])
-        replay.set_state(tree["replay"])
-        collector.set_state(tree["collector"], replay_unfinished=config.online.replay_unfinished)
-        progress.update = meta["update"]
-        del tree  # Why: it holds a second replay
-    run.open_metrics(progress.update)
+        def event(kind: Any, metrics: dict[str, float]) -> None:
+            tell(Event(kind, progress.update, config.num_updates, metrics))
 
-    def event(kind: Any, metrics: dict[str, float]) -> None:
-        tell(Event(kind, progress.update, config.num_updates, metrics))
+        def save() -> None:
+            tree = {"agent": agent.get_state(), "replay": replay.get_state(), "collector": collector.get_state()}
+            checkpoint.save(
+                run.checkpoint_path(progress.update), tree, checkpoint_meta(config, dataset, env_id, progress.update)
+            )
+            run.prune_checkpoints()
+            event("checkpoint", {})
 
-    def save() -> None:
-        tree = {"agent": agent.get_state(), "replay": replay.get_state(), "collector": collector.get_state()}
-        checkpoint.save(run.checkpoint_path(progress.update), tree, checkpoint_meta(config, dataset, env_id, progress.update))
-        run.prune_checkpoints()
-        event("checkpoint", {})
+        event("start", {})
+        last_eval = run.last_evaluation()
+        last_log, update_s = (progress.update, time.monotonic()), 0.0
+        while not progress.finished:
+            until = progress.update + config.updates_per_call
+            tensors, seconds = take_turns(agent, replay, collector, clock, progress.update, until, config.batch_size)
+            progress.update, update_s = until, update_s + seconds
+            metrics = finite_metrics(agent, tensors)
+            if progress.due(config.log_every):
+                now = time.monotonic()
+                metrics |= online_metrics(collector.take_statistics(), collector.num_steps, collector.num_episodes, replay)
+                metrics["time/update_s"] = update_s
+                metrics["time/updates_per_s"] = (progress.update - last_log[0]) / (now - last_log[1])
+                last_log, update_s = (progress.update, now), 0.0
+                run.log(progress.update, metrics)
+                event("update", metrics)
+            if progress.evaluation_due:
+                paused = time.monotonic()
+                last_eval = evaluate_run(run, config, agent, env_id, dataset, progress.update)
+                event("eval", last_eval)
+                last_log = (last_log[0], last_log[1] + time.monotonic() - paused)
+            stopping = should_stop is not None and should_stop()
+            if progress.due(config.checkpoint_every) or stopping:
+                save()
+            if stopping and not progress.finished:
+                break
 
-    event("start", {})
-    last_eval = run.last_evaluation()
-    last_log, update_s = (progress.update, time.monotonic()), 0.0
-    while not progress.finished:
-        until = progress.update + config.updates_per_call
-        tensors, seconds = take_turns(agent, replay, collector, clock, progress.update, until, config.batch_size)
-        progress.update, update_s = until, update_s + seconds
-        metrics = finite_metrics(agent, tensors)
-        if progress.due(config.log_every):
-            now = time.monotonic()
-            metrics |= online_metrics(collector.take_statistics(), collector.num_steps, collector.num_episodes, replay)
-            metrics["time/update_s"] = update_s
-            metrics["time/updates_per_s"] = (progress.update - last_log[0]) / (now - last_log[1])
-            last_log, update_s = (progress.update, now), 0.0
-            run.log(progress.update, metrics)
-            event("update", metrics)
-        if progress.evaluation_due:
-            paused = time.monotonic()
-            last_eval = evaluate_run(run, config, agent, env_id, dataset, progress.update)
-            event("eval", last_eval)
-            last_log = (last_log[0], last_log[1] + time.monotonic() - paused)
-        stopping = should_stop is not None and should_stop()
-        if progress.due(config.checkpoint_every) or stopping:
-            save()
-        if stopping and not progress.finished:
-            break
-
-    collector.close()
-    result = {"updates": progress.update, "seconds": run.seconds(), "finished": progress.finished}
-    result |= {"steps": collector.num_steps, "episodes": collector.num_episodes, **last_eval}
-    if progress.finished:
-        run.finish(result)
-    event("end", last_eval)
-    return result
+        result = {"updates": progress.update, "seconds": run.seconds(), "finished": progress.finished}
+        result |= {"steps": collector.num_steps, "episodes": collector.num_episodes, **last_eval}
+        if progress.finished:
+            run.finish(result)
+        event("end", last_eval)
+        return result
+    finally:
+        collector.close()
 
 
 def take_turns(

@@ -44,7 +44,7 @@ class OnlineConfig:
     replay_unfinished: bool = True  # when resumed; False drops the unfinished episodes of simulators that cannot repeat them
     # asynchronous: how far runners and learners may get away from each other
     max_steps_ahead: int = 1_000  # steps taken beyond what the updates so far are due for
-    max_updates_ahead: int = 1_000  # updates made beyond what the steps so far are due for
+    max_updates_ahead: int = 100  # updates made beyond what the steps so far are due for
     max_queued_episodes: int = 64  # ended, not yet in a learner's replay
 
     def __post_init__(self) -> None:
@@ -135,7 +135,8 @@ class RunConfig:
         if self.online.schedule == "synchronous":
             turn = self.online.updates_per_turn
             check(
-                turn == round(turn) and self.updates_per_call % round(turn) == 0,
+                # Why not equal: 1/3 x 3 in floating point
+                abs(turn - round(turn)) < 1e-9 and round(turn) >= 1 and self.updates_per_call % round(turn) == 0,
                 f"updates_per_call = {self.updates_per_call} is not a multiple of the {turn:g} updates of a turn "
                 "(online: updates_per_step x steps_per_turn x num_envs x runners); loops stop between calls",
             )

@@ -25,12 +25,13 @@ class Limits:
     updates_per_call: int  # K, updates in one call of the learners
     updates_per_step: float = 1.0  # U
     seed_steps: int = 0  # random ones, before the first update
+    window: int = 1  # steps of the shortest episode that can be learned from alone
     max_steps_ahead: int | None = None  # steps taken or asked for, whose updates are not made; None: 2 (R n + K / U)
     max_updates_ahead: int = 0  # updates made before their steps
     max_queued_episodes: int = 64  # delivered and not yet taken by the learners; no request is sent while it is reached
 
     def __post_init__(self) -> None:
-        for name in ("num_runners", "request_steps", "updates_per_call", "max_queued_episodes"):
+        for name in ("num_runners", "request_steps", "updates_per_call", "window", "max_queued_episodes"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
         for name in ("seed_steps", "max_updates_ahead"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
@@ -87,8 +88,9 @@ class Counts:
     updates: int = 0
     episodes: int = 0
     delivered_steps: int = 0
-    lost_steps: int = 0  # reported, of episodes that died unfinished with their runner
+    lost_steps: int = 0  # reported, of episodes that died unfinished with their runner, or that a resumed run dropped
     lost_runners: int = 0
+    longest_episode: int = 0  # steps; no sum
 
 
 class Ledger:
@@ -116,6 +118,7 @@ class Ledger:
         self.counts.steps += steps
         self.counts.episodes += len(lengths)
         self.counts.delivered_steps += delivered
+        self.counts.longest_episode = max([self.counts.longest_episode, *lengths])
 
     def lose(self, runner: int) -> int:
         """The runner died with its unfinished episodes; what it delivered is untouched. Returns its new incarnation."""
@@ -128,11 +131,17 @@ class Ledger:
     def get_state(self) -> dict[str, Any]:
         return {**vars(self.counts), "unfinished": list(self._unfinished), "incarnations": list(self.incarnations)}
 
-    def set_state(self, state: Mapping[str, Any], *, goes_on: bool) -> None:
-        """Continues with the saved runners' unfinished episodes, or with new runners, which lose them."""
-        self.counts = Counts(**{name: int(state[name]) for name in vars(Counts())})
-        if goes_on:
+    def set_state(self, state: Mapping[str, Any], *, goes_on: bool, drops_unfinished: bool = False) -> None:
+        """Continues with the saved runners and, unless `drops_unfinished`, their unfinished episodes; or with new ones, which
+        lose them.
+        """
+        # Why a default: a run without runners does not know its longest episode, nor did older checkpoints
+        self.counts = Counts(**{name: int(state.get(name, 0)) for name in vars(Counts())})
+        if goes_on and state["incarnations"]:
             self._unfinished, self.incarnations = list(state["unfinished"]), list(state["incarnations"])
+            if drops_unfinished:
+                self.counts.lost_steps += self.unfinished_steps
+                self._unfinished = [0] * len(self._unfinished)
             return
         self.counts.lost_steps += sum(state["unfinished"])
         self._unfinished = [0] * len(self._unfinished)
@@ -174,8 +183,9 @@ class Schedule:
 
     @property
     def is_seeding(self) -> bool:
-        """Nothing can be learned yet: too few steps, or no episode has ended."""
-        return self.counts.steps < self.limits.seed_steps or self.counts.episodes == 0
+        """Nothing can be learned yet: too few steps, or no episode that has ended fills a window."""
+        c, limits = self.counts, self.limits
+        return c.steps < limits.seed_steps or (c.updates == 0 and c.longest_episode < limits.window)
 
     @property
     def steps_asked_for(self) -> int:
@@ -192,7 +202,7 @@ class Schedule:
         if not self._idle or len(self.queue) >= limits.max_queued_episodes:
             return None
         if seeding := self.is_seeding:
-            # Why the second: when the steps are there and no episode has ended, more steps are all that helps
+            # Why the second: when the steps are there and no episode is long enough, more steps are all that helps
             may_start = c.steps + self.steps_asked_for < limits.seed_steps or c.steps >= limits.seed_steps
         else:
             may_start = self.steps_ahead + self.steps_asked_for + limits.request_steps <= limits.steps_ahead

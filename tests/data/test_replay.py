@@ -318,3 +318,14 @@ def test_a_huge_reward_in_one_episode_costs_no_digit_in_another() -> None:
     batch = replay.sample(200, 1, return_to_go=True)
     assert batch.return_to_go is not None
     assert batch.return_to_go[batch.return_to_go < 1].unique().tolist() == pytest.approx([0.1, 0.2, 0.3], rel=1e-7)
+
+
+def test_a_state_without_its_episodes_copies_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = online_replay([5, 6])
+    whole = replay.get_state()
+
+    def refused() -> None:
+        raise AssertionError("the episodes were copied")
+
+    monkeypatch.setattr(replay._online, "get_state", refused)
+    assert replay.get_state(episodes=False) == {name: whole[name] for name in ("dataset_sha256", "generator")}

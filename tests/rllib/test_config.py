@@ -12,9 +12,11 @@ from tests.rllib.online_fakes import OwnImitatorConfig, OwnTDMPCConfig, run_conf
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.data.episode import DataError
+from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.config import CONFIGS, BCConfig, IQLTDMPCConfig, TDMPCConfig
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rllib.online_learner import OnlineLearner
+from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run import OnlineConfig, RunConfig
 
 
@@ -192,3 +194,31 @@ def test_an_imitator_needs_demonstrations_and_an_offline_agent_no_online_setting
         OwnImitatorConfig().environment(fakes.PLANE).validate()
     with pytest.raises(ConfigError, match=r"'bc' takes no steps of its own; drop online.num_envs"):
         bc.training(online={"num_envs": 2}).validate()
+
+
+@pytest.mark.parametrize(
+    ("online", "changes", "message"),
+    [
+        ({"num_runners": 1, "schedule": "asynchronous", "max_steps_ahead": 1}, {}, "max_steps_ahead = 1: runners would wait"),
+        ({}, {"num_learners": 2}, "num_learners = 2 with online.num_runners = 0"),
+    ],
+)
+def test_a_mistake_of_an_online_run_leaves_no_folder_and_no_ray(
+    online: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(**kwargs: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(compat, "init", never)
+    config = run_config(online=OnlineConfig(**{"seed_steps": 48, "num_envs": 2, **online}), **changes)
+    with pytest.raises(ConfigError, match=f"(?i){message}"):
+        train_on_ray(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_under_local_mode_runners_become_steps_in_turn_by_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "in_local_mode", lambda: True)
+    for config in (small_online(num_runners=2, schedule="asynchronous"), small_online().env_runners(num_env_runners=2)):
+        with pytest.warns(UserWarning, match=r"online\.num_runners = 2 becomes 0 under local_mode"):
+            config.validate()
+        assert (config.num_env_runners, config.online["num_runners"], config.online["schedule"]) == (0, 0, "synchronous")

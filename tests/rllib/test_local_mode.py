@@ -134,10 +134,12 @@ pids = set()
 collect = Collector.collect
 Collector.collect = lambda self, *a: (pids.add(os.getpid()), collect(self, *a))[1]
 found = {}
-for name, online in {"local": {"num_runners": 2, "schedule": "asynchronous"}, "in turn": {}}.items():
+settings = {"local": {"num_runners": 2, "schedule": "asynchronous"}, "rllib": {"num_env_runners": 2}, "in turn": {}}
+for name, online in settings.items():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        algorithm = small_online(**online).build_algo()
+        runners = online.pop("num_env_runners", 0)  # RLlib's own name of them
+        algorithm = small_online(**online).env_runners(num_env_runners=runners).build_algo()
     found[name + " warned"] = [str(w.message) for w in caught if "num_runners" in str(w.message)]
     found[name] = [losses(algorithm.train()) for _ in range(2)]
     algorithm.stop()
@@ -152,7 +154,7 @@ def test_in_local_mode_runners_become_steps_in_turn_with_a_warning() -> None:
         result = subprocess.run([sys.executable, "-c", ONLINE, temp], capture_output=True, text=True, timeout=280, cwd=ROOT)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["local"] == found["in turn"]
+    assert found["local"] == found["rllib"] == found["in turn"]
     assert found["local"][1]["loss/model"] > 0
     assert "online.num_runners = 2 becomes 0 under local_mode" in found["local warned"][0]
     assert found["in turn warned"] == []

@@ -27,6 +27,9 @@ from wmrl_ray.train import build_agent, build_replay, update_many
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
+MOST_CALLS = 500  # of the learners, until a runner that was killed has come back
+
+
 def logged(run_dir: Path) -> list[dict[str, float]]:
     """What was learned and collected, without times and evaluations (whose planners draw other rows of noise)."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -59,7 +62,8 @@ def runner_pid(algorithm: OnlineAlgorithm, runner: int) -> int:
 def unfinished_steps(algorithm: OnlineAlgorithm) -> int:
     """What lies in the environments now, as the runners say."""
     assert algorithm._runners is not None
-    states = algorithm._runners.collector_states()
+    states, dead = algorithm._runners.collector_states(algorithm._session)
+    assert not dead
     return sum(len(episode["action"]) for state in states if state is not None for episode in state["unfinished"])
 
 
@@ -216,11 +220,12 @@ def test_two_runners_in_turns_are_two_collectors_and_a_learner_in_one_process(tw
 
 
 def test_two_runners_go_on_exactly_after_a_restore(two_runners: Any, tmp_path: Path) -> None:
+    updates, before = two_runners.num_updates, two_runners.num_steps
     path = two_runners.save_to_path(tmp_path / "saved")
     expected = [fakes.losses(two_runners.train()) for _ in range(2)]
     steps, (episodes,) = two_runners.num_steps, replays(two_runners)
     two_runners.restore_from_path(path)
-    assert (two_runners.num_updates, two_runners.num_steps) == (84, 84)
+    assert (two_runners.num_updates, two_runners.num_steps) == (updates, before)
     assert [fakes.losses(two_runners.train()) for _ in range(2)] == expected
     assert two_runners.num_steps == steps
     for name, array in replays(two_runners)[0].items():
@@ -228,13 +233,13 @@ def test_two_runners_go_on_exactly_after_a_restore(two_runners: Any, tmp_path: P
 
 
 def test_a_killed_runner_comes_back_and_the_counts_stay_right(two_runners: Any) -> None:
-    before, killed = two_runners.num_steps, runner_pid(two_runners, 0)
+    before, killed, lost = two_runners.num_steps, runner_pid(two_runners, 0), two_runners._ledger.counts.lost_runners
     os.kill(killed, signal.SIGKILL)
     two_runners.train()
     assert runner_pid(two_runners, 0) != killed
     assert two_runners.num_steps == before + 12
     counts = two_runners._ledger.counts
-    assert counts.lost_runners == 1
+    assert counts.lost_runners == lost + 1
     assert counts.steps == counts.delivered_steps + unfinished_steps(two_runners) + counts.lost_steps
     assert replays(two_runners)[0]["action"].shape[0] - counts.episodes == counts.delivered_steps
 
@@ -252,6 +257,39 @@ def test_a_runner_that_is_dead_when_a_checkpoint_is_written_starts_anew_after_th
     counts = two_runners._ledger.counts
     assert lost.lost_steps <= counts.lost_steps <= lost.lost_steps + unfinished
     assert counts.steps == counts.delivered_steps + unfinished_steps(two_runners) + counts.lost_steps
+
+
+def test_a_checkpoint_before_anybody_collected_again_has_no_collectors_of_the_time_before(
+    two_runners: Any, tmp_path: Path
+) -> None:
+    path = two_runners.save_to_path(tmp_path / "saved")
+    state = two_runners.get_state()
+    lost = two_runners._ledger.counts.lost_runners
+    two_runners.set_state(state)
+    tree = two_runners.policy_tree()
+    assert tree["collectors"] == [None, None]  # their collectors are of the session before
+    assert two_runners._ledger.counts.lost_runners == tree["online"]["lost_runners"] == lost
+    two_runners.restore_from_path(path)
+    collectors = two_runners.policy_tree()["collectors"]
+    assert sum(len(episode["action"]) for saved in collectors for episode in saved["unfinished"]) == (
+        two_runners._ledger.unfinished_steps
+    )
+    two_runners.train()
+    counts = two_runners._ledger.counts
+    assert counts.steps == counts.delivered_steps + unfinished_steps(two_runners) + counts.lost_steps
+
+
+def test_unfinished_episodes_that_are_not_replayed_are_lost_steps(two_runners: Any, tmp_path: Path) -> None:
+    path, unfinished = two_runners.save_to_path(tmp_path / "saved"), two_runners._ledger.unfinished_steps
+    lost, online = two_runners._ledger.counts.lost_steps, two_runners.online
+    two_runners.online = dataclasses.replace(online, replay_unfinished=False)
+    two_runners.restore_from_path(path)
+    counts = two_runners._ledger.counts
+    assert (counts.lost_steps, two_runners._ledger.unfinished_steps) == (lost + unfinished, 0)
+    two_runners.train()
+    two_runners.online = online
+    assert counts.steps == counts.delivered_steps + unfinished_steps(two_runners) + counts.lost_steps
+    assert two_runners._ledger.unfinished_steps == unfinished_steps(two_runners)
 
 
 def test_an_error_in_a_runner_stops_the_run_with_its_traceback() -> None:
@@ -318,13 +356,16 @@ def test_two_learners_of_the_same_episodes_keep_identical_parameters(at_once: An
 
 
 def test_a_runner_killed_at_work_loses_only_what_it_had_not_finished(at_once: Any) -> None:
-    before = at_once._ledger.counts.lost_runners
+    before, incarnation = at_once._ledger.counts.lost_runners, at_once._ledger.incarnations[1]
     killed = runner_pid(at_once, 1)
     os.kill(killed, signal.SIGKILL)
-    while at_once._ledger.counts.lost_runners == before:
+    for _ in range(MOST_CALLS):
         at_once.train()
-    while at_once._ledger.incarnations[1] == 0 or at_once._runners.deaths[1]:  # until the new one has answered
-        at_once.train()
+        if at_once._ledger.counts.lost_runners > before and not at_once._runners.deaths[1]:  # the new one has answered
+            break
+    assert at_once._ledger.counts.lost_runners == before + 1
+    assert at_once._ledger.incarnations[1] > incarnation
+    assert not at_once._runners.deaths[1]
     assert runner_pid(at_once, 1) != killed
     at_once.policy_tree()
     check_counts(at_once)
@@ -355,8 +396,31 @@ def test_one_process_goes_on_with_the_replay_and_the_counts_of_two_runners(two_r
     assert algorithm.num_steps == two_runners.num_steps
     (ours,), (theirs,) = replays(algorithm), replays(two_runners)
     np.testing.assert_array_equal(ours["obs"], theirs["obs"])
+    seed, incarnation = algorithm.config.seed, 1 + max(two_runners._ledger.incarnations)
+    assert algorithm.on_learners(lambda learner: learner.collector._seed) == [[seed, 0, incarnation]]  # not a runner's
+    assert algorithm._ledger.incarnations == [incarnation]
     algorithm.train()
     assert algorithm.num_steps == two_runners.num_steps + 12
+    algorithm.stop()
+
+
+def test_at_once_a_run_goes_on_from_one_in_turn_and_makes_no_update_twice(tmp_path: Path) -> None:
+    alone = small_online().build_algo()
+    for _ in range(8):
+        alone.train()
+    path = alone.save_to_path(tmp_path / "saved")
+    alone.stop()
+    limits = {"steps_per_turn": 2, "max_steps_ahead": 48, "max_updates_ahead": 12}
+    algorithm = small_online(num_runners=1, schedule="asynchronous", **limits).build_algo()
+    algorithm.restore_from_path(path)
+    counts = algorithm._ledger.counts
+    assert (algorithm.num_updates, counts.updates, counts.steps) == (96, 96, 96)
+    assert algorithm._schedule.steps_ahead == 0
+    assert counts.steps == counts.delivered_steps + counts.lost_steps
+    for _ in range(3):
+        algorithm.train()
+    assert algorithm.num_updates == counts.updates == 132
+    assert counts.updates <= counts.steps + 12
     algorithm.stop()
 
 

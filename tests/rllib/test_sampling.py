@@ -9,13 +9,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.rllib.core.columns import Columns
 
+from tests.rllib import fakes
 from tests.rllib.online_fakes import OwnImagesConfig
-from wmrl_ray.collect import Statistics
+from wmrl_ray.collect import Collector, Statistics
 from wmrl_ray.rllib import sampling
 from wmrl_ray.rllib.callbacks import read_episode
+from wmrl_ray.rllib.env_runner import PlannerEnvRunner
 from wmrl_ray.rllib.failures import Failure, RemoteError
 from wmrl_ray.rllib.module import IS_FIRST, LAST_REWARD, AgentModule
 from wmrl_ray.rllib.sampling import Answer, Runners
@@ -106,3 +108,35 @@ def test_the_module_acts_on_images_and_their_episodes_stay_bytes() -> None:
     episode = read_episode([Chunk()]).episode
     assert episode.obs.dtype == np.uint8
     assert episode.action.dtype == np.float32
+
+
+def test_ray_killing_a_runner_for_memory_is_a_death_too(runners: CountedRunners, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runners.answer(1, ended(OutOfMemoryError("killed by the memory monitor"))) is None
+    assert runners.actors == [1, 3]
+    states: list[Any] = [OutOfMemoryError("again"), None]
+
+    class Asked:
+        def remote(self, session: int) -> Any:
+            assert session == 7
+            return states.pop(0)
+
+    class Actor:
+        get_collector_state = Asked()
+
+    def get(state: Any) -> Any:
+        if isinstance(state, Exception):
+            raise state
+        return state
+
+    runners.actors = [Actor(), Actor()]
+    monkeypatch.setattr(sampling.ray, "get", get)
+    assert runners.collector_states(7) == ([None, None], [0])  # one died, the other had not collected yet
+
+
+def test_a_runner_has_no_collector_of_a_session_in_which_it_was_not_asked() -> None:
+    runner = PlannerEnvRunner.__new__(PlannerEnvRunner)
+    runner._collector, runner._session = None, 0
+    assert runner.get_collector_state(1) is None
+    runner._collector, runner._session = Collector(fakes.PLANE), 1
+    assert runner.get_collector_state(2) is None
+    assert runner.get_collector_state(1)["num_steps"] == 0

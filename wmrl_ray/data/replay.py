@@ -124,13 +124,14 @@ class Replay:
         second = gather(parts[1], draws[is_online] - counts[0])
         return _batch([_merge(is_online, a, b) for a, b in zip(first, second, strict=True)])
 
-    def get_state(self) -> dict[str, Any]:
-        """The generator, the dataset's sha256 ("" for none) and the online episodes: arrays, numbers and strings only."""
-        return {
-            "dataset_sha256": self._dataset_sha256,
-            "generator": generator_state(self._generator),
-            "online": self._online.get_state(),
-        }
+    def get_state(self, *, episodes: bool = True) -> dict[str, Any]:
+        """The generator, the dataset's sha256 ("" for none) and the online episodes: arrays, numbers and strings only.
+
+        Args:
+            episodes: False leaves them out, uncopied: another rank saves the same.
+        """
+        state = {"dataset_sha256": self._dataset_sha256, "generator": generator_state(self._generator)}
+        return {**state, "online": self._online.get_state()} if episodes else state
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `get_state` returned: the next `sample` is the one that would have followed.
@@ -186,8 +187,12 @@ class DemonstrationReplay:
         joined = {name: torch.cat(both) for name, both in halves.items() if both[0] is not None}
         return Batch(**joined, is_expert=torch.arange(2 * batch_size) >= batch_size)
 
-    def get_state(self) -> dict[str, Any]:
-        return {"demonstrations": self.demonstrations.get_state(), "behaviour": self.behaviour.get_state()}
+    def get_state(self, *, episodes: bool = True) -> dict[str, Any]:
+        """Of both. episodes: as in `Replay.get_state`."""
+        return {
+            "demonstrations": self.demonstrations.get_state(episodes=episodes),
+            "behaviour": self.behaviour.get_state(episodes=episodes),
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `get_state` returned. Raises DataError as `Replay.set_state`."""

@@ -19,13 +19,14 @@ from ray.util.debug import log_once
 from wmrl_ray.config import ConfigError, check, did_you_mean, from_dict, to_dict
 from wmrl_ray.core.agents import AGENTS, agent_config
 from wmrl_ray.data.datasets import check_compatible, open_dataset
+from wmrl_ray.online import make_clock
 from wmrl_ray.rllib import algorithm as algorithms
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.env_runner import PlannerEnvRunner
 from wmrl_ray.rllib.evaluation import evaluate_on_runners
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rllib.module import AddIsFirst, AgentModule
-from wmrl_ray.rllib.online import IQMPC, IQSAC, TDMPC2, OnlineAlgorithm
+from wmrl_ray.rllib.online import IQMPC, IQSAC, TDMPC2, OnlineAlgorithm, make_limits
 from wmrl_ray.rllib.online_learner import OnlineLearner
 from wmrl_ray.rollout import env_dims
 from wmrl_ray.run import RunConfig
@@ -186,9 +187,9 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             gym.VectorizeMode(self.gym_env_vectorize_mode) is gym.VectorizeMode.SYNC,
             f"gym_env_vectorize_mode = {self.gym_env_vectorize_mode} has no effect here; use more evaluation runners",
         )
-        compat.fit_to_mode(self)
         if not self.in_evaluation:
             self._place_runners()
+        compat.fit_to_mode(self)  # Why now: it takes away runners, by whichever name
         if not self.learns_online:
             self.run_config()  # checks batch_size, updates_per_call and env_config
         if self.dataset_uri is not None:
@@ -217,6 +218,9 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         name = type(self).__name__
         check(isinstance(self.env, str), f"env = {self.env!r}; {name} takes its steps in .environment('<id>')")
         env_dims(str(self.env), self.env_config)  # for its errors
+        clock = make_clock(run, str(self.env))
+        if run.online.schedule == "asynchronous":
+            make_limits(run, clock)
         check(
             self.num_learners < 2 or run.online.num_runners >= 1,
             f"num_learners = {self.num_learners} with online.num_runners = 0: one learner would take the steps while the "

@@ -102,9 +102,10 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         self._answered = time.monotonic()
         return (result, []) if isinstance(result, Failure) else result
 
-    def get_collector_state(self) -> Any:
-        """After the first order. An error is a value."""
-        return guarded(lambda: self._collector.get_state())()  # type: ignore[union-attr]
+    def get_collector_state(self, session: int) -> Any:
+        """None before the first order of `session`. An error is a value."""
+        collector = self._collector
+        return None if collector is None or self._session != session else guarded(collector.get_state)()
 
     def _collect(self, order: Order) -> tuple[Answer, list[Episode]]:
         wait_s = 0.0 if self._answered is None else time.monotonic() - self._answered

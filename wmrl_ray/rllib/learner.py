@@ -97,16 +97,20 @@ class AgentLearner(TorchLearner):
     def load(self, agent_state: dict[str, Any], streams: list[dict[str, Any]]) -> None:
         """Continues where a learner group stopped. A rank that the saved group did not have keeps its fresh streams."""
         with self._lock:
-            own = self.get_streams()
+            # Why not `own` for all: it is a copy of the replay
+            own = self.get_streams() if self.rank >= len(streams) else None
             self.agent.set_state(agent_state)
-            own["num_updates"] = agent_state["num_updates"]
-            self.set_streams(streams[self.rank] if self.rank < len(streams) else own)
+            self.set_streams(streams[self.rank] if own is None else {**own, "num_updates": agent_state["num_updates"]})
             self._weights_seq_no += 1
 
-    def get_streams(self) -> dict[str, Any]:
-        """What differs between ranks: the random streams and the replay; and the counter."""
+    def get_streams(self, *, episodes: bool = True) -> dict[str, Any]:
+        """What differs between ranks: the random streams and the replay (`episodes`: as there); and the counter."""
         generators = {name: getattr(self.agent, f"{name}_generator").get_state() for name in ("update", "act")}
-        return {"generators": generators, "num_updates": self.agent.num_updates, "replay": self.replay.get_state()}
+        return {
+            "generators": generators,
+            "num_updates": self.agent.num_updates,
+            "replay": self.replay.get_state(episodes=episodes),
+        }
 
     def set_streams(self, streams: dict[str, Any]) -> None:
         self.agent.set_generators(streams["generators"])

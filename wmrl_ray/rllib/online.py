@@ -6,19 +6,24 @@ Episodes go from runners to learners as references; the driver reads counts and 
 from __future__ import annotations
 
 import concurrent.futures
+import copy
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from ray.rllib.core import COMPONENT_LEARNER_GROUP
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 
 from wmrl_ray.collect import Statistics
+from wmrl_ray.core.agents import agent_config
 from wmrl_ray.online import Clock, Turn, make_clock
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.online_learner import OnlineLearner, Report
 from wmrl_ray.rllib.sampling import Answer, Order, Packet, Runners, Weights
+from wmrl_ray.run import RunConfig
 from wmrl_ray.schedule import Delivery, Ledger, Limits, Request, Schedule
 
 
@@ -80,6 +85,22 @@ class Tally:
         }
 
 
+def make_limits(run: RunConfig, clock: Clock) -> Limits:
+    """Of an asynchronous run. Raises ConfigError where runners and learners would wait for each other."""
+    online = run.online
+    return Limits(
+        num_runners=online.num_runners,
+        request_steps=online.steps_per_turn * online.num_envs,
+        updates_per_call=run.updates_per_call,
+        updates_per_step=online.updates_per_step,
+        seed_steps=clock.seed_steps,
+        window=agent_config(run.algorithm, run.agent).window,
+        max_steps_ahead=online.max_steps_ahead,
+        max_updates_ahead=online.max_updates_ahead,
+        max_queued_episodes=online.max_queued_episodes,
+    )
+
+
 class OnlineAlgorithm(AgentAlgorithm):
     """Each iteration is `updates_per_call` updates on every learner, and the steps that they follow.
 
@@ -99,27 +120,19 @@ class OnlineAlgorithm(AgentAlgorithm):
         assert run.env is not None
         self.online = run.online
         self._learner_counts = (0, 0)  # (steps, episodes) of the learner's own collector
+        self._learner_unfinished = 0  # steps of its unfinished episodes
         self._replay_steps = 0
         self._tally = Tally()
         self._session = 0  # of the runners' collectors: a restore begins another
         self._collectors: list[dict[str, Any] | None] = []  # states in which the runners' collectors start
         self._weights = Weights([], 0)
-        self._ledger = Ledger(self.online.num_runners)
+        self._ledger = Ledger(max(1, self.online.num_runners))  # without runners: of the learner's own collector
         self._clock: Clock = make_clock(run, run.env)
         self._schedule: Schedule | None = None
         if self.online.num_runners == 0:
             return
         if self.online.schedule == "asynchronous":
-            self._limits = Limits(
-                num_runners=self.online.num_runners,
-                request_steps=self.online.steps_per_turn * self.online.num_envs,
-                updates_per_call=run.updates_per_call,
-                updates_per_step=self.online.updates_per_step,
-                seed_steps=self._clock.seed_steps,
-                max_steps_ahead=self.online.max_steps_ahead,
-                max_updates_ahead=self.online.max_updates_ahead,
-                max_queued_episodes=self.online.max_queued_episodes,
-            )
+            self._limits = make_limits(run, self._clock)
             self._schedule = Schedule(self._limits)
             self._ledger = self._schedule.ledger
             threads = torch.get_num_threads()
@@ -256,7 +269,7 @@ class OnlineAlgorithm(AgentAlgorithm):
         if first.weights is not None:
             self._weights = first.weights
         self._replay_steps = first.replay_steps
-        self._learner_counts = (first.num_steps, first.num_episodes)
+        self._learner_counts, self._learner_unfinished = (first.num_steps, first.num_episodes), first.unfinished_steps
         self._tally.add_report(first)
 
     def take_metrics(self) -> dict[str, float]:
@@ -290,7 +303,9 @@ class OnlineAlgorithm(AgentAlgorithm):
         if self._runners is None:
             collectors = [ranks[0]["collector"]]
         elif self._schedule is None and self.num_steps > 0:
-            collectors = self._collectors or self._collector_states()
+            # Why not the former when they drop their unfinished episodes: the ledger has counted those as lost
+            collectors = self._collectors if self.online.replay_unfinished else []
+            collectors = collectors or self._collector_states()
         else:
             collectors = []
         streams = [rank["streams"] for rank in ranks]
@@ -300,8 +315,11 @@ class OnlineAlgorithm(AgentAlgorithm):
         counts, collectors = tree["online"], tree["collectors"]
         own = collectors[0] if self._runners is None and len(collectors) == 1 else None
         taken = (counts["steps"], counts["episodes"])
-        self.on_learners(_load, agent_state=tree["agent"], streams=tree["streams"], collector=own, taken=taken)
-        self._resume(counts, collectors)
+        incarnation = 1 + max(counts["incarnations"], default=0)
+        self.on_learners(
+            _load, agent_state=tree["agent"], streams=tree["streams"], collector=own, taken=taken, incarnation=incarnation
+        )
+        self._resume(counts, collectors, own is not None)
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         self._drain()
@@ -310,7 +328,8 @@ class OnlineAlgorithm(AgentAlgorithm):
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        self._resume(state["online"], [])
+        # Why the last: without runners the learner's state, if it is here, has its collector's
+        self._resume(state["online"], [], COMPONENT_LEARNER_GROUP in state and state["online"]["by_learner"])
 
     def _drain(self) -> None:
         """What is queued goes to the learners: a reference means nothing to another process."""
@@ -320,27 +339,43 @@ class OnlineAlgorithm(AgentAlgorithm):
             self._schedule.finish_call()
 
     def _counts_state(self) -> dict[str, Any]:
-        taken = {"steps": self.num_steps, "episodes": self.num_episodes, "statistics": dict(vars(self._tally.statistics))}
-        return {**self._ledger.get_state(), **taken}
+        found = {
+            **self._ledger.get_state(),
+            "updates": self.num_updates,
+            "by_learner": self._runners is None,
+            "statistics": dataclasses.asdict(self._tally.statistics),  # Why: a copy all the way down
+        }
+        if self._runners is None:
+            (steps, episodes), unfinished = self._learner_counts, self._learner_unfinished
+            found |= {"steps": steps, "episodes": episodes, "unfinished": [unfinished]}
+            found["delivered_steps"] = steps - unfinished - found["lost_steps"]
+        return found
 
     def _collector_states(self) -> list[dict[str, Any] | None]:
         assert self._runners is not None
-        states = self._runners.collector_states()
-        for runner in (runner for runner, state in enumerate(states) if state is None):
+        states, dead = self._runners.collector_states(self._session)
+        for runner in dead:  # Why not every None: a runner that was not asked yet has nothing to lose
             self._ledger.lose(runner)
         return states
 
-    def _resume(self, counts: dict[str, Any], collectors: list[dict[str, Any] | None]) -> None:
-        self._learner_counts = (counts["steps"], counts["episodes"])
-        self._tally = Tally(statistics=Statistics(**counts["statistics"]))
+    def _resume(self, counts: dict[str, Any], collectors: list[dict[str, Any] | None], own_goes_on: bool) -> None:
+        """own_goes_on: the learner's collector, of a run without runners, was restored."""
+        self._tally = Tally(statistics=Statistics(**copy.deepcopy(counts["statistics"])))
+        drops = not self.online.replay_unfinished
         if self._runners is None:
+            self._learner_counts = (counts["steps"], counts["episodes"])
+            self._ledger.set_state(counts, goes_on=own_goes_on, drops_unfinished=drops)
+            self._learner_unfinished = self._ledger.unfinished_steps
             return
         goes_on = self._schedule is None and len(collectors) == len(counts["incarnations"]) == self.online.num_runners
         if self._schedule is None:
-            self._ledger.set_state(counts, goes_on=goes_on)
+            self._ledger.set_state(counts, goes_on=goes_on, drops_unfinished=drops)
         else:
             self._schedule = Schedule.resumed(self._limits, counts)
             self._ledger = self._schedule.ledger
+            made = self._schedule.counts.updates
+            # Why: the schedule would make those that are missing once more
+            assert made == self.num_updates, f"{made} updates in the checkpoint's counts, {self.num_updates} in its algorithm"
         self._collectors = collectors if goes_on else []
         self._saved_incarnations = list(self._ledger.incarnations)
         self._begin_session()

@@ -26,7 +26,7 @@ class Report:
     """What one rank did in one call.
 
     metrics: RLlib's, of the last update. weights: the newest, from rank 0. The rest: seconds in this call, and since the last.
-    statistics, num_steps, num_episodes: of the learner's own collector, if it has one.
+    statistics, num_steps, num_episodes, unfinished_steps: of the learner's own collector, if it has one.
     """
 
     metrics: Any
@@ -39,6 +39,7 @@ class Report:
     statistics: Statistics | None = None
     num_steps: int = 0
     num_episodes: int = 0
+    unfinished_steps: int = 0
 
 
 class OnlineLearner(AgentLearner):
@@ -56,8 +57,15 @@ class OnlineLearner(AgentLearner):
         self.collector: Collector | None = None
         if run.online.num_runners == 0:
             assert run.env is not None
-            self.collector = Collector(run.env, run.env_config, run.online.num_envs, seed=(run.seed, 0))
+            self.collector = self._new_collector(0)
             self._clock = make_clock(run, run.env)
+
+    def _new_collector(self, incarnation: int) -> Collector:
+        """The one of runner 0, whose steps this learner takes."""
+        run = self.config.run_config()
+        assert run.env is not None
+        seed = (run.seed, 0, incarnation) if incarnation else (run.seed, 0)
+        return Collector(run.env, run.env_config, run.online.num_envs, seed=seed)
 
     def take_turns(self, until: int) -> Report:
         """Steps and updates in turn, as in `online.train_online`, up to update `until`."""
@@ -76,6 +84,7 @@ class OnlineLearner(AgentLearner):
             statistics=collector.take_statistics(),
             num_steps=collector.num_steps,
             num_episodes=collector.num_episodes,
+            unfinished_steps=collector.unfinished_steps,
         )
 
     def ingest_and_update(self, packets: Sequence[Packet], num_updates: int, num_steps: int, publish: bool) -> Report:
@@ -132,10 +141,9 @@ class OnlineLearner(AgentLearner):
     def save(self) -> dict[str, Any]:
         """As the offline learner's; the episodes, which all ranks share, from rank 0 only, and its collector."""
         with self._lock:
-            state = super().save()
-            if self.rank:
-                state["streams"]["replay"] = without_episodes(state["streams"]["replay"])
-            return {**state, "collector": None if self.collector is None else self.collector.get_state()}
+            collector = None if self.collector is None else self.collector.get_state()
+            agent = self.agent.get_state() if self.rank == 0 else None
+            return {"agent": agent, "streams": self.get_streams(episodes=self.rank == 0), "collector": collector}
 
     def load_online(
         self,
@@ -143,20 +151,24 @@ class OnlineLearner(AgentLearner):
         streams: list[dict[str, Any]],
         collector: dict[str, Any] | None,
         taken: tuple[int, int],
+        incarnation: int,
     ) -> None:
         """Continues where a learner group stopped, as `load`; a rank that the saved group did not have gets its episodes.
 
         Args:
-            collector: of a run without runners. taken: (steps, episodes) so far, by whomever.
+            collector: of a run without runners. taken: (steps, episodes) so far, by whomever. incarnation: of a collector that
+                starts anew, which no runner had.
         """
-        own = self.replay.get_state()
+        own = self.replay.get_state(episodes=False) if self.rank >= len(streams) else None
         whole = [{**saved, "replay": with_episodes(saved["replay"], streams[0]["replay"])} for saved in streams]
         self.load(agent_state, whole)
-        if self.rank >= len(streams):
-            self.replay.set_state(with_episodes(without_episodes(own), streams[0]["replay"]))
+        if own is not None:
+            self.replay.set_state(with_episodes(own, streams[0]["replay"]))
         if self.collector is not None and collector is not None:
             self.collector.set_state(collector, replay_unfinished=self.config.run_config().online.replay_unfinished)
         elif self.collector is not None:
+            self.collector.close()
+            self.collector = self._new_collector(incarnation)  # Why: no runner's random streams may come again
             self.collector.num_steps, self.collector.num_episodes = taken
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
@@ -168,14 +180,8 @@ class OnlineLearner(AgentLearner):
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         if COLLECTOR in state and self.collector is not None:
-            self.collector.set_state(state[COLLECTOR])
-
-
-def without_episodes(state: Any) -> Any:
-    """A replay's state, or that of a pair of them, without the episodes that were added."""
-    if not isinstance(state, Mapping):
-        return state
-    return {key: without_episodes(value) for key, value in state.items() if key != EPISODES}
+            replay_unfinished = self.config.run_config().online.replay_unfinished
+            self.collector.set_state(state[COLLECTOR], replay_unfinished=replay_unfinished)
 
 
 def with_episodes(state: Any, source: Any) -> Any:

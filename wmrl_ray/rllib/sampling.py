@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from wmrl_ray.collect import Statistics
 from wmrl_ray.rllib.failures import RemoteError, unwrap
@@ -19,6 +19,8 @@ from wmrl_ray.rllib.failures import RemoteError, unwrap
 if TYPE_CHECKING:
     from wmrl_ray.data.episode import Episode
 
+# Why two: Ray's memory monitor kills a worker with an error that is not of the first kind
+DEATHS = (RayActorError, OutOfMemoryError)
 MOST_DEATHS = 3  # of one runner in a row, none of them with an answer; then the run stops
 
 
@@ -115,8 +117,8 @@ class Runners:
         """
         try:
             answer = future.result()
-        except RayActorError as error:
-            if error.actor_init_failed:
+        except DEATHS as error:
+            if getattr(error, "actor_init_failed", False):
                 raise RemoteError(f"runner {runner} could not start: {error}") from error
             self._replace(runner)
             return None
@@ -134,16 +136,20 @@ class Runners:
         ray.kill(self.actors[runner])
         self.actors[runner] = self._make(runner)
 
-    def collector_states(self) -> list[dict[str, Any] | None]:
-        """Of every runner, each of which has answered before and is at rest; None for one that died, which is replaced."""
+    def collector_states(self, session: int) -> tuple[list[dict[str, Any] | None], list[int]]:
+        """Of every runner, each of which is at rest: None for one that took no steps in this session. And who has died; those
+        are replaced.
+        """
         states: list[Any] = []
-        for runner, reference in enumerate([actor.get_collector_state.remote() for actor in self.actors]):
+        dead = []
+        for runner, reference in enumerate([actor.get_collector_state.remote(session) for actor in self.actors]):
             try:
                 states.append(ray.get(reference))
-            except RayActorError:
+            except DEATHS:
                 self._replace(runner)
+                dead.append(runner)
                 states.append(None)
-        return unwrap(states, "runner", self.num_runners)
+        return unwrap(states, "runner", self.num_runners), dead
 
     def stop(self) -> None:
         for actor in self.actors:

@@ -19,7 +19,7 @@ from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.intents import intended_states
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
-from wmrl_ray.rllib.config import CONFIGS
+from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
 from wmrl_ray.train import Progress, build_replay, evaluation_env, open_run, resolve_device, with_episode_len
 
@@ -56,6 +56,7 @@ def train_on_ray(
     config = with_episode_len(config, env_id)
     resolve_device(config.device)
     build_replay(config, dataset)  # for its check of the window
+    _settings(config, debug).validate()  # on a copy: the algorithm does it again, with Ray
     run = open_run(run_dir, config, dataset, resume)
     starts_ray = not ray.is_initialized()
     actors = 0 if debug else config.num_learners + config.num_eval_runners + config.online.num_runners
@@ -75,11 +76,7 @@ class _Run:
     def __init__(self, config: RunConfig, run: RunDir, env_id: str | None, on_event: OnEvent | None, debug: bool) -> None:
         self.config, self.env_id = config, env_id
         self.tell = on_event or (lambda event: None)
-        settings = CONFIGS[config.algorithm].from_run(config)
-        if resolve_device(config.device).startswith("cuda"):
-            settings.learners(num_gpus_per_learner=1)
-        if debug:
-            compat.debug_config(settings)
+        settings = _settings(config, debug)
         torch.set_num_threads(1)  # Why: as the loop without Ray; actors have one CPU each too
         self.run = run
         self.algorithm: AgentAlgorithm = compat.build(settings, self.run.path)
@@ -157,6 +154,15 @@ class _Run:
 
     def _event(self, kind: Any, metrics: dict[str, float]) -> None:
         self.tell(Event(kind, self.progress.update, self.config.num_updates, metrics))
+
+
+def _settings(config: RunConfig, debug: bool) -> AgentAlgorithmConfig:
+    settings = CONFIGS[config.algorithm].from_run(config)
+    if resolve_device(config.device).startswith("cuda"):
+        settings.learners(num_gpus_per_learner=1)
+    if debug:
+        compat.debug_config(settings)
+    return settings
 
 
 def _path_metrics(results: dict[str, Any]) -> dict[str, float]:
