@@ -266,7 +266,9 @@ def test_episodes_of_other_shapes_are_refused() -> None:
         dataclasses.replace(good, reward=good.reward[:, None]),
     )
     for episode in wrong:
-        with pytest.raises(DataError, match=r"mine: episode 0: obs \[4.*must have the shapes \[T\+1, O\].*, \[T, A\] and \[T\]"):
+        with pytest.raises(
+            DataError, match=r"mine: episode 0: obs \[4.*must have the shapes \[T\+1, O\].*, \[T, A\] and \[T\]"
+        ):
             dataset_from_episodes([episode], name="mine")
     other = dataclasses.replace(good, obs=good.obs[:, :4])
     with pytest.raises(DataError, match="episode 1 has obs_dim = 4 and action_dim = 3, but episode 0 has 5 and 3; keep one"):
