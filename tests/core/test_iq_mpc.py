@@ -467,7 +467,7 @@ def test_it_learns_to_imitate_without_rewards():
     config = {
         "model": {"latent_dim": 32, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
         "plan": {"horizon": 2, "num_samples": 28, "num_policy": 4, "num_elites": 4, "iterations": 2, "temperature": 10.0},
-        **{"lr": 3e-3, "encoder_lr_scale": 1.0, "tau": 0.1, "gamma": 0.9, "entropy_coef": 3e-3},
+        **{"lr": 1e-3, "encoder_lr_scale": 1.0, "tau": 0.1, "gamma": 0.9, "entropy_coef": 3e-3},
     }
     agent = make_agent("iq_mpc", config, 2, 2)
 
@@ -476,4 +476,7 @@ def test_it_learns_to_imitate_without_rewards():
 
     before = result()
     imitate(agent, rounds=12, updates=25)
-    assert before > 0.7 and result() < 0.4, (before, result())  # standing still: 0.77; the expert: 0.0002
+    assert before > 0.7 and result() < 0.2, (
+        before,
+        result(),
+    )  # standing still: 0.77; the expert: 0.0002; 3 seeds: 0.015 to 0.026
