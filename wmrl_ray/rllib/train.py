@@ -56,12 +56,12 @@ def train_on_ray(
     config = with_episode_len(config, env_id)
     resolve_device(config.device)
     build_replay(config, dataset)  # for its check of the window
+    # Why quiet: this process's lines are the display's; an actor's error comes home with its traceback
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     _settings(config, debug).validate()  # on a copy: the algorithm does it again, with Ray
     run = open_run(run_dir, config, dataset, resume)
     starts_ray = not ray.is_initialized()
     actors = 0 if debug else config.num_learners + config.num_eval_runners + config.online.num_runners
-    # Why quiet: this process's lines are the display's; an actor's error comes home with its traceback
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors), logging_level="ERROR", log_to_driver=False)
     try:
         return _Run(config, run, env_id, on_event, debug).train(should_stop or (lambda: False))
