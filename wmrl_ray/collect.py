@@ -21,10 +21,9 @@ from wmrl_ray.config import check
 from wmrl_ray.data.episode import Episode
 from wmrl_ray.data.replay import generator_state, set_generator_state
 from wmrl_ray.envs import make_env
+from wmrl_ray.rollout import Slot
 
 if TYPE_CHECKING:
-    import gymnasium as gym
-
     from wmrl_ray.core.agents.base import Agent
 
 # What a collector's seed is mixed with, so that no two of its streams are the same, nor one of an evaluation's.
@@ -66,35 +65,17 @@ class Statistics:
         return found
 
 
-@dataclass
-class _Slot:
-    """One environment and the unfinished episode in it.
+class _Slot(Slot):
+    """A slot whose agent sees every observation as it comes."""
 
-    number: of its episodes so far. obs: one more than actions.
-    """
+    def start(self, index: int, seed: int) -> None:
+        super().start(index, seed)
+        self.obs.append(self.newest)
 
-    env: gym.Env
-    number: int = -1
-    obs: list[np.ndarray] = field(default_factory=list)
-    action: list[np.ndarray] = field(default_factory=list)
-    reward: list[float] = field(default_factory=list)
-    success: bool = False
-
-    def start(self, number: int, seed: int) -> None:
-        obs, _ = self.env.reset(seed=seed)
-        self.number, self.obs, self.action, self.reward, self.success = number, [np.array(obs)], [], [], False
-
-    def step(self, action: np.ndarray) -> tuple[bool, bool, bool]:
-        """(terminated, ended, success is reported)"""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        self.obs.append(np.array(obs))
-        self.action.append(action)
-        self.reward.append(float(reward))
-        self.success |= bool(info.get("success", False))
-        return bool(terminated), bool(terminated or truncated), "success" in info
-
-    def episode(self, terminated: bool) -> Episode:
-        return Episode(np.stack(self.obs), np.stack(self.action), np.array(self.reward, np.float32), terminated)
+    def step(self, action: np.ndarray) -> dict[str, Any]:
+        info = super().step(action)
+        self.obs.append(self.newest)
+        return info
 
     def sha256(self) -> str:
         """Of what the environment answered in this episode."""
@@ -162,12 +143,12 @@ class Collector:
             acted = time.monotonic()
             for row, action in enumerate(actions):
                 slot = self._slots[row]
-                terminated, over, reported = slot.step(action)
-                self._statistics.reports_success |= reported
-                if over:
-                    ended.append(slot.episode(terminated))
+                self._statistics.reports_success |= "success" in slot.step(action)
+                if slot.ended:
+                    assert slot.index is not None
+                    ended.append(slot.episode())
                     self._count(ended[-1], slot.success)
-                    self._start(row, slot.number + 1)
+                    self._start(row, slot.index + 1)
             self.num_steps += len(actions)
             self._statistics.steps += len(actions)
             self._statistics.act_s += acted - started
@@ -199,7 +180,7 @@ class Collector:
             "num_episodes": self.num_episodes,
             "statistics": asdict(self._statistics),  # Why: a copy all the way down
             "unfinished": [
-                {"number": slot.number, "action": self._actions(slot), "sha256": slot.sha256()} for slot in self._slots
+                {"number": slot.index, "action": self._actions(slot), "sha256": slot.sha256()} for slot in self._slots
             ],
         }
 
@@ -227,7 +208,10 @@ class Collector:
                 continue
             self._start(row, saved["number"])
             slot = self._slots[row]
-            ended = any([slot.step(action)[1] for action in np.asarray(saved["action"])])
+            ended = False
+            for action in np.asarray(saved["action"]):
+                slot.step(action)
+                ended |= slot.ended
             if ended or slot.sha256() != saved["sha256"]:
                 raise CheckpointError(
                     f"environment {row} does not repeat its episode {saved['number']} ({len(slot.action)} steps) exactly: "
@@ -267,7 +251,7 @@ class Collector:
         actions = action.float().cpu().numpy()
         if not np.isfinite(actions).all():
             row = int(np.argwhere(~np.isfinite(actions))[0, 0])
-            where = f"environment {row}, episode {slots[row].number}, step {len(slots[row].action)}"
+            where = f"environment {row}, episode {slots[row].index}, step {len(slots[row].action)}"
             raise FloatingPointError(f"the agent's action is not finite in {where}: {actions[row]}; lower agent.lr")
         return np.clip(actions, -1.0, 1.0)
 

@@ -19,19 +19,18 @@ from wmrl_ray import checkpoint
 from wmrl_ray.collect import Collector, Statistics
 from wmrl_ray.config import ConfigError, check
 from wmrl_ray.core.agents import Agent, agent_config
-from wmrl_ray.data.datasets import Dataset, open_dataset
+from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
-from wmrl_ray.intents import intended_states
-from wmrl_ray.rollout import evaluate, step_limit
-from wmrl_ray.run import Event, OnEvent, OnlineConfig, RunConfig, RunDir
+from wmrl_ray.rollout import step_limit
+from wmrl_ray.run import Event, OnEvent, OnlineConfig, RunConfig
 from wmrl_ray.train import (
     Progress,
     build_agent,
     build_replay,
     checkpoint_meta,
+    evaluate_run,
     evaluation_env,
-    evaluation_metrics,
     finite_metrics,
     open_run,
     update_steps,
@@ -231,24 +230,3 @@ def online_metrics(
     """Of the agent's own steps: all of them so far, and the episodes that ended since the last log."""
     counts = {"online/steps": num_steps, "online/episodes": num_episodes, "online/replay_steps": replay.num_steps}
     return {name: float(count) for name, count in counts.items()} | statistics.metrics()
-
-
-def evaluate_run(
-    run: RunDir, config: RunConfig, agent: Agent, env_id: str, dataset: Dataset | None, update: int
-) -> dict[str, float]:
-    """The agent's evaluation, logged; its trajectories are kept where observations are vectors."""
-    of_vectors = isinstance(agent.obs_dim, int)
-    evaluation = evaluate(
-        agent,
-        env_id,
-        config.eval_episodes,
-        env_config=config.env_config,
-        num_envs=config.envs_per_runner,
-        seed=config.seed,
-        record=of_vectors,
-    )
-    metrics = evaluation_metrics(evaluation, dataset)
-    run.log(update, metrics)
-    if of_vectors:
-        run.save_trajectories(evaluation, intended_states(evaluation.episodes, env_id))
-    return metrics

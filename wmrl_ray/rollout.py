@@ -83,7 +83,7 @@ def evaluate(
     env_config, num_envs = env_config or {}, min(num_envs, num_episodes)
     source, inner_id = split_intent_env_id(env_id)
     intents = None if source is None else make_intents(source, num_envs, agent.device)
-    slots = [_Slot(make_env(inner_id, **env_config)) for _ in range(num_envs)]
+    slots = [_Stage(make_env(inner_id, **env_config)) for _ in range(num_envs)]
     try:
         if intents is not None:
             intents.space(slots[0].env.observation_space)  # for its check of the size
@@ -125,14 +125,15 @@ def _probe(env_id: str, env_config: str) -> tuple[ObsDim, int, int | None]:
 
 
 @dataclass
-class _Slot:
+class Slot:
     """One environment, without intents, and the episode in it.
 
-    newest: the environment's last observation, not yet in obs. obs: what the agent has seen.
+    index: the episode's number; None: nothing to do. newest: the environment's last observation, which the caller puts
+    into obs. obs: what the agent has seen, one more than actions.
     """
 
     env: gym.Env
-    index: int | None = None  # the episode's number; None: nothing left to do
+    index: int | None = None
     newest: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     obs: list[np.ndarray] = field(default_factory=list)
     action: list[np.ndarray] = field(default_factory=list)
@@ -140,20 +141,33 @@ class _Slot:
     success: bool = False
     terminated: bool = False
     ended: bool = False
-    frames: list[np.ndarray] = field(default_factory=list)
-    camera: Camera | None = None
 
     def start(self, index: int, seed: int) -> None:
-        self.newest, _ = self.env.reset(seed=seed)
-        self.index, self.obs, self.action, self.reward, self.success = index, [], [], [], False
+        obs, _ = self.env.reset(seed=seed)
+        self.newest = np.array(obs)  # Why a copy, here and below: an environment may write its next observation into the array
+        self.index, self.obs, self.action, self.reward = index, [], [], []
+        self.success = self.terminated = self.ended = False
 
     def step(self, action: np.ndarray) -> dict[str, Any]:
-        self.newest, reward, self.terminated, truncated, info = self.env.step(action)
-        self.ended = self.terminated or truncated
+        """Returns the environment's info."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.newest, self.terminated, self.ended = np.array(obs), bool(terminated), bool(terminated or truncated)
         self.action.append(action)
         self.reward.append(float(reward))
         self.success |= bool(info.get("success", False))
         return info
+
+    def episode(self) -> Episode:
+        action = np.clip(np.stack(self.action), -1.0, 1.0)
+        return Episode(np.stack(self.obs), action, np.array(self.reward, np.float32), self.terminated)
+
+
+@dataclass
+class _Stage(Slot):
+    """A slot of an evaluation, which can be filmed."""
+
+    frames: list[np.ndarray] = field(default_factory=list)
+    camera: Camera | None = None
 
     def prepare_frames(self, env_id: str, env_config: Mapping[str, Any]) -> None:
         self.camera = camera_of(self.env)
@@ -166,10 +180,6 @@ class _Slot:
         check(bool(frame.any()), "the picture is black; set MUJOCO_GL=egl or osmesa before Python starts")
         self.frames.append(frame)
 
-    def episode(self) -> Episode:
-        action = np.clip(np.stack(self.action), -1.0, 1.0)
-        return Episode(np.stack(self.obs), action, np.array(self.reward, np.float32), bool(self.terminated))
-
     def close(self) -> None:
         if self.camera is not None:
             self.camera.close()
@@ -177,7 +187,7 @@ class _Slot:
 
 
 def _run(
-    agent: Agent, slots: list[_Slot], intents: Intents | None, num_episodes: int, seed: int, record: bool, frames: bool
+    agent: Agent, slots: list[_Stage], intents: Intents | None, num_episodes: int, seed: int, record: bool, frames: bool
 ) -> Evaluation:
     finished: dict[int, tuple[Episode | None, float, int, bool]] = {}  # episode, return, length, success
     upcoming = iter(range(num_episodes))

@@ -178,6 +178,27 @@ def evaluation_metrics(evaluation: Evaluation, dataset: Dataset | None) -> dict[
     return metrics
 
 
+def evaluate_run(
+    run: RunDir, config: RunConfig, agent: Agent, env_id: str, dataset: Dataset | None, update: int
+) -> dict[str, float]:
+    """The agent's evaluation, logged; its trajectories are kept where observations are vectors."""
+    of_vectors = isinstance(agent.obs_dim, int)
+    evaluation = evaluate(
+        agent,
+        env_id,
+        config.eval_episodes,
+        env_config=config.env_config,
+        num_envs=config.envs_per_runner,
+        seed=config.seed,
+        record=of_vectors,
+    )
+    metrics = evaluation_metrics(evaluation, dataset)
+    run.log(update, metrics)
+    if of_vectors:
+        run.save_trajectories(evaluation, intended_states(evaluation.episodes, env_id))
+    return metrics
+
+
 def checkpoint_meta(config: RunConfig, dataset: Dataset | None, env_id: str | None, update: int) -> dict[str, Any]:
     """What a policy needs beside its tensors: algorithm, sizes, environment, and the scale of its scores."""
     obs_dim, action_dim = sizes(config, dataset)
@@ -288,17 +309,7 @@ def train(
         if progress.evaluation_due:
             assert env_id is not None
             paused = time.monotonic()
-            evaluation = evaluate(
-                agent,
-                env_id,
-                config.eval_episodes,
-                env_config=config.env_config,
-                num_envs=config.envs_per_runner,
-                seed=config.seed,
-            )
-            last_eval = evaluation_metrics(evaluation, dataset)
-            run.log(progress.update, last_eval)
-            run.save_trajectories(evaluation, intended_states(evaluation.episodes, env_id))
+            last_eval = evaluate_run(run, config, agent, env_id, dataset, progress.update)
             event("eval", last_eval)
             last_log = (last_log[0], last_log[1] + time.monotonic() - paused)
         stopping = should_stop is not None and should_stop()

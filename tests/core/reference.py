@@ -14,6 +14,13 @@ def array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().double().numpy()
 
 
+def two_hot(x: np.ndarray, num_bins: int, low: float, high: float) -> np.ndarray:
+    """[...] -> [..., C]: how near symlog(x) is to each of the even bins, 1 on it, 0 from a neighbour on."""
+    place = np.clip(np.sign(x) * np.log1p(np.abs(x, dtype=np.float64)), low, high)
+    width = (high - low) / (num_bins - 1)
+    return np.maximum(0, 1 - np.abs(place[..., None] - np.linspace(low, high, num_bins)) / width)
+
+
 def apply(network: nn.Sequential, x: np.ndarray) -> np.ndarray:
     """The network's layers, one by one, in numpy."""
     for layer in network:

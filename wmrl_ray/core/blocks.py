@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmrl_ray.config import check
 from wmrl_ray.core.math import simnorm
 from wmrl_ray.core.nets import Linear, stacked_product
 
 INIT_STD = 0.02
+IMAGE_SIDE = 64
+PIXEL_FEATURES = 16  # per channel: what four convolutions leave of 64 x 64
 
 
 def mish_by_exp(x: Tensor) -> Tensor:
@@ -196,11 +199,19 @@ class PixelEncoder(nn.Module):
     """Four convolutions and SimNorm: uint8 [..., C, 64, 64] -> [..., 16 * channels]; 32 channels give 512 features.
 
     As in the public code a simplex is made of neighbouring places of one channel.
+
+    Raises:
+        ConfigError: images of another size than 64 x 64.
     """
 
-    def __init__(self, in_channels: int, channels: int, group: int):
+    def __init__(self, shape: tuple[int, int, int], channels: int, group: int):
         super().__init__()
-        self.group = group
+        in_channels, *sides = shape
+        check(
+            sides == [IMAGE_SIDE, IMAGE_SIDE],
+            f"images of {sides[0]} x {sides[1]}; the encoder takes {IMAGE_SIDE} x {IMAGE_SIDE}",
+        )
+        self.group, self.num_features = group, PIXEL_FEATURES * channels
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, channels, 7, stride=2),
             nn.ReLU(),
@@ -231,6 +242,12 @@ def random_shift(images: Tensor, offset: Tensor) -> Tensor:
     each = torch.arange(len(flat), device=images.device).view(-1, 1, 1, 1)
     channels = torch.arange(C, device=images.device).view(1, -1, 1, 1)
     return flat[each, channels, rows[:, None, :, None], columns[:, None, None, :]].view(images.shape)
+
+
+def shift_images(obs: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """Images [..., C, h, w] of a batch, each moved by its own whole number of pixels, at most `limit`, in either direction."""
+    shape = (*obs.shape[:-3], 2)
+    return random_shift(obs, torch.randint(-limit, limit + 1, shape, generator=generator, device=obs.device))
 
 
 def small_normal_init(module: nn.Module) -> None:

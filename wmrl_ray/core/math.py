@@ -104,13 +104,6 @@ def two_hot_parts(x: Tensor, num_bins: int, low: float, high: float) -> tuple[Te
     return below.long(), place - below
 
 
-def two_hot(x: Tensor, num_bins: int, low: float, high: float) -> Tensor:
-    """[...] -> [..., C] probabilities of the two bins around symlog(x), whose mean it is."""
-    below, share = (part.unsqueeze(-1) for part in two_hot_parts(x, num_bins, low, high))
-    empty = torch.zeros(*x.shape, num_bins, device=x.device)
-    return empty.scatter(-1, below, 1 - share).scatter(-1, below + 1, share)
-
-
 def two_hot_decode(logits: Tensor, low: float, high: float) -> Tensor:
     """[..., C] -> [...] symexp of the mean bin, in float32.
 

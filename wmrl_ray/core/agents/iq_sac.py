@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics, demonstration_rows, frozen, soft_update
 from wmrl_ray.core.batch import Batch
-from wmrl_ray.core.blocks import PixelEncoder, random_shift
+from wmrl_ray.core.blocks import PixelEncoder, shift_images
 from wmrl_ray.core.math import rescale_log_std, squashed_sample, squashed_sample_log_prob
-from wmrl_ray.core.models.simplicial import IMAGE_SIDE, PIXEL_FEATURES
 from wmrl_ray.core.nets import Ensemble, mlp, orthogonal_init
 
 
@@ -73,12 +72,8 @@ class Model(nn.Module):
         if isinstance(obs_dim, int):
             self.encoder, features = nn.Identity(), obs_dim
         else:
-            check(
-                tuple(obs_dim[1:]) == (IMAGE_SIDE, IMAGE_SIDE),
-                f"images of {obs_dim[1]} x {obs_dim[2]}; the encoder takes {IMAGE_SIDE} x {IMAGE_SIDE}",
-            )
-            self.encoder = PixelEncoder(obs_dim[0], config.num_channels, config.simnorm_dim)
-            features = PIXEL_FEATURES * config.num_channels
+            self.encoder = PixelEncoder(obs_dim, config.num_channels, config.simnorm_dim)
+            features = self.encoder.num_features
         self.actor = mlp(features, hidden, 2 * action_dim, nn.ReLU)
         self.critic = Ensemble(mlp(features + action_dim, hidden, 1, nn.ReLU) for _ in range(config.num_critics))
         orthogonal_init(self)
@@ -178,21 +173,14 @@ class IQSAC(Agent):
     def update(self, batch: Batch) -> Metrics:
         batch = batch.to(self.device)
         expert, _ = demonstration_rows(batch)
-        batch = replace(batch, obs=self.shifted(batch.obs))
+        if batch.obs.dim() > 3 and self.config.shift > 0:
+            batch = replace(batch, obs=shift_images(batch.obs, self.config.shift, self.update_generator))
         noise = torch.randn(3, *batch.action[:, 0].shape, generator=self.update_generator, device=self.device)
         info = self.critic_step(batch, expert, noise[:2])
         with frozen(self.model.critic):
             info |= self.actor_step(batch.obs[:, 0], noise[2])
         self.num_updates += 1
         return info
-
-    def shifted(self, obs: Tensor) -> Tensor:
-        """Images moved at random, each by its own whole number of pixels; vectors as they are."""
-        if obs.dim() == 3 or self.config.shift == 0:
-            return obs
-        limit, shape = self.config.shift, (*obs.shape[:2], 2)
-        offset = torch.randint(-limit, limit + 1, shape, generator=self.update_generator, device=self.device)
-        return random_shift(obs, offset)
 
     @torch.no_grad()
     def decoded_reward(self, batch: Batch, num_actions: int = 16) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wmrl_ray.config import ConfigError, check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
-from wmrl_ray.core.blocks import dropout_mask, random_shift
+from wmrl_ray.core.blocks import dropout_mask, shift_images
 from wmrl_ray.core.math import sample_pair, squashed_sample
 from wmrl_ray.core.models.simplicial import SimplicialModel, SimplicialModelConfig, TargetCritic
 from wmrl_ray.core.planner import PlanConfig, plan
@@ -134,11 +134,8 @@ class SimplicialAgent(Agent):
 
     def shifted(self, obs: Tensor) -> Tensor:
         """Images moved at random, each by its own whole number of pixels; vectors as they are."""
-        if obs.dim() == 3 or self.config.shift == 0:
-            return obs
-        limit, shape = self.config.shift, (*obs.shape[:2], 2)
-        offset = torch.randint(-limit, limit + 1, shape, generator=self.update_generator, device=self.device)
-        return random_shift(obs, offset)
+        moves = obs.dim() > 3 and self.config.shift > 0
+        return shift_images(obs, self.config.shift, self.update_generator) if moves else obs
 
     # -- RedrawingPlanModel ---------------------------------------------------------------------------------------------------
 

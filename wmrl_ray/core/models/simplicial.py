@@ -18,9 +18,6 @@ from wmrl_ray.config import check
 from wmrl_ray.core.blocks import HeadEnsemble, PixelEncoder, SimNorm, normed_mlp, small_normal_init
 from wmrl_ray.core.math import rescale_log_std, two_hot_decode, two_hot_loss
 
-IMAGE_SIDE = 64
-PIXEL_FEATURES = 16  # per channel: what four convolutions leave of 64 x 64
-
 
 @dataclass(frozen=True)
 class SimplicialModelConfig:
@@ -189,13 +186,9 @@ def with_action(network: nn.Sequential, share: Tensor, action: Tensor) -> Tensor
 
 
 def _pixel_encoder(config: SimplicialModelConfig, shape: tuple[int, int, int]) -> PixelEncoder:
+    encoder = PixelEncoder(shape, config.num_channels, config.simnorm_dim)
     check(
-        tuple(shape[1:]) == (IMAGE_SIDE, IMAGE_SIDE),
-        f"images of {shape[1]} x {shape[2]}; the pixel encoder takes {IMAGE_SIDE} x {IMAGE_SIDE}",
+        config.latent_dim == encoder.num_features,
+        f"model.latent_dim = {config.latent_dim}; of images it is 16 * num_channels = {encoder.num_features}",
     )
-    features = PIXEL_FEATURES * config.num_channels
-    check(
-        config.latent_dim == features,
-        f"model.latent_dim = {config.latent_dim}; of images it is {PIXEL_FEATURES} * num_channels = {features}",
-    )
-    return PixelEncoder(shape[0], config.num_channels, config.simnorm_dim)
+    return encoder
