@@ -12,62 +12,15 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.harness import Timing, flops, gemm_rates, interleaved, machine, table
-from tests.benchmarks.peer_tdmpc2 import PeerTDMPC2, checkout
+from tests.benchmarks.calls import VARIANTS, planner, random_batch
+from tests.benchmarks.harness import flops, gemm_rates, interleaved, machine, ratio_table, table
+from tests.benchmarks.peer import checkout
+from tests.benchmarks.peer_tdmpc2 import PeerTDMPC2
 from wmrl_ray.core.agents import make_agent
-from wmrl_ray.core.agents.base import Agent
-from wmrl_ray.core.batch import Batch
 
 BATCH, HORIZON, ENVS = 256, 3, 4
 TASKS = {"walker": (24, 6), "humanoid": (67, 21)}  # observations, actions
 THEIRS, COMPILED = "public code", "public code, compile=true"
-VARIANTS = {
-    "fp32": {"precision": "float32", "compile": "off"},
-    "bf16": {"precision": "bfloat16", "compile": "off"},
-    "fp32 compiled": {"precision": "float32", "compile": "default"},
-    "bf16 compiled": {"precision": "bfloat16", "compile": "default"},
-}
-
-
-def make_batch(obs_dim: int, action_dim: int) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    return Batch(
-        obs=normal(BATCH, HORIZON + 1, obs_dim),
-        action=normal(BATCH, HORIZON, action_dim).clamp(-1, 1),
-        reward=normal(BATCH, HORIZON),
-        terminated=torch.zeros(BATCH, HORIZON, dtype=torch.bool),
-        valid=torch.ones(BATCH, HORIZON, dtype=torch.bool),
-    )
-
-
-def planner(agent: Agent, num_envs: int) -> Callable[[], None]:
-    """A call that plans once for `num_envs` environments with a warm start."""
-    obs, is_first = torch.randn(num_envs, agent.obs_dim), torch.zeros(num_envs, dtype=torch.bool)
-    _, state, _ = agent.act(obs, None, ~is_first)
-
-    def call() -> None:
-        nonlocal state
-        _, state, _ = agent.act(obs, state, is_first)
-
-    return call
-
-
-def rows(timings: dict[str, Timing], envs: dict[str, int]) -> list[list[str]]:
-    """Per environment; the ratio to the public code, run as it is by default and not compiled, whichever is faster."""
-    bases = [timings[name] for name in (THEIRS, COMPILED) if name in timings]
-    lines = []
-    for name, timing in timings.items():
-        share = envs.get(name, 1)
-        ratios = ["-", "-"]
-        if bases:
-            wall, cpu = min(base.wall_ms for base in bases), min(base.cpu_ms for base in bases)
-            ratios = [f"{wall * share / timing.wall_ms:.2f}x", f"{cpu * share / timing.cpu_ms:.2f}x"]
-        lines.append([name, f"{timing.wall_ms / share:.1f}", f"{timing.cpu_ms / share:.1f}", *ratios])
-    return lines
 
 
 def main() -> None:
@@ -83,7 +36,7 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"{machine()}\n{arguments.repetitions} interleaved repetitions, medians; ms per call on the clock and of CPU time")
     with contextlib.ExitStack() as stack:
-        root = stack.enter_context(checkout(arguments.peer)) if arguments.peer else None
+        root = stack.enter_context(checkout(arguments.peer, "tdmpc2")) if arguments.peer else None
         for task in arguments.tasks:
             report(task, root, arguments)
     rates = gemm_rates()
@@ -92,7 +45,7 @@ def main() -> None:
 
 def report(task: str, root: Path | None, arguments: argparse.Namespace) -> None:
     """Prints the tables of one task."""
-    (obs_dim, action_dim), batch = TASKS[task], make_batch(*TASKS[task])
+    (obs_dim, action_dim), batch = TASKS[task], random_batch(BATCH, HORIZON, *TASKS[task])
     plans: dict[str, Callable[[], object]] = {}
     updates: dict[str, Callable[[], object]] = {}
     envs: dict[str, int] = {}
@@ -105,16 +58,16 @@ def report(task: str, root: Path | None, arguments: argparse.Namespace) -> None:
     for variant in arguments.variants:
         agent = make_agent("tdmpc2", {**VARIANTS[variant], "episode_len": 500}, obs_dim, action_dim)
         name = f"ours, {variant}"
-        updates[name], plans[name] = lambda agent=agent: agent.update(batch), planner(agent, 1)
+        updates[name], plans[name] = lambda agent=agent: agent.update(batch), planner(agent)
         many = f"{name}, {ENVS} environments at once"
         plans[many], envs[many] = planner(agent, ENVS), ENVS
-    header = ["", "ms", "CPU ms", "speed-up", "in CPU time"]
     for what, calls in {"plan": plans, "update": updates}.items():
         if what in arguments.what:
             timed = interleaved(calls, arguments.repetitions)
-            print(f"\n### {what}, {task} ({obs_dim}/{action_dim}), per environment\n{table(header, rows(timed, envs))}")
+            print(f"\n### {what}, {task} ({obs_dim}/{action_dim}), per environment")
+            print(ratio_table(timed, [THEIRS, COMPILED], envs), flush=True)
     agent = make_agent("tdmpc2", {**VARIANTS["fp32"], "episode_len": 500}, obs_dim, action_dim)
-    work = {"plan": planner(agent, 1), "update": lambda: agent.update(batch)}
+    work = {"plan": planner(agent), "update": lambda: agent.update(batch)}
     lines = [[f"ours, {what}", f"{flops(call) / 1e9:.1f}"] for what, call in work.items()]  # torch cannot count theirs
     print("\n" + table(["products in", "GFLOP"], lines))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from tests.benchmarks.calls import VARIANTS, random_batch
 from tests.benchmarks.harness import KINDS, flops, gemm_rates, interleaved, machine, table, time_shares
 from tests.benchmarks.peer_corl import FILES, make_update
 from wmrl_ray.core.agents import AGENTS, make_agent
@@ -19,33 +20,10 @@ from wmrl_ray.core.batch import Batch
 
 OBS, ACTION = 17, 6  # halfcheetah's and walker's
 BATCH, BATCH_DT, SEQUENCE = 256, 64, 20  # CORL's defaults
-VARIANTS = {
-    "fp32": {},
-    "bf16": {"precision": "bfloat16"},
-    "fp32 compiled": {"compile": "default"},
-    "bf16 compiled": {"precision": "bfloat16", "compile": "default"},
-}
-
-
-def make_batch(size: int, horizon: int) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    return Batch(
-        obs=normal(size, horizon + 1, OBS),
-        action=normal(size, horizon, ACTION).clamp(-1, 1),
-        reward=normal(size, horizon),
-        terminated=torch.zeros(size, horizon, dtype=torch.bool),
-        valid=torch.ones(size, horizon, dtype=torch.bool),
-        time=torch.zeros(size, dtype=torch.long),
-        return_to_go=normal(size, horizon),
-    )
 
 
 def batch_of(name: str) -> Batch:
-    return make_batch(BATCH_DT, SEQUENCE) if name == "dt" else make_batch(BATCH, 1)
+    return random_batch(BATCH_DT, SEQUENCE, OBS, ACTION) if name == "dt" else random_batch(BATCH, 1, OBS, ACTION)
 
 
 def repeat(call: Callable[[], object], times: int) -> Callable[[], None]:

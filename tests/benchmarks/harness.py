@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -112,6 +112,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+RATIO_HEADER = ["", "ms", "CPU ms", "speed-up", "in CPU time"]
+
+
+def ratio_table(timings: Mapping[str, Timing], bases: Collection[str], shares: Mapping[str, int] | None = None) -> str:
+    """Each variant beside the fastest of `bases`, those that were timed.
+
+    shares: how many environments a variant's call plans for at once, where that is not one; times are per environment.
+    """
+    peers = [timings[name] for name in bases if name in timings]
+    lines = []
+    for name, timing in timings.items():
+        share, ratios = (shares or {}).get(name, 1), ["-", "-"]
+        if peers:
+            wall, cpu = min(peer.wall_ms for peer in peers), min(peer.cpu_ms for peer in peers)
+            ratios = [f"{wall * share / timing.wall_ms:.2f}x", f"{cpu * share / timing.cpu_ms:.2f}x"]
+        lines.append([name, f"{timing.wall_ms / share:.1f}", f"{timing.cpu_ms / share:.1f}", *ratios])
+    return table(RATIO_HEADER, lines)
 
 
 def machine() -> str:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.harness import machine, table
-from tests.benchmarks.peer_tdmpc2 import PeerTDMPC2, checkout
+from tests.benchmarks.peer import checkout
+from tests.benchmarks.peer_tdmpc2 import PeerTDMPC2
 from wmrl_ray.core.agents import make_agent
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.math import sample_pair, squashed_sample
@@ -143,7 +144,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, dict[str, float]] = {}
-    with checkout(arguments.peer) as root:
+    with checkout(arguments.peer, "tdmpc2") as root:
         for name, (obs_shape, action_dim) in SIZES.items():
             results[name] = differences(PeerTDMPC2(root, obs_shape, action_dim), obs_shape, action_dim)
     rows = [

@@ -18,23 +18,15 @@ import torch
 import yaml
 from torch import Tensor
 
+from tests.benchmarks.peer import TorchOnCpu
 from tests.benchmarks.peer_tdmpc2 import FixedReplay
 from wmrl_ray.core.batch import Batch
 
 UNUSED = ("wandb", "matplotlib", "matplotlib.pyplot")
 
 
-class _TorchOnCpu(ModuleType):
-    """torch, except that every device is the CPU."""
-
-    def __init__(self) -> None:
-        super().__init__("torch")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def device(self, *args: object) -> torch.device:
-        return torch.device("cpu")
+class _TorchOnCpu(TorchOnCpu):
+    """Tensors asked for on a GPU too."""
 
     def tensor(self, *args: Any, **kwargs: Any) -> Tensor:
         return torch.tensor(*args, **{key: value for key, value in kwargs.items() if key != "device"})

@@ -5,16 +5,10 @@ None of that code is kept here and no file of it is changed: while an agent is b
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import subprocess
 import sys
-import tarfile
-import tempfile
-from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -22,31 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-
-@contextlib.contextmanager
-def checkout(path: Path) -> Iterator[Path]:
-    """The folder with `src/algorithm`: `path` itself, or the newest commit of the git folder `path`, unpacked."""
-    if (path / "src/algorithm/tdmpc.py").is_file():
-        yield path
-        return
-    archive = subprocess.run(["git", f"--git-dir={path}", "archive", "HEAD", "src", "cfgs"], capture_output=True, check=True)
-    with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
-            tar.extractall(folder, filter="data")
-        yield Path(folder)
-
-
-class _TorchOnCpu(ModuleType):
-    """torch, except that `torch.device("cuda")` is the CPU."""
-
-    def __init__(self) -> None:
-        super().__init__("torch")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def device(self, *args: object) -> torch.device:
-        return torch.device("cpu")
+from tests.benchmarks.peer import TorchOnCpu
 
 
 class FixedReplay:
@@ -75,7 +45,7 @@ class PeerTDMPC:
             module = importlib.import_module("algorithm.tdmpc")
         finally:
             sys.path.remove(str(root / "src"))
-        with mock.patch.object(module, "torch", _TorchOnCpu()), mock.patch.object(nn.Module, "cuda", lambda self: self):
+        with mock.patch.object(module, "torch", TorchOnCpu()), mock.patch.object(nn.Module, "cuda", lambda self: self):
             self.agent = module.TDMPC(self.settings)
         self._step = 0
 

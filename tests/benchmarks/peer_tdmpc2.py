@@ -6,16 +6,10 @@ its optimisers lose `capturable`, which torch refuses on a CPU. It needs `tensor
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import subprocess
 import sys
-import tarfile
-import tempfile
-from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -23,37 +17,19 @@ import torch
 import yaml
 from torch import Tensor
 
+from tests.benchmarks.peer import TorchOnCpu
 from wmrl_ray.core.batch import Batch
-
-
-@contextlib.contextmanager
-def checkout(path: Path) -> Iterator[Path]:
-    """The folder with `tdmpc2/tdmpc2.py`: `path` itself, or the newest commit of the git folder `path`, unpacked."""
-    if (path / "tdmpc2/tdmpc2.py").is_file():
-        yield path
-        return
-    archive = subprocess.run(["git", f"--git-dir={path}", "archive", "HEAD", "tdmpc2"], capture_output=True, check=True)
-    with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
-            tar.extractall(folder, filter="data")
-        yield Path(folder)
 
 
 def _adam(*args: Any, capturable: bool, **kwargs: Any) -> torch.optim.Adam:
     return torch.optim.Adam(*args, **kwargs)
 
 
-class _TorchOnCpu(ModuleType):
-    """torch, except that every device is the CPU and Adam is not `capturable`."""
-
-    def __init__(self) -> None:
-        super().__init__("torch")
+class _TorchOnCpu(TorchOnCpu):
+    """Its Adam is not `capturable` either."""
 
     def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(Adam=_adam) if name == "optim" else getattr(torch, name)
-
-    def device(self, *args: object) -> torch.device:
-        return torch.device("cpu")
+        return SimpleNamespace(Adam=_adam) if name == "optim" else super().__getattr__(name)
 
 
 class FixedReplay:
