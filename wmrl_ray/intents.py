@@ -64,6 +64,8 @@ def augment(
     """
     dataset = open_dataset(uri)
     card = dataset.card
+    if not isinstance(card.obs_dim, int):
+        raise DataError(f"the observations of {card.name!r} are images; intents are vectors behind vectors")
     if isinstance(source, int):
         check(source >= 1, f"random = {source}; a vector needs at least 1 number")
         manager, about, default = None, {"random_dim": source, "seed": seed}, f"random{source}"

@@ -63,7 +63,7 @@ def build_agent(config: RunConfig, dataset: Dataset | None, rank: int = 0) -> Ag
     """The run's agent, on its device, knowing the dataset's statistics. Same weights on every rank, own noise."""
     device = resolve_device(config.device)
     agent = make_agent(config.algorithm, config.agent, *sizes(config, dataset), seed=config.seed, device=device)
-    if dataset is not None:
+    if dataset is not None and isinstance(dataset.card.obs_dim, int):
         agent.set_obs_stats(torch.as_tensor(dataset.card.obs_mean), torch.as_tensor(dataset.card.obs_std))
     if rank:
         agent.update_generator.manual_seed(2 * (config.seed + 1_000_003 * rank))

@@ -156,15 +156,20 @@ def test_an_action_space_that_cannot_be_scaled_is_refused(
     refused("x-v0", match, home)
 
 
-def test_image_observations_are_refused_in_words(home: Path) -> None:
+def test_images_beside_other_observations_are_refused_in_words(home: Path) -> None:
     from minari import create_dataset_from_buffers
 
     from tests.data.fakes import minari_buffer
 
-    space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
-    buffer = minari_buffer(0, small_episode(0, 2), np.zeros((3, 8, 8, 3), np.uint8))
-    create_dataset_from_buffers("x-v0", [buffer], observation_space=space, action_space=gym.spaces.Box(-1, 1, (3,)))
-    refused("x-v0", r"observation is an image \[8, 8, 3\]", home)
+    eye, arm = gym.spaces.Box(0, 255, (3, 8, 8), np.uint8), gym.spaces.Box(-1, 1, (2,))
+    obs = {"eye": np.zeros((3, 3, 8, 8), np.uint8), "arm": np.zeros((3, 2), np.float32)}
+    create_dataset_from_buffers(
+        "x-v0",
+        [minari_buffer(0, small_episode(0, 2), obs)],
+        observation_space=gym.spaces.Dict({"eye": eye, "arm": arm}),
+        action_space=gym.spaces.Box(-1, 1, (3,)),
+    )
+    refused("x-v0", r"eye is an image \[3, 8, 8\] beside other observations", home)
 
 
 @pytest.mark.parametrize("array", ["observations", "actions", "rewards"])

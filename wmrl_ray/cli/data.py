@@ -240,9 +240,11 @@ def export(
 
 
 def draw_states(dataset: Dataset, picture: Path) -> None:
-    """Writes a picture of the visited states, in the maze where there is one."""
-    from wmrl_ray.data.card import plot_states
+    """Writes a picture of the visited states, in the maze where there is one; of images, some of them."""
+    from wmrl_ray.data.card import plot_images, plot_states
 
+    if not isinstance(dataset.card.obs_dim, int):
+        return plot_images(dataset, picture)
     layout = None
     if dataset.card.env_id is not None:
         from wmrl_ray.envs import maze_layout
@@ -302,7 +304,7 @@ def _print_card(card: DatasetCard, picture: Path | None) -> None:
     rows = {
         "dataset": f"[bold]{_escape(card.name)}[/]",
         "size": f"{card.num_steps:,} steps in {card.num_episodes:,} episodes of {span}",
-        "spaces": f"{card.obs_dim} observations, {card.action_dim} actions",
+        "spaces": f"{_sizes(card.obs_dim)}, {card.action_dim} actions",
         "environment": _escape(card.env_id or "none named: set env to evaluate"),
         "return": f"mean {card.return_mean:.4g}, largest {card.return_max:.4g}",
     }
@@ -312,7 +314,8 @@ def _print_card(card: DatasetCard, picture: Path | None) -> None:
             rows["score"] += f"; the dataset's own mean is {card.normalized_score(card.return_mean):.1f}"
     else:
         rows["score"] = "no reference scores: returns cannot be normalised"
-    rows["observations"] = "mean " + _numbers(card.obs_mean) + "\nstd  " + _numbers(card.obs_std)
+    if card.obs_mean:
+        rows["observations"] = "mean " + _numbers(card.obs_mean) + "\nstd  " + _numbers(card.obs_std)
     if card.stand_in:
         rows["stand-in"] = f"[yellow]{_escape(card.stand_in)}[/]"
     if card.description:
@@ -323,6 +326,10 @@ def _print_card(card: DatasetCard, picture: Path | None) -> None:
     for name, text in rows.items():
         table.add_row(name, text)
     _console().print(table)
+
+
+def _sizes(obs_dim: int | tuple[int, int, int]) -> str:
+    return f"{obs_dim} observations" if isinstance(obs_dim, int) else f"images of {' x '.join(map(str, obs_dim))}"
 
 
 def _numbers(values: tuple[float, ...], shown: int = 8) -> str:

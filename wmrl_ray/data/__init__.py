@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmrl_ray.data.card import DatasetCard, Origin, plot_states
+    from wmrl_ray.data.card import DatasetCard, Origin, plot_images, plot_states
     from wmrl_ray.data.catalog import DatasetEntry, Verification, describe, import_dataset, list_datasets, verify
     from wmrl_ray.data.datasets import Dataset, check_compatible, dataset_from_episodes, open_dataset
     from wmrl_ray.data.episode import DataError, Episode
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wmrl_ray.data.replay import Replay
 
 _HOMES = {
-    "card": ("DatasetCard", "Origin", "plot_states"),
+    "card": ("DatasetCard", "Origin", "plot_images", "plot_states"),
     "catalog": ("DatasetEntry", "Verification", "describe", "import_dataset", "list_datasets", "verify"),
     "datasets": ("Dataset", "check_compatible", "dataset_from_episodes", "open_dataset"),
     "episode": ("DataError", "Episode"),
@@ -39,6 +39,7 @@ __all__ = [
     "import_dataset",
     "list_datasets",
     "open_dataset",
+    "plot_images",
     "plot_states",
     "verify",
 ]

@@ -59,7 +59,7 @@ def damaged_as_data_error(path: Path, fix: str = "restore it from its source") -
 
 
 def write_ipc(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes equally long arrays ([N] or [N, D]) as one record batch, so that each is one contiguous piece of the file."""
+    """Writes equally long arrays ([N] or [N, ...]) as one record batch, so that each is one contiguous piece of the file."""
     table = table_of(columns, metadata)
     batch = pa.RecordBatch.from_arrays([column.chunk(0) for column in table.columns], schema=table.schema)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
@@ -81,11 +81,11 @@ def locate(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def table_of(columns: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> pa.Table:
-    """[N] arrays become plain columns, [N, D] arrays fixed-size lists; no copy."""
+    """[N] arrays become plain columns, [N, ...] arrays fixed-size flat lists; no copy."""
     arrays = [
         pa.array(values)
         if values.ndim == 1
-        else pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        else pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values[0].size)
         for values in columns.values()
     ]
     return pa.table(arrays, names=list(columns), metadata=dict(metadata) if metadata else None)

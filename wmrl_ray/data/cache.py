@@ -142,6 +142,7 @@ class Cache:
             arrow.write_ipc(folder / "data.arrow", {name: arrays[name] for name in ARRAYS[:-1]})
             arrow.write_ipc(folder / "episodes.arrow", {name: arrays[name] for name in ARRAYS[-1:]})
             layout = arrow.locate(folder / "data.arrow") | arrow.locate(folder / "episodes.arrow")
+            layout["obs"]["shape"] = list(arrays["obs"].shape)  # Why: a column holds images as flat lists
             write_json(folder / "layout.json", layout)
             write_json(folder / "card.json", to_dict(card))
             files = {name: file_sha256(folder / name) for name in FILES}

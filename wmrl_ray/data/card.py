@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.episode import DataError, obs_dim_of
 
 if TYPE_CHECKING:
     from wmrl_ray.data.datasets import Dataset
@@ -42,8 +42,9 @@ class DatasetCard(Origin):
     """One page about a dataset: its origin and its numbers; plain, so that JSON holds it (`config.to_dict`).
 
     sha256 is of the arrays, whatever the format they came in: an export of a dataset has the sha256 of the dataset.
-    source_sha256 is of the source's files. obs_mean, obs_std: [O], over all observations. return_mean, return_max: over
-    episodes, undiscounted. stand_in: the sentence that says what this dataset stands in for, None for an original.
+    source_sha256 is of the source's files. obs_dim: O, or (C, h, w) of images. obs_mean, obs_std: [O], over all
+    observations; of images empty. return_mean, return_max: over episodes, undiscounted. stand_in: the sentence that says what
+    this dataset stands in for, None for an original.
     """
 
     uri: str
@@ -55,7 +56,7 @@ class DatasetCard(Origin):
     num_terminated: int
     episode_length_min: int
     episode_length_max: int
-    obs_dim: int
+    obs_dim: int | tuple[int, int, int]
     action_dim: int
     obs_mean: tuple[float, ...]
     obs_std: tuple[float, ...]
@@ -91,7 +92,7 @@ def make_card(
     obs, reward, starts = arrays["obs"], arrays["reward"], arrays["episode_starts"]
     lengths = np.diff(starts) - 1
     returns = np.add.reduceat(reward.astype(np.float64), starts[:-1])  # an episode's last row has reward 0
-    mean, std = _mean_std(obs)
+    mean, std = _mean_std(obs) if obs.ndim == 2 else (np.empty(0), np.empty(0))
     sha256 = content_sha256(arrays)
     description = origin.description.strip()
     return DatasetCard(
@@ -105,7 +106,7 @@ def make_card(
         num_terminated=int(np.count_nonzero(arrays["terminated"])),
         episode_length_min=int(lengths.min()),
         episode_length_max=int(lengths.max()),
-        obs_dim=obs.shape[1],
+        obs_dim=obs_dim_of(obs),
         action_dim=arrays["action"].shape[1],
         obs_mean=tuple(mean.tolist()),
         obs_std=tuple(std.tolist()),
@@ -148,8 +149,10 @@ def plot_states(
     Returns: counts [bins, bins], the first axis is y upwards.
 
     Raises:
-        DataError: fewer than 2 observation dimensions.
+        DataError: fewer than 2 observation dimensions, or images.
     """
+    if not isinstance(dataset.card.obs_dim, int):
+        raise DataError(f"the observations of {dataset.card.name!r} are images; a picture of states needs vectors")
     if dataset.card.obs_dim < 2:
         raise DataError(f"a picture of states needs 2 observation dimensions, {dataset.card.name!r} has {dataset.card.obs_dim}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -177,6 +180,32 @@ def plot_states(
     with atomic_path(Path(path)) as temporary:
         figure.savefig(temporary, dpi=110)
     return counts
+
+
+def plot_images(dataset: Dataset, path: str | Path, *, num_episodes: int = 4, num_images: int = 6) -> None:
+    """Writes a picture of the newest frame of images [C, h, w] at even distances: a row for each of the first episodes.
+
+    path: its ending says the format (.png, .svg, .pdf). Frames are RGB where 3 divides C, else the last channel in grey.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = min(num_episodes, len(dataset))
+    figure = Figure(figsize=(1.6 * num_images, 1.7 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, num_images, squeeze=False)
+    for number in range(rows):
+        obs = dataset.episode(number).obs
+        newest = obs[:, -3:] if obs.shape[1] % 3 == 0 else obs[:, -1:]
+        for axes, step in zip(panels[number], np.linspace(0, len(obs) - 1, num_images).astype(int), strict=True):
+            axes.imshow(newest[step].transpose(1, 2, 0), cmap="gray")
+            axes.set_axis_off()
+            axes.set_title(f"{number}: step {step}", fontsize=8)
+    figure.suptitle(f"{dataset.card.name}: {dataset.card.num_steps:,} steps", fontsize=10)
+    from wmrl_ray.data.files import atomic_path
+
+    with atomic_path(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _edges(low: float, high: float, bins: int) -> np.ndarray:

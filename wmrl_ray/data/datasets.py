@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from wmrl_ray.data.card import DatasetCard, Origin, make_card
-from wmrl_ray.data.episode import DataError, Episode
+from wmrl_ray.data.episode import DataError, Episode, obs_dim_of
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Episodes end to end in flat read-only arrays, one row per observation: an episode of T steps takes T+1 rows.
 
-    obs [N, O] f32; action [N, A] f32 in [-1, 1]; reward [N] f32; terminated [N] u8. Row t holds the observation and what was
-    done in it; in an episode's last row action, reward and terminated are 0. episode_starts [E+1] i64: episode i takes rows
-    episode_starts[i] to episode_starts[i+1].
+    obs [N, O] f32, or images [N, C, h, w] u8; action [N, A] f32 in [-1, 1]; reward [N] f32; terminated [N] u8. Row t holds the
+    observation and what was done in it; in an episode's last row action, reward and terminated are 0. episode_starts [E+1]
+    i64: episode i takes rows episode_starts[i] to episode_starts[i+1].
     """
 
     card: DatasetCard
@@ -128,7 +128,7 @@ def dataset_from_episodes(
         raise DataError(f"dataset {name!r} has no episodes; give at least one")
     for number, episode in enumerate(episodes):
         episode.validate(f"{name}: episode {number}")
-        sizes, first_sizes = ((e.obs.shape[1], e.action.shape[1]) for e in (episode, episodes[0]))
+        sizes, first_sizes = ((obs_dim_of(e.obs), e.action.shape[1]) for e in (episode, episodes[0]))
         if sizes != first_sizes:
             raise DataError(
                 f"{name}: episode {number} has obs_dim = {sizes[0]} and action_dim = {sizes[1]}, but episode 0 has "
@@ -137,7 +137,7 @@ def dataset_from_episodes(
     starts = np.concatenate([[0], np.cumsum([len(episode) + 1 for episode in episodes])]).astype(np.int64)
     rows = int(starts[-1])
     arrays = {
-        "obs": np.concatenate([episode.obs for episode in episodes]).astype(np.float32),
+        "obs": np.concatenate([episode.obs for episode in episodes]),
         "action": np.zeros((rows, episodes[0].action.shape[1]), np.float32),
         "reward": np.zeros(rows, np.float32),
         "terminated": np.zeros(rows, np.uint8),

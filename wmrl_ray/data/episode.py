@@ -62,3 +62,8 @@ class Episode:
                 f"{where}: action {largest:.4g} is outside [-1, 1]; rescale the actions to the environment's bounds"
             )
         return self
+
+
+def obs_dim_of(obs: np.ndarray) -> int | tuple[int, int, int]:
+    """O of vectors [N, O], (C, h, w) of images [N, C, h, w]."""
+    return obs.shape[1] if obs.ndim == 2 else (obs.shape[1], obs.shape[2], obs.shape[3])

@@ -42,6 +42,8 @@ def export(
         )
     check_free(path, overwrite)
     dataset = open_dataset(uri, cache_dir=cache_dir)
+    if format not in ("minari", "npz") and not isinstance(dataset.card.obs_dim, int):
+        raise DataError(f"{dataset.card.name!r} holds images, which format = {format!r} cannot; export it as minari or npz")
     if format == "minari":
         write_minari(dataset, path, path.name, overwrite=overwrite)
     else:

@@ -14,6 +14,8 @@ from wmrl_ray.data.files import atomic_folder
 from wmrl_ray.data.source import check_minari_id, minari_root
 
 if TYPE_CHECKING:
+    import gymnasium
+
     from wmrl_ray.data.datasets import Dataset
 
 
@@ -55,7 +57,7 @@ def write_minari(
     with atomic_folder(folder, overwrite=overwrite) as building:
         storage = MinariStorage.new(
             building / "data",
-            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (card.obs_dim,), np.float32),
+            observation_space=_observation_space(card.obs_dim),
             action_space=gymnasium.spaces.Box(-1.0, 1.0, (card.action_dim,), np.float32),
             data_format="hdf5",
             jpeg_encoding=False,
@@ -97,6 +99,14 @@ def env_spec_json(env: str) -> str:
         raise DataError(
             f"env = {env!r} is not a registered environment ({error}); write 'module:id' if a module registers it"
         ) from error
+
+
+def _observation_space(obs_dim: int | tuple[int, int, int]) -> gymnasium.spaces.Box:
+    import gymnasium
+
+    if isinstance(obs_dim, int):
+        return gymnasium.spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
+    return gymnasium.spaces.Box(0, 255, obs_dim, np.uint8)
 
 
 def _episode_buffers(episodes: Iterable[Episode]) -> Iterator[Any]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from wmrl_ray.core.batch import Batch
-from wmrl_ray.data.episode import DataError, Episode
-from wmrl_ray.data.storage import EpisodeStore, FlatEpisodes, obs_dim_of
+from wmrl_ray.data.episode import DataError, Episode, obs_dim_of
+from wmrl_ray.data.storage import EpisodeStore, FlatEpisodes
 
 if TYPE_CHECKING:
     from wmrl_ray.data.datasets import Dataset

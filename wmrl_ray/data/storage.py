@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wmrl_ray.data.episode import DataError, Episode
+from wmrl_ray.data.episode import DataError, Episode, obs_dim_of
 
 if TYPE_CHECKING:
     from wmrl_ray.data.datasets import Dataset
@@ -185,11 +185,6 @@ class EpisodeStore(FlatEpisodes):
         self._cached_starts = None
         self._step_ends = None
         self._returns = None
-
-
-def obs_dim_of(obs: np.ndarray) -> int | tuple[int, int, int]:
-    """O of vectors [N, O], (C, h, w) of images [N, C, h, w]."""
-    return obs.shape[1] if obs.ndim == 2 else (obs.shape[1], obs.shape[2], obs.shape[3])
 
 
 def _empty_rows(

@@ -1,7 +1,8 @@
 """Minari datasets, read from their files: 1e6 steps take seconds, where Minari's own episode objects take minutes.
 
-Observations of a Dict space are joined in the order of the space, recursively, as gymnasium's `FlattenObservation` does.
-Actions of a Box other than [-1, 1] are rescaled to [-1, 1]; `envs.make_env` rescales the environment alike.
+Observations that are one image, a Box [C, h, w] of uint8, stay so. Those of a Dict space are joined in the order of the space,
+recursively, as gymnasium's `FlattenObservation` does. Actions of a Box other than [-1, 1] are rescaled to [-1, 1];
+`envs.make_env` rescales the environment alike.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from wmrl_ray.data.readers.raw import ACTION_TOLERANCE, Progress, RawDataset, da
 
 @dataclass(frozen=True)
 class Leaf:
-    """One Box inside the observation space: its path of keys, its flat size and its first column in the joined observation."""
+    """One Box inside the observation space: its path of keys, its flat size and its first column in the joined observation.
+
+    image: [C, h, w] of the only leaf of a space of images.
+    """
 
     keys: tuple[str, ...]
     size: int
     column: int
+    image: tuple[int, ...] | None = None
 
 
 def read_minari(folder: Path, progress: Progress | None = None) -> RawDataset:
@@ -52,6 +57,8 @@ def read_minari(folder: Path, progress: Progress | None = None) -> RawDataset:
     raw = read_episodes(folder / "data", metadata, leaves, len(bounds[0]), progress)
     raw.origin = _origin(metadata, leaves)
     raw.sha256 = metadata.get("wmrl_sha256")
+    if leaves[0].image is not None:
+        raw.obs = raw.obs.reshape(-1, *leaves[0].image)
     _rescale(raw, bounds, where)
     return raw
 
@@ -71,7 +78,7 @@ def allocate(lengths: np.ndarray, leaves: list[Leaf], action_dim: int) -> RawDat
     starts = starts_from_lengths(lengths)
     rows, obs_dim = int(starts[-1]), leaves[-1].column + leaves[-1].size
     return RawDataset(
-        obs=np.empty((rows, obs_dim), np.float32),
+        obs=np.empty((rows, obs_dim), np.float32 if leaves[0].image is None else np.uint8),
         action=np.zeros((rows, action_dim), np.float32),
         reward=np.zeros(rows, np.float32),
         terminated=np.zeros(rows, np.uint8),
@@ -108,7 +115,13 @@ def _leaves(space: dict[str, Any], where: str) -> list[Leaf]:
     for keys, box in _walk(space, (), where):
         size = int(np.prod(box["shape"], dtype=np.int64))
         column = found[-1].column + found[-1].size if found else 0
-        found.append(Leaf(keys, size, column))
+        is_image = len(box["shape"]) == 3 and box["dtype"] == "uint8"
+        found.append(Leaf(keys, size, column, tuple(box["shape"]) if is_image else None))
+    if len(found) > 1 and (images := [leaf for leaf in found if leaf.image is not None]):
+        raise DataError(
+            f"{where}: {'.'.join(images[0].keys)} is an image {list(images[0].image or ())} beside other observations; only an "
+            "observation that is one image, or vectors, can be read"
+        )
     return found
 
 
@@ -121,8 +134,6 @@ def _walk(space: dict[str, Any], keys: tuple[str, ...], where: str) -> Iterator[
         raise DataError(
             f"{where}: {name} is a {space['type']} space; only Box and Dict of Box can be read, convert the dataset"
         )
-    elif len(space["shape"]) > 1 and space["dtype"] == "uint8":
-        raise DataError(f"{where}: {name} is an image {space['shape']}; only state observations can be read here")
     else:
         yield keys, space
 

@@ -1,6 +1,7 @@
 """`.npz` archives, in either of two layouts.
 
-Ours: obs [N, O], action [N, A], reward [N], terminated [N], one row per observation, and episode_starts [E+1], as in `Dataset`.
+Ours: obs [N, O] (images [N, C, h, w] uint8), action [N, A], reward [N], terminated [N], one row per observation, and
+episode_starts [E+1], as in `Dataset`.
 D4RL's: observations, actions, rewards, terminals and so on, see `readers.d4rl`.
 """
 
@@ -46,7 +47,7 @@ def read_npz(path: Path, progress: Progress | None = None) -> RawDataset:
         if name not in arrays:
             raise DataError(f"{path}: has no {name!r}; needed: {', '.join(KEYS)}")
     return RawDataset(
-        obs=rows_of(arrays["obs"]),
+        obs=arrays["obs"] if arrays["obs"].dtype == np.uint8 and arrays["obs"].ndim == 4 else rows_of(arrays["obs"]),
         action=rows_of(arrays["action"]),
         reward=np.asarray(arrays["reward"], np.float32).reshape(-1),
         terminated=np.asarray(arrays["terminated"]).reshape(-1),

@@ -20,7 +20,7 @@ ACTION_TOLERANCE = 1e-5  # of the action range: what rounding to float32 may do
 
 @dataclass
 class RawDataset:
-    """Arrays in the layout of `Dataset` (one row per observation), actions already in [-1, 1] up to rounding.
+    """Arrays in the layout of `Dataset` (one row per observation; images as u8), actions already in [-1, 1] up to rounding.
 
     sha256: of the arrays as the source declares it, when it does (our own exports do): a flipped byte then shows on reading.
     """
@@ -55,13 +55,14 @@ class RawDataset:
                 f"{where}: episode_starts does not cut {rows} rows into episodes of at least 2 rows (episode {short} has "
                 f"{int(starts[short + 1] - starts[short])}, the last ends at row {int(starts[-1])}); rewrite the dataset"
             )
-        for name in ("obs", "action", "reward"):
+        is_image = self.obs.dtype == np.uint8 and self.obs.ndim == 4
+        for name in ("action", "reward") if is_image else ("obs", "action", "reward"):
             self._check_finite(name, where)
         self._check_action(where)
         terminated = flags_of(self.terminated, "terminated", where)
         self._check_ends(terminated, where)
         arrays = {
-            "obs": np.ascontiguousarray(self.obs, np.float32),
+            "obs": np.ascontiguousarray(self.obs, np.uint8 if is_image else np.float32),
             "action": np.ascontiguousarray(self.action, np.float32),
             "reward": np.ascontiguousarray(self.reward, np.float32),
             "terminated": np.ascontiguousarray(terminated, np.uint8),
