@@ -103,7 +103,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
     @classmethod
     def from_run(cls, run: RunConfig) -> Self:
         """The same training as `wmrl_ray.train.train(run)`, or `wmrl_ray.online.train_online(run)`."""
-        config = cls().debugging(seed=run.seed)
+        # Why ERROR: RLlib warns of evaluation without an interval, which we start ourselves
+        config = cls().debugging(seed=run.seed, log_level="ERROR")
         if run.dataset is not None:
             config.dataset(run.dataset)
         if run.learns_online:
