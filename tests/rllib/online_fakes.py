@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+import numpy as np
 
 from tests.fakes import ImageActor, Imitator, OnlineTDMPC
 from tests.rllib import fakes
@@ -71,3 +74,28 @@ def run_config(**changes: Any) -> RunConfig:
         "agent": fakes.TINY_AGENT,
     }
     return RunConfig(**{**settings, **changes})
+
+
+def weights(algorithm: Any) -> list[dict[str, np.ndarray]]:
+    """Of every rank."""
+    return algorithm.on_learners(lambda learner: {k: v.numpy().copy() for k, v in learner.agent_module.state_dict().items()})
+
+
+def replays(algorithm: Any) -> list[dict[str, np.ndarray]]:
+    """The episodes in the replay of every rank."""
+    return algorithm.on_learners(lambda learner: learner.replay.get_state()["online"])
+
+
+def runner_pid(algorithm: OnlineAlgorithm, runner: int) -> int:
+    import ray
+
+    assert algorithm._runners is not None
+    return ray.get(algorithm._runners.actors[runner].apply.remote(lambda runner: os.getpid()))
+
+
+def unfinished_steps(algorithm: OnlineAlgorithm) -> int:
+    """What lies in the environments now, as the runners say."""
+    assert algorithm._runners is not None
+    states, dead = algorithm._runners.collector_states(algorithm._session)
+    assert not dead
+    return sum(len(episode["action"]) for state in states if state is not None for episode in state["unfinished"])
