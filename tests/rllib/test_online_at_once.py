@@ -45,9 +45,21 @@ def check_counts(algorithm: Any) -> None:
     assert counts.updates <= counts.steps + 12
 
 
+def acting_weights(algorithm: Any, runner: int) -> np.ndarray:
+    """What a runner plans with now, flat."""
+    import ray
+
+    def flat(runner: Any) -> np.ndarray:
+        return np.concatenate([value.numpy().ravel() for value in runner.module.agent.model.state_dict().values()])
+
+    return ray.get(algorithm._runners.actors[runner].apply.remote(flat))
+
+
 def test_at_once_nothing_is_lost_or_learned_twice_and_the_limits_hold(at_once: Any) -> None:
+    acted_with = acting_weights(at_once, 0)
     for _ in range(3):
         result = at_once.train()
+    assert not np.array_equal(acting_weights(at_once, 0), acted_with)  # newer weights have reached it
     at_once.policy_tree()  # takes what is queued
     check_counts(at_once)
     assert at_once.num_updates % 12 == 0
