@@ -54,6 +54,7 @@ LAYERS = {
     "wmrl_ray.policy": Layer(2, SYSTEM),
     "wmrl_ray.train": Layer(2, SYSTEM),
     "wmrl_ray.intents": Layer(2, SYSTEM),
+    "wmrl_ray.trackers": Layer(2, frozenset(), frozenset({"tensorboardX", "wandb", "mlflow"})),
     "wmrl_ray.schedule": Layer(2, frozenset()),
     "wmrl_ray.video": Layer(2, frozenset({"numpy"}), frozenset({"imageio_ffmpeg"})),  # `report` films too: no torch
     "wmrl_ray.study": Layer(2, frozenset(), SYSTEM),  # its import stays cheap: torch comes with the check of the runs

@@ -91,6 +91,7 @@ class RunConfig:
     num_learners: int = 0  # 0: in the driver process; 2 or more: data parallel
     num_eval_runners: int = 1  # actors that plan and step environments; 0: in the driver process
     envs_per_runner: int = 10
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)  # beside the run folder's own records
     online: OnlineConfig = field(default_factory=OnlineConfig)  # of agents that learn online
     agent: dict[str, Any] = field(default_factory=dict)  # the agent's Config
 
@@ -167,6 +168,7 @@ MAY_CHANGE = frozenset(
         "device",
         "num_eval_runners",
         "envs_per_runner",
+        "track",
         "online.replay_unfinished",
     ]
 )

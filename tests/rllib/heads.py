@@ -31,7 +31,7 @@ class Head:
     token: str
     env: dict[str, str] = field(default_factory=dict)
 
-    def wmrl(self, *arguments: object, token: str | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def wmrl(self, *arguments: object, token: str | None = None, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         """`wmrl ARGUMENTS` in a process of its own, from the checkout's folder; Ray reads its token once per process."""
         env = self.env if token is None else {**self.env, "RAY_AUTH_TOKEN": token}
         command = [sys.executable, "-m", "wmrl_ray", *map(str, arguments)]
@@ -60,6 +60,8 @@ def head(num_cpus: int = 4) -> Iterator[Head]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_worker_niceness": "0",
+        "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "300",  # on a busy machine
+        "RAY_raylet_start_wait_time_s": "300",
         "WMRL_CACHE_DIR": str(folder / "cache"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": "",  # what runs there is what was uploaded
@@ -82,28 +84,33 @@ def head(num_cpus: int = 4) -> Iterator[Head]:
     started = Head(folder, f"http://127.0.0.1:{ports[1]}", token, env)
     try:
         words = [f"--{name}={value}" for name, value in options.items()]
-        done = subprocess.run([*command, *words], env=env, capture_output=True, text=True, timeout=180)
+        done = subprocess.run([*command, *words], env=env, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stdout + done.stderr
-        _wait_for(started.address)
+        _wait_for(started)
         yield started
     finally:
         _end(started)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(address: str, timeout_s: float = 90.0) -> None:
+def _wait_for(started: Head, timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5)
+            urllib.request.urlopen(f"{started.address}/api/version", timeout=5)
             return
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):  # it answers: not to us
                 return
         except OSError:
             pass
-        assert time.monotonic() < deadline, f"no dashboard at {address}"
+        assert time.monotonic() < deadline, f"no dashboard at {started.address}:\n{_log_of(started, 'dashboard')}"
         time.sleep(0.5)
+
+
+def _log_of(started: Head, component: str) -> str:
+    files = sorted((started.folder / "session_latest" / "logs").glob(f"{component}*"))
+    return "\n".join(f"{file.name}:\n{file.read_text()[-2000:]}" for file in files)
 
 
 def _end(started: Head) -> None:

@@ -79,7 +79,7 @@ def test_a_stopped_run_writes_a_checkpoint_and_goes_on_from_it(cluster: Head, st
         "job", "submit", *where, "--submission-id", "long", "--no-wait", "--", "train", file, "--run-dir", run.path
     )
     assert (sent.returncode, sent.stdout.strip()) == (0, "long")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(run.read_metrics()) < 2:
         assert time.monotonic() < deadline, cluster.wmrl("job", "logs", "long", *where).stdout
         time.sleep(0.5)

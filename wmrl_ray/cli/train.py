@@ -36,6 +36,9 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the run folder and start over.")] = False,
     run_dir: Annotated[Path | None, typer.Option(help="Where to write. Default: runs/NAME/ALGORITHM-seedN.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set seed=N.")] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="wandb or mlflow, beside TensorBoard. Repeatable.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines even on a terminal.")] = False,
 ) -> None:
     """Train an agent, on a dataset or from its own steps as its algorithm does, evaluating it on the way.
@@ -51,9 +54,12 @@ def train(
     apply_overrides(values, overrides or [])
     if seed is not None:
         values["seed"] = seed
+    if track:
+        values["track"] = list(dict.fromkeys([*values.get("track", ["tensorboard"]), *track]))
 
     from wmrl_ray.core.agents import agent_config
     from wmrl_ray.run import RunConfig, RunDir
+    from wmrl_ray.trackers import Trackers
 
     config = from_dict(RunConfig, values)
     agent_config(config.algorithm, config.agent)  # Why: a misspelt agent setting shows before the dataset is read
@@ -73,8 +79,9 @@ def train(
         replaced.delete()  # Why now: the new run has passed every check, and has begun
         stop.install()
         display.on_event(event)
+        trackers.on_event(event)
 
-    with display, stop, replaced:
+    with display, stop, replaced, Trackers.open(config, run.path) as trackers:
         result = _loop(config, no_ray, debug)(config, run.path, resume=resume, on_event=on_event, should_stop=stop)
     _conclude(run, result, no_ray, debug, stop, display)
 

@@ -20,6 +20,7 @@ from wmrl_ray.intents import intended_states
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
+from wmrl_ray.rllib.telemetry import Telemetry
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
 from wmrl_ray.train import Progress, build_replay, evaluation_env, open_run, resolve_device, with_episode_len
 
@@ -75,7 +76,7 @@ class _Run:
 
     def __init__(self, config: RunConfig, run: RunDir, env_id: str | None, on_event: OnEvent | None, debug: bool) -> None:
         self.config, self.env_id = config, env_id
-        self.tell = on_event or (lambda event: None)
+        self.listeners = [on_event or (lambda event: None), Telemetry(config, run.path).on_event]
         settings = _settings(config, debug)
         torch.set_num_threads(1)  # Why: as the loop without Ray; actors have one CPU each too
         self.run = run
@@ -150,10 +151,14 @@ class _Run:
 
     def _record(self, kind: Any, update: int, metrics: dict[str, float]) -> None:
         self.run.log(update, metrics)
-        self.tell(Event(kind, update, self.config.num_updates, metrics))
+        self._tell(Event(kind, update, self.config.num_updates, metrics))
 
     def _event(self, kind: Any, metrics: dict[str, float]) -> None:
-        self.tell(Event(kind, self.progress.update, self.config.num_updates, metrics))
+        self._tell(Event(kind, self.progress.update, self.config.num_updates, metrics))
+
+    def _tell(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
 
 
 def _settings(config: RunConfig, debug: bool) -> AgentAlgorithmConfig:
