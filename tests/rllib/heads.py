@@ -61,7 +61,6 @@ def head(num_cpus: int = 4) -> Iterator[Head]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_worker_niceness": "0",
         "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "300",  # on a busy machine
-        "RAY_raylet_start_wait_time_s": "300",
         "WMRL_CACHE_DIR": str(folder / "cache"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": "",  # what runs there is what was uploaded
