@@ -146,8 +146,9 @@ class Trackers:
             self._try(name, tracker.close, self._finished)
 
     def on_event(self, event: Event) -> None:
-        if event.kind == "start":
-            for name in self._config.track:
+        if event.kind in ("start", "recovery"):  # after a recovery the run goes on from an earlier update
+            self.__exit__()
+            for name in self._config.track if event.kind == "start" else list(self._open):
                 self._try(name, self._begin, name, event.update)
         elif event.kind in ("update", "eval"):
             finite = {name: value for name, value in event.metrics.items() if math.isfinite(value)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -241,9 +242,12 @@ def test_workers_may_be_taken_away_but_not_the_head() -> None:
     assert terms["nodeSelectorTerms"][0]["matchExpressions"][0]["operator"] == "NotIn"
 
 
-def test_the_jobs_entry_point_is_a_command_of_ours_that_resumes_on_shared_storage(wmrl_options: Any) -> None:
-    (job,) = (d for d in m.base() if d["kind"] == "RayJob")
-    words = job["spec"]["entrypoint"].split()
+@pytest.mark.parametrize(
+    "source", ["base", *(pytest.param(f"jobs/{n}", marks=needs_kustomize) for n in ("cpu", "gpu", "spot"))]
+)
+def test_the_jobs_entry_point_is_a_command_of_ours_that_resumes_on_shared_storage(source: str, wmrl_options: Any) -> None:
+    (job,) = (d for d in documents(source) if d["kind"] == "RayJob")
+    words = shlex.split(job["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "wmrl_ray"]
     wmrl_options(words[3:])
     assert "--resume" in words

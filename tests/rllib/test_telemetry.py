@@ -25,6 +25,7 @@ def test_an_update_gives_counts_speed_and_losses_and_leaves_out_what_is_not_a_nu
     assert numbers(Event("update", 40, 100, metrics)) == {
         "wmrl_updates": 40.0,
         "wmrl_updates_goal": 100.0,
+        "wmrl_recoveries": 0.0,
         "wmrl_updates_per_second": 7.0,
         "wmrl_loss_critic": 2.0,
     }

@@ -28,6 +28,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. agent.plan.horizon=3. Repeatable."),
     ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="wandb or mlflow, beside TensorBoard. Repeatable.")
+    ] = None,
     no_ray: Annotated[bool, typer.Option("--no-ray", help="Train in this process, without Ray.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Keep every Ray actor in this process, so that breakpoints work.")
@@ -36,9 +39,6 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the run folder and start over.")] = False,
     run_dir: Annotated[Path | None, typer.Option(help="Where to write. Default: runs/NAME/ALGORITHM-seedN.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set seed=N.")] = None,
-    track: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="wandb or mlflow, beside TensorBoard. Repeatable.")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines even on a terminal.")] = False,
 ) -> None:
     """Train an agent, on a dataset or from its own steps as its algorithm does, evaluating it on the way.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ray.util.metrics import Gauge
 
-from wmrl_ray.run import Event, RunConfig
+from wmrl_ray.run import Event, OnEvent, RunConfig
 from wmrl_ray.trackers import run_name
 
 TAGS = ("algorithm", "run", "role")
@@ -45,6 +45,9 @@ METRICS = (
     Metric("wmrl_policy_lag_updates", "runner", ("online/policy_lag_mean",), "Age of the weights that runners act with."),
     Metric("wmrl_queued_episodes", "runner", ("online/queue_mean",), "Ended episodes that wait for the learner."),
     Metric("wmrl_runner_restarts", "runner", ("online/lost_runners",), "Runners that died and were replaced."),
+    Metric(
+        "wmrl_recoveries", "learner", (), "Times that the run went back to its newest checkpoint because an actor was lost."
+    ),
     Metric("wmrl_lost_steps", "runner", ("online/lost_steps",), "Environment steps that were lost with their runner."),
     Metric("wmrl_runner_wait_share", "runner", ("time/runner_wait_share",), "Share of time in which runners wait."),
     Metric("wmrl_evaluation_return", "evaluation", ("eval/return_mean",), "Mean return of the last evaluation."),
@@ -63,18 +66,34 @@ class Telemetry:
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
         self._labels = {"algorithm": config.algorithm, "run": run_name(run_dir)}
+        self._recoveries = 0
         self._gauges = {metric.name: Gauge(metric.name, metric.description, TAGS) for metric in METRICS}
 
+    def beside(self, listener: OnEvent | None) -> OnEvent:
+        """Both."""
+
+        def on_event(event: Event) -> None:
+            if listener is not None:
+                listener(event)
+            self.on_event(event)
+
+        return on_event
+
     def on_event(self, event: Event) -> None:
-        for metric, value in readings(event):
+        self._recoveries += event.kind == "recovery"
+        for metric, value in readings(event, self._recoveries):
             self._gauges[metric.name].set(value, {**self._labels, "role": metric.role})
 
 
-def readings(event: Event) -> list[tuple[Metric, float]]:
+def readings(event: Event, recoveries: int = 0) -> list[tuple[Metric, float]]:
     """What an event says. Numbers that are not finite are left out: Prometheus would keep them."""
     own: Mapping[str, float] = {}
-    if event.kind in ("start", "update"):
-        own = {"wmrl_updates": float(event.update), "wmrl_updates_goal": float(event.total)}
+    if event.kind in ("start", "update", "recovery"):
+        own = {
+            "wmrl_updates": float(event.update),
+            "wmrl_updates_goal": float(event.total),
+            "wmrl_recoveries": float(recoveries),
+        }
     elif event.kind == "checkpoint":
         own = {"wmrl_checkpoint_update": float(event.update)}
     found = []
