@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -61,6 +60,7 @@ def test_inside_a_tune_trial_a_learners_resources_are_refused(monkeypatch: pytes
     import ray
     from ray.rllib.core.learner import learner_group
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: object())
     with compat.learner_resources({"learner": 1}), pytest.raises(ConfigError, match="no effect in a Tune trial"):
         learner_group.RLlibBackendExecutor(resources_per_worker={"CPU": 1})
@@ -93,7 +93,6 @@ def nodes() -> Iterator[dict[str, str]]:
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="wmrl-nodes-")
-    os.environ["RAY_worker_niceness"] = "0"
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "temp_dir": folder, "include_dashboard": False, "object_store_memory": 100 * 2**20},

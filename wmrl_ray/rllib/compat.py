@@ -124,7 +124,8 @@ def learner_resources(custom: Mapping[str, float]) -> Iterator[None]:
 
     def executor(*, resources_per_worker: Mapping[str, float], **kwargs: Any) -> Any:
         check(
-            ray.util.get_current_placement_group() is None,
+            # Why the first: without a Ray, the second would start one
+            not ray.is_initialized() or ray.util.get_current_placement_group() is None,
             f"learner_resources = {dict(custom)} has no effect in a Tune trial; use it with `wmrl train`",
         )
         return original(resources_per_worker={**resources_per_worker, **custom}, **kwargs)
