@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,21 +88,20 @@ def test_learner_actors_may_have_gpus_that_this_machine_lacks(monkeypatch: pytes
 
 
 @pytest.fixture
-def nodes() -> Iterator[dict[str, str]]:
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """A head without CPUs, a node for runners and one for learners; role -> node id."""
     import ray
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setattr(services, "get_node", patient(services.get_node))
     folder = tempfile.mkdtemp(prefix="wmrl-nodes-")
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "temp_dir": folder, "include_dashboard": False, "object_store_memory": 100 * 2**20},
-    )
+    small: dict[str, Any] = {"object_store_memory": 100 * 2**20}
+    cluster = Cluster()
     try:
-        # Why one after the other: a node asks the head for its number
-        for role, cpus, amount in (("runner", 3, 3), ("learner", 1, 1)):
-            cluster.add_node(num_cpus=cpus, resources={role: amount}, object_store_memory=100 * 2**20)
-        cluster.wait_for_nodes()
+        cluster.add_node(num_cpus=0, temp_dir=folder, include_dashboard=False, **small)
+        for role, cpus in (("runner", 3), ("learner", 1)):
+            cluster.add_node(num_cpus=cpus, resources={role: cpus}, **small)
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         found = {"head": ray.get_runtime_context().get_node_id()}
         found |= {role: n["NodeID"] for n in ray.nodes() for role in ("runner", "learner") if role in n["Resources"]}
@@ -110,6 +110,22 @@ def nodes() -> Iterator[dict[str, str]]:
         ray.shutdown()
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def patient(get_node: Any) -> Any:
+    """Why: Ray gives a node 30 seconds to appear, which a busy machine may not have."""
+
+    def wait(*arguments: Any) -> Any:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    return wait
 
 
 def actors() -> dict[str, list[str]]:
