@@ -54,10 +54,12 @@ LAYERS = {
     "wmrl_ray.policy": Layer(2, SYSTEM),
     "wmrl_ray.train": Layer(2, SYSTEM),
     "wmrl_ray.intents": Layer(2, SYSTEM),
+    "wmrl_ray.trackers": Layer(2, frozenset(), frozenset({"tensorboardX", "wandb", "mlflow"})),
     "wmrl_ray.schedule": Layer(2, frozenset()),
     "wmrl_ray.video": Layer(2, frozenset({"numpy"}), frozenset({"imageio_ffmpeg"})),  # `report` films too: no torch
     "wmrl_ray.study": Layer(2, frozenset(), SYSTEM),  # its import stays cheap: torch comes with the check of the runs
     "wmrl_ray.rllib": Layer(3, SYSTEM | {"ray", "packaging"}, EXTRAS),
+    "wmrl_ray.rllib.jobs": Layer(3, frozenset({"ray", "aiohttp", "requests"})),  # Ray's client raises their errors
     "wmrl_ray.report": Layer(4, frozenset({"numpy", "jinja2"}), frozenset({"matplotlib", "scipy", "yaml"})),
     "wmrl_ray.bad_pairs": Layer(4, frozenset({"packaging"})),
     "wmrl_ray.doctor": Layer(4, SCREEN | {"packaging"}, EXTRAS | SYSTEM | {"minari", "matplotlib"}),

@@ -88,6 +88,9 @@ class RunConfig:
     checkpoint_every: int = 5_000
     log_every: int = 500
     device: str = "auto"  # "auto": cuda if there is one, else cpu
+    learner_resources: dict[str, float] = field(default_factory=dict)  # custom ones of Ray, for each learner actor: its nodes
+    runner_resources: dict[str, float] = field(default_factory=dict)  # the same for each runner actor, of evaluations too
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)  # beside the run folder's own records
     num_learners: int = 0  # 0: in the driver process; 2 or more: data parallel
     num_eval_runners: int = 1  # actors that plan and step environments; 0: in the driver process
     envs_per_runner: int = 10
@@ -164,6 +167,9 @@ MAY_CHANGE = frozenset(
         "eval_episodes",
         "checkpoint_every",
         "log_every",
+        "track",
+        "learner_resources",
+        "runner_resources",
         "device",
         "num_eval_runners",
         "envs_per_runner",

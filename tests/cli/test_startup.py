@@ -17,7 +17,7 @@ def test_help_loads_nothing_heavy():
     script = START + f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr.strip() == "[]"
-    assert all(command in done.stdout for command in ("train", "sweep", "evaluate", "report", "data", "envs", "doctor"))
+    assert all(command in done.stdout for command in ("train", "sweep", "evaluate", "report", "data", "envs", "doctor", "job"))
 
 
 def test_version_is_the_packages(wmrl):
@@ -34,6 +34,7 @@ def test_version_is_the_packages(wmrl):
         ["report"],
         ["envs"],
         ["doctor"],
+        *(["job", c] for c in ("submit", "logs", "status", "stop")),
         *(["data", c] for c in ("make", "list", "info", "verify", "import", "export")),
     ],
 )

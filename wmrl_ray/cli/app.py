@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wmrl_ray import __version__
-from wmrl_ray.cli import analyse, data, doctor, envs, evaluate, intents, report, sweep, train
+from wmrl_ray.cli import analyse, data, doctor, envs, evaluate, intents, job, report, sweep, train
 from wmrl_ray.cli.errors import EXIT_USER_ERROR, remote_message, user_message
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("envs")(envs.envs)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(analyse.app, name="analyse")
+app.add_typer(job.app, name="job")
 
 
 def main() -> None:

@@ -28,6 +28,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. agent.plan.horizon=3. Repeatable."),
     ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="wandb or mlflow, beside TensorBoard. Repeatable.")
+    ] = None,
     no_ray: Annotated[bool, typer.Option("--no-ray", help="Train in this process, without Ray.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Keep every Ray actor in this process, so that breakpoints work.")
@@ -51,9 +54,12 @@ def train(
     apply_overrides(values, overrides or [])
     if seed is not None:
         values["seed"] = seed
+    if track:
+        values["track"] = list(dict.fromkeys([*values.get("track", ["tensorboard"]), *track]))
 
     from wmrl_ray.core.agents import agent_config
     from wmrl_ray.run import RunConfig, RunDir
+    from wmrl_ray.trackers import Trackers
 
     config = from_dict(RunConfig, values)
     agent_config(config.algorithm, config.agent)  # Why: a misspelt agent setting shows before the dataset is read
@@ -73,8 +79,9 @@ def train(
         replaced.delete()  # Why now: the new run has passed every check, and has begun
         stop.install()
         display.on_event(event)
+        trackers.on_event(event)
 
-    with display, stop, replaced:
+    with display, stop, replaced, Trackers.open(config, run.path) as trackers:
         result = _loop(config, no_ray, debug)(config, run.path, resume=resume, on_event=on_event, should_stop=stop)
     _conclude(run, result, no_ray, debug, stop, display)
 

@@ -6,14 +6,14 @@ import contextlib
 import os
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
 from packaging.version import Version
 from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
-from wmrl_ray.config import ConfigError
+from wmrl_ray.config import ConfigError, check
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,6 +109,35 @@ def load_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], state: Mapp
         if name in optimizers:
             moments = convert_to_torch_tensor(saved["state"]["state"], device=device)
             optimizers[name].load_state_dict({**saved["state"], "state": moments})
+
+
+@contextlib.contextmanager
+def learner_resources(custom: Mapping[str, float]) -> Iterator[None]:
+    """Learner actors that are made inside ask for `custom` too. Why a patch: RLlib has such a setting for runners only.
+
+    Raises:
+        ConfigError: inside a Tune trial, whose placement group has nothing of them.
+    """
+    from ray.rllib.core.learner import learner_group
+
+    original: Any = learner_group.RLlibBackendExecutor
+
+    def executor(*, resources_per_worker: Mapping[str, float], **kwargs: Any) -> Any:
+        check(
+            # Why the first: without a Ray, the second would start one
+            not ray.is_initialized() or ray.util.get_current_placement_group() is None,
+            f"learner_resources = {dict(custom)} has no effect in a Tune trial; use it with `wmrl train`",
+        )
+        return original(resources_per_worker={**resources_per_worker, **custom}, **kwargs)
+
+    if not custom:
+        yield
+        return
+    learner_group.RLlibBackendExecutor = executor  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        learner_group.RLlibBackendExecutor = original  # type: ignore[misc]
 
 
 def kill_learners(group: LearnerGroup) -> None:

@@ -52,6 +52,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class or self.default_algo_class)
         self.agent: dict[str, Any] = {}
         self.online: dict[str, Any] = {}
+        self.learner_resources: dict[str, float] = {}
         self.batch_size = 256
         self.updates_per_call = 100
         self.dataset_uri: str | None = None
@@ -111,8 +112,11 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             config.training(online=to_dict(run.online))
         config.training(agent=run.agent, batch_size=run.batch_size, updates_per_call=run.updates_per_call)
         config.learners(num_learners=run.num_learners)
+        config.learner_resources = dict(run.learner_resources)
         config.environment(run.env, env_config=run.env_config)
-        config.env_runners(num_envs_per_env_runner=run.envs_per_runner)
+        config.env_runners(
+            num_envs_per_env_runner=run.envs_per_runner, custom_resources_per_env_runner=dict(run.runner_resources)
+        )
         config.evaluation(evaluation_num_env_runners=run.num_eval_runners, evaluation_duration=run.eval_episodes)
         config.run_record = to_dict(run)
         return config
@@ -134,6 +138,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             "num_learners": self.num_learners,
             "num_eval_runners": self.evaluation_num_env_runners,
             "envs_per_runner": self.num_envs_per_env_runner,
+            "learner_resources": dict(self.learner_resources),
+            "runner_resources": {**(self.custom_resources_per_env_runner or {})},
             "online": dict(self.online),
             "agent": dict(self.agent),
         }
@@ -150,6 +156,10 @@ class AgentAlgorithmConfig(AlgorithmConfig):
 
     def get_default_learner_class(self) -> type[AgentLearner]:
         return OnlineLearner if self.learns_online else AgentLearner
+
+    def build_learner_group(self, *args: Any, **kwargs: Any) -> Any:
+        with compat.learner_resources(self.learner_resources):
+            return super().build_learner_group(*args, **kwargs)
 
     @property
     def _model_config_auto_includes(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from wmrl_ray.intents import intended_states
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
+from wmrl_ray.rllib.telemetry import Telemetry
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
 from wmrl_ray.train import Progress, build_replay, evaluation_env, open_run, resolve_device, with_episode_len
 
@@ -54,7 +56,7 @@ def train_on_ray(
     dataset = None if config.dataset is None else open_dataset(config.dataset)
     env_id = evaluation_env(config, dataset)
     config = with_episode_len(config, env_id)
-    resolve_device(config.device)
+    _learns_on_gpu(config, debug)  # for its error
     build_replay(config, dataset)  # for its check of the window
     # Why quiet: this process's lines are the display's; an actor's error comes home with its traceback
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
@@ -63,6 +65,8 @@ def train_on_ray(
     starts_ray = not ray.is_initialized()
     actors = 0 if debug else config.num_learners + config.num_eval_runners + config.online.num_runners
     compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors), logging_level="ERROR", log_to_driver=False)
+    on_event = Telemetry(config, run.path).beside(on_event)
+    _warn_of_missing({**config.learner_resources, **config.runner_resources})
     try:
         return _Run(config, run, env_id, on_event, debug).train(should_stop or (lambda: False))
     finally:
@@ -158,11 +162,27 @@ class _Run:
 
 def _settings(config: RunConfig, debug: bool) -> AgentAlgorithmConfig:
     settings = CONFIGS[config.algorithm].from_run(config)
-    if resolve_device(config.device).startswith("cuda"):
+    if _learns_on_gpu(config, debug):
         settings.learners(num_gpus_per_learner=1)
     if debug:
         compat.debug_config(settings)
     return settings
+
+
+def _learns_on_gpu(config: RunConfig, debug: bool) -> bool:
+    """Of learner actors the cluster's GPUs count, not this machine's. Raises ConfigError for a device that is not here."""
+    if debug or config.num_learners == 0 or not config.device.startswith(("cuda", "auto")):
+        return resolve_device(config.device).startswith("cuda")
+    if config.device == "auto" and ray.is_initialized():
+        return ray.cluster_resources().get("GPU", 0) >= config.num_learners
+    return config.device != "auto" or resolve_device("auto") == "cuda"
+
+
+def _warn_of_missing(resources: Iterable[str]) -> None:
+    """Why not an error: an autoscaler may bring such a node, but without one Ray waits without a word."""
+    for name in resources:
+        if name not in ray.cluster_resources():
+            warnings.warn(f"no node of the cluster has the resource {name!r} yet: waiting for one", stacklevel=3)
 
 
 def _path_metrics(results: dict[str, Any]) -> dict[str, float]:

@@ -1,0 +1,169 @@
+"""Several nodes on one machine: learners and runners are where their resources are, and a run is what it is on one node."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rllib.online_fakes import run_config
+from wmrl_ray.config import ConfigError
+from wmrl_ray.rllib import compat
+from wmrl_ray.rllib.train import train_on_ray
+from wmrl_ray.run import Event, OnlineConfig, RunConfig
+
+pytestmark = pytest.mark.ray
+
+
+def placed(schedule: Any = "synchronous", **changes: Any) -> RunConfig:
+    """A learner and two runners, each where its resource is, and a runner for evaluations."""
+    settings: dict[str, Any] = {
+        "num_updates": 96,
+        "num_learners": 1,
+        "num_eval_runners": 1,
+        "learner_resources": {"learner": 1},
+        "runner_resources": {"runner": 1},
+        "online": OnlineConfig(num_runners=2, num_envs=2, schedule=schedule, seed_steps=48, capacity=200),
+    }
+    return run_config(**{**settings, **changes})
+
+
+def test_a_run_keeps_its_resources_through_rllibs_configuration() -> None:
+    from wmrl_ray.rllib.config import CONFIGS
+
+    run = placed()
+    config = CONFIGS[run.algorithm].from_run(run)
+    assert (config.learner_resources, config.custom_resources_per_env_runner) == ({"learner": 1}, {"runner": 1})
+    live = config.copy(copy_frozen=False).run_config()
+    assert (live.learner_resources, live.runner_resources) == ({"learner": 1.0}, {"runner": 1.0})
+
+
+def test_learners_ask_for_what_was_named_and_rllib_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.rllib.core.learner import learner_group
+
+    asked: list[Any] = []
+    monkeypatch.setattr(learner_group, "RLlibBackendExecutor", lambda **kwargs: asked.append(kwargs))
+    before = learner_group.RLlibBackendExecutor
+    with compat.learner_resources({"learner": 1}):
+        learner_group.RLlibBackendExecutor(resources_per_worker={"CPU": 1, "GPU": 0}, num_workers=2)
+    assert asked == [{"resources_per_worker": {"CPU": 1, "GPU": 0, "learner": 1}, "num_workers": 2}]
+    assert learner_group.RLlibBackendExecutor is before
+
+
+def test_inside_a_tune_trial_a_learners_resources_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.rllib.core.learner import learner_group
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: object())
+    with compat.learner_resources({"learner": 1}), pytest.raises(ConfigError, match="no effect in a Tune trial"):
+        learner_group.RLlibBackendExecutor(resources_per_worker={"CPU": 1})
+
+
+def test_learner_actors_may_have_gpus_that_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from wmrl_ray.rllib import train
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(train.ray, "is_initialized", lambda: True)
+    cluster: dict[str, float] = {}
+    monkeypatch.setattr(train.ray, "cluster_resources", lambda: cluster)
+    assert train._settings(placed(device="cuda"), debug=False).num_gpus_per_learner == 1
+    assert train._settings(placed(device="auto"), debug=False).num_gpus_per_learner == 0
+    cluster["GPU"] = 1.0
+    assert train._settings(placed(device="auto"), debug=False).num_gpus_per_learner == 1
+    assert train._settings(placed(device="cpu"), debug=False).num_gpus_per_learner == 0
+    for here in (placed(device="cuda", num_learners=0), placed(device="cuda")):
+        with pytest.raises(ConfigError, match="torch sees 0 GPUs"):
+            train._settings(here, debug=True)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A head without CPUs, a node for runners and one for learners; role -> node id."""
+    import ray
+    from ray._private import services
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(services, "get_node", patient(services.get_node))
+    folder = tempfile.mkdtemp(prefix="wmrl-nodes-")
+    small: dict[str, Any] = {"object_store_memory": 100 * 2**20}
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=0, temp_dir=folder, include_dashboard=False, **small)
+        for role, cpus in (("runner", 3), ("learner", 1)):
+            cluster.add_node(num_cpus=cpus, resources={role: cpus}, **small)
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        found = {"head": ray.get_runtime_context().get_node_id()}
+        found |= {role: n["NodeID"] for n in ray.nodes() for role in ("runner", "learner") if role in n["Resources"]}
+        yield found
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def patient(get_node: Any) -> Any:
+    """Why: Ray gives a node 30 seconds to appear, which a busy machine may not have."""
+
+    def wait(*arguments: Any) -> Any:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    return wait
+
+
+def actors() -> dict[str, list[str]]:
+    """Class of an actor that lives -> the nodes of its actors."""
+    from ray._private import state
+
+    found: dict[str, list[str]] = {}
+    for actor in state.actors().values():
+        if actor["State"] == "ALIVE":
+            found.setdefault(actor["ActorClassName"], []).append(actor["Address"]["NodeID"])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["synchronous", "asynchronous"])
+def test_learners_and_runners_are_where_their_resources_are(nodes: dict[str, str], schedule: str, tmp_path: Path) -> None:
+    assert len(set(nodes.values())) == 3
+    seen: dict[str, list[str]] = {}
+
+    def look(event: Event) -> None:
+        if event.kind == "update":
+            seen.update(actors())
+
+    config = placed(schedule)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="no node of the cluster has the resource")
+        result = train_on_ray(config, tmp_path / "run", on_event=look)
+    assert result["finished"]
+    assert result["updates"] == config.num_updates
+    assert seen["PlannerEnvRunner"] == [nodes["runner"]] * 3
+    (learner_class,) = (name for name in seen if "Worker" in name or "Learner" in name)
+    assert seen[learner_class] == [nodes["learner"]]
+    assert not any(nodes["head"] in places for places in seen.values())
+    if schedule == "synchronous":  # in turns, the numbers of a run do not depend on where its parts are
+        train_on_ray(placed(learner_resources={}, runner_resources={}, num_learners=0, num_eval_runners=0), tmp_path / "here")
+        assert losses(tmp_path / "run") == losses(tmp_path / "here")
+
+
+def losses(run_dir: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k.startswith("loss/")} for line in lines if "loss/actor" in line]
