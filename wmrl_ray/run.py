@@ -91,6 +91,8 @@ class RunConfig:
     num_learners: int = 0  # 0: in the driver process; 2 or more: data parallel
     num_eval_runners: int = 1  # actors that plan and step environments; 0: in the driver process
     envs_per_runner: int = 10
+    max_failures: int = 3  # learners and runners lost without a new checkpoint in between; one more stops the run
+    call_timeout_s: float = 3600.0  # seconds; an actor that has not answered a call or an evaluation by then is taken for dead
     online: OnlineConfig = field(default_factory=OnlineConfig)  # of agents that learn online
     agent: dict[str, Any] = field(default_factory=dict)  # the agent's Config
 
@@ -98,7 +100,8 @@ class RunConfig:
         periods = ("num_updates", "checkpoint_every", "log_every")
         for name in (*periods, "batch_size", "updates_per_call", "eval_episodes", "envs_per_runner"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
-        for name in ("eval_every", "num_learners", "num_eval_runners", "seed"):
+        check(self.call_timeout_s > 0, f"call_timeout_s = {self.call_timeout_s}; it must be positive")
+        for name in ("eval_every", "num_learners", "num_eval_runners", "seed", "max_failures"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
         for name in (*periods, "eval_every"):
             value = getattr(self, name)
@@ -148,12 +151,17 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Event:
-    """What a loop tells its display."""
+    """What a loop tells its display.
 
-    kind: Literal["start", "update", "eval", "checkpoint", "end"]
+    recovery: an actor was lost, and the run went back to its newest checkpoint, at `update`. warning: something else that is to
+    be known. Both have a message, of one line.
+    """
+
+    kind: Literal["start", "update", "eval", "checkpoint", "recovery", "warning", "end"]
     update: int
     total: int
     metrics: dict[str, float]
+    message: str = ""
 
 
 # What a resumed run may change: how long and where it runs and what it records, not what it learns.
@@ -167,6 +175,8 @@ MAY_CHANGE = frozenset(
         "device",
         "num_eval_runners",
         "envs_per_runner",
+        "max_failures",
+        "call_timeout_s",
         "online.replay_unfinished",
     ]
 )

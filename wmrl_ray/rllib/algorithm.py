@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import (
     COMPONENT_EVAL_ENV_RUNNER,
-    COMPONENT_LEARNER,
     COMPONENT_LEARNER_GROUP,
-    COMPONENT_RL_MODULE,
-    DEFAULT_MODULE_ID,
 )
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
@@ -36,6 +34,10 @@ EVALUATION_NAMES = {"return_mean": "episode_return_mean", "length_mean": "episod
 
 def _update_many(learner: AgentLearner, num_updates: int) -> Any:
     return learner.update_many(num_updates)
+
+
+def _weights(learner: AgentLearner) -> Any:
+    return learner.inference_state()
 
 
 def _save(learner: AgentLearner) -> dict[str, Any]:
@@ -85,15 +87,25 @@ class AgentAlgorithm(Algorithm):
         return {**super().step(), "num_updates": self.num_updates, "score": self.score}
 
     def on_learners(self, function: Any, **kwargs: Any) -> list[Any]:
-        """`function(learner, **kwargs)` on every rank. Raises its error, or RemoteError with the learner's traceback."""
-        if self.learner_group.is_remote:
-            function = guarded(function)
-        results = [result.get() for result in self.learner_group.foreach_learner(function, **kwargs)]
+        """`function(learner, **kwargs)` on every rank. Raises its error, or RemoteError with the learner's traceback; or
+        ActorLostError when one died, or did not answer within `call_timeout_s`.
+        """
+        if not self.learner_group.is_remote:
+            return [result.get() for result in self.learner_group.foreach_learner(function, **kwargs)]
+        timeout_s, started = self.config.call_timeout_s, time.monotonic()
+        found = self.learner_group.foreach_learner(guarded(function), timeout_seconds=timeout_s, **kwargs)
+        waited_s = timeout_s if time.monotonic() - started >= timeout_s else None
         try:
-            return unwrap(results, "learner", max(1, self.config.num_learners))
+            return unwrap([result.get() for result in found], "learner", self.config.num_learners, waited_s)
         except RemoteError:
             self._learners_failed = True
             raise
+
+    def abandon(self) -> None:
+        """An actor is lost: ends the others without waiting for answers, which it may be that does not give them."""
+        self._learners_failed = True
+        if self.eval_env_runner_group is not None:
+            compat.kill_runners(self.eval_env_runner_group)
 
     def cleanup(self) -> None:
         if self._learners_failed:
@@ -114,11 +126,15 @@ class AgentAlgorithm(Algorithm):
     def start_evaluation(self) -> None:
         """Sends the current weights to the runners and lets them run `evaluation_duration` episodes."""
         self._require_env()
-        path = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
-        state = self.learner_group.get_state(components=path, inference_only=True)
-        weights = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+        # Why not LearnerGroup.get_state: it answers a dead learner with an IndexError
+        weights = self.on_learners(_weights)[0]
         self._running = RunningEvaluation(
-            self.eval_env_runner_group, weights, self.config.evaluation_duration, self.config.seed, self.num_updates
+            self.eval_env_runner_group,
+            weights,
+            self.config.evaluation_duration,
+            self.config.seed,
+            self.num_updates,
+            self.config.call_timeout_s,
         )
 
     @property
@@ -132,7 +148,8 @@ class AgentAlgorithm(Algorithm):
             the update whose weights were evaluated; None if the runners need longer than `timeout_s` (None: waits for them).
 
         Raises:
-            RemoteError: a runner failed, with its traceback, or died.
+            RemoteError: a runner failed, with its traceback.
+            ActorLostError: one died, or the evaluation took longer than `call_timeout_s`.
         """
         running = self._running
         if running is None:
