@@ -231,9 +231,16 @@ class RunDir:
         self._started = time.monotonic()
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Raises OSError when it cannot be written: then no part of the line is there."""
         line = {"update": update, "time_s": round(self.seconds(), 3), **metrics}
-        with open(self.path / "metrics.jsonl", "a") as f:
-            f.write(json.dumps(line) + "\n")
+        file = self.path / "metrics.jsonl"
+        before = file.stat().st_size if file.exists() else 0
+        try:
+            with open(file, "a") as f:
+                f.write(json.dumps(line) + "\n")
+        except OSError as error:
+            os.truncate(file, before)
+            raise OSError(error.errno, error.strerror, str(file)) from None
 
     def seconds(self) -> float:
         """Training time of this run, earlier sessions included."""
@@ -332,11 +339,32 @@ class RunDir:
             raise CheckpointError(f"all {len(candidates)} checkpoints of {self.path} are damaged; start over with --overwrite")
         return None
 
-    def prune_checkpoints(self, keep: int = 2) -> None:
-        """Deletes all but the newest `keep` checkpoints, and what killed processes left half-written."""
+    def save_checkpoint(self, update: int, write: Callable[[Path], object], *, must: bool) -> str | None:
+        """A checkpoint at `update` by `write(path)`; older ones are pruned.
+
+        Args:
+            must: a full disk is an error. Otherwise the run may go on without this one.
+
+        Returns: one line when the disk is full.
+        """
+        try:
+            write(self.checkpoint_path(update))
+        except OSError as error:
+            if must or not checkpoint.is_full(error):
+                raise
+            return f"no checkpoint at update {update:,}: {error.strerror}: {error.filename}; training goes on"
+        self.prune_checkpoints(update)
+        return None
+
+    def prune_checkpoints(self, update: int, keep: int = 2) -> None:
+        """Deletes all but the newest `keep` checkpoints up to `update`, and what killed processes left half-written.
+
+        `update` is that of a checkpoint just written. Later ones are of a history that is no more: damaged, and passed over.
+        """
+        ours = [path for path in self._checkpoints() if int(path.name) <= update]
         leftovers = [p for p in (self.path / "checkpoints").iterdir() if p.name.startswith(".")]
-        for path in [*self._checkpoints()[:-keep], *leftovers]:
-            shutil.rmtree(path)
+        for path in [*set(self._checkpoints()) - set(ours[-keep:]), *leftovers]:
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
     def _checkpoints(self) -> list[Path]:
         """Oldest first."""

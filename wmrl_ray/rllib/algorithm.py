@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +17,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEAR
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from wmrl_ray import checkpoint
-from wmrl_ray.config import ConfigError
+from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.data.datasets import Dataset, open_dataset
 from wmrl_ray.rllib import compat
@@ -27,6 +25,7 @@ from wmrl_ray.rllib.evaluation import RunningEvaluation
 from wmrl_ray.rllib.failures import RemoteError, guarded, unwrap
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rollout import Evaluation
+from wmrl_ray.run import RunConfig
 from wmrl_ray.train import checkpoint_meta, evaluation_metrics
 
 EVALUATION_NAMES = {"return_mean": "episode_return_mean", "length_mean": "episode_len_mean", "episodes": "num_episodes"}
@@ -108,6 +107,8 @@ class AgentAlgorithm(Algorithm):
             compat.kill_runners(self.eval_env_runner_group)
 
     def cleanup(self) -> None:
+        if self.is_evaluating and self.eval_env_runner_group is not None:
+            compat.kill_runners(self.eval_env_runner_group)  # Why: asked to stop, they would end the evaluation first
         if self._learners_failed:
             compat.kill_learners(self.learner_group)
         super().cleanup()
@@ -205,20 +206,16 @@ class AgentAlgorithm(Algorithm):
             given = f"path={path!r}, filesystem={filesystem!r}"
             raise ConfigError(f"save_to_path({given}): give a local folder; Tune uploads it to its storage")
         target = Path(path).absolute()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with checkpoint.writing(target) as partial:
             # Why not all of the state: RLlib's own files keep iteration and metrics, `policy/` keeps what the learners hold
-            own = self.get_state(not_components=[COMPONENT_LEARNER_GROUP, COMPONENT_EVAL_ENV_RUNNER])
-            super().save_to_path(partial, state=own, use_msgpack=use_msgpack)
+            state = self.get_state(not_components=[COMPONENT_LEARNER_GROUP, COMPONENT_EVAL_ENV_RUNNER])
+            super().save_to_path(partial, state=state, use_msgpack=use_msgpack)
             run = self.config.run_config()
             meta = checkpoint_meta(run, self.dataset, run.env, self.num_updates)
-            checkpoint.save(partial / "policy", self.policy_tree(), meta)
+            own = {"score": self.score, "iteration": self.training_iteration}
+            checkpoint.save(partial / "policy", {**self.policy_tree(), "algorithm": own}, meta)
             checkpoint.seal(partial)
             checkpoint.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return str(target)
 
     def policy_tree(self) -> dict[str, Any]:
@@ -244,17 +241,41 @@ class AgentAlgorithm(Algorithm):
         self.num_updates, self.score = state["num_updates"], state["score"]
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Raises CheckpointError if the checkpoint is incomplete or corrupt; nothing is restored then."""
+        """Raises CheckpointError if the checkpoint is incomplete or corrupt; nothing is restored then.
+
+        Reads `policy/` alone. Why: RLlib's own files are pickles, which run whatever their author put into them.
+        """
         _verify(Path(path))
-        Checkpointable.restore_from_path(self, path, *args, **kwargs)
-        tree, _ = checkpoint.load(Path(path) / "policy")
+        tree, meta = checkpoint.load(Path(path) / "policy")
+        update = int(meta["update"])
+        older = {"score": math.nan, "iteration": update // self.config.updates_per_call}  # of checkpoints without it
+        own = tree.pop("algorithm", older)
+        self.num_updates, self.score, self._iteration = update, float(own["score"]), int(own["iteration"])
         self.load_policy_tree(tree)
 
     @classmethod
-    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Self:
-        """Raises CheckpointError; RLlib's own falls back to a fresh algorithm when it cannot read the file of arguments."""
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, *, trust_pickle: bool = False, **kwargs: Any) -> Self:
+        """A new algorithm with the settings that the checkpoint records as a run's, restored.
+
+        Args:
+            trust_pickle: RLlib's way, with all of RLlib's settings too. It runs whatever code the folder's files hold.
+
+        Raises:
+            CheckpointError: RLlib's own falls back to a fresh algorithm when it cannot read the file of arguments.
+        """
         _verify(Path(path))
-        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)  # type: ignore[return-value]
+        if trust_pickle:
+            return super().from_checkpoint(path, filesystem=filesystem, **kwargs)  # type: ignore[return-value]
+        from wmrl_ray.rllib.config import CONFIGS
+
+        run = from_dict(RunConfig, checkpoint.read_meta(Path(path) / "policy")["run"])
+        algorithm = cls(config=CONFIGS[run.algorithm].from_run(run))
+        try:
+            algorithm.restore_from_path(path)
+        except Exception:
+            algorithm.stop()
+            raise
+        return algorithm
 
 
 def _verify(path: Path) -> None:

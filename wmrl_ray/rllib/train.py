@@ -25,6 +25,7 @@ from wmrl_ray.rllib.failures import RemoteError, as_lost
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
 from wmrl_ray.train import Progress, build_replay, evaluation_env, open_run, resolve_device, with_episode_len
 
+STOPPING_S = 10.0  # that a run which is to stop waits for an evaluation
 MOST_BACKOFF_S = 60.0  # between the loss of an actor and the next session
 
 
@@ -161,13 +162,16 @@ class _Run:
                 since = (since[0], since[1] + time.monotonic() - paused)
                 stopping = should_stop()
                 if progress.due(config.checkpoint_every) or stopping:
-                    self._collect_evaluation(None)  # Why: a run resumed from this checkpoint would not repeat it
-                    self.algorithm.save_to_path(self.run.checkpoint_path(progress.update))
-                    self.run.prune_checkpoints()
-                    self._event("checkpoint", {})
+                    # Why wait: a run resumed from this checkpoint would not repeat it. Why not for long when stopping: whoever
+                    # asked may not wait either
+                    self._collect_evaluation(STOPPING_S if stopping and not progress.finished else None)
+                    must = progress.finished or stopping
+                    missed = self.run.save_checkpoint(progress.update, self.algorithm.save_to_path, must=must)
+                    self._event("warning" if missed else "checkpoint", {}, missed or "")
                 if stopping:
                     break
-            self._collect_evaluation(None)
+            if progress.finished:
+                self._collect_evaluation(None)
             seconds = self.run.seconds()
             summary = {"updates": progress.update, "seconds": seconds, "finished": progress.finished}
             summary |= {**self.algorithm.totals(), **self.last_eval}
