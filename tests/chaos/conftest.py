@@ -14,7 +14,9 @@ import pytest
 pytest.importorskip("ray")
 
 from tests.chaos import traps
+from tests.chaos.runs import config_of
 from tests.rllib.conftest import rllib_folder  # noqa: F401
+from wmrl_ray.online import train_online
 
 TABLE = "WMRL_CHAOS_TABLE"  # environment variable: the Markdown file to write
 COLUMNS = ("who", "moment", "what happened", "recovery s", "lost")
@@ -34,6 +36,21 @@ def traps_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def local_ray(traps_folder: Path, local_ray: None) -> None:
     """After the traps."""
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory, traps_folder: Path) -> Path:
+    """The run in one process, in which nothing dies."""
+    path = tmp_path_factory.mktemp("plain") / "run"
+    train_online(config_of(num_runners=0), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def trapped_learners(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wmrl_ray.rllib.config import CONFIGS
+
+    monkeypatch.setitem(CONFIGS, "own_tdmpc", traps.TrappedConfig)
 
 
 @dataclass

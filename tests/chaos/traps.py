@@ -1,8 +1,9 @@
 """Processes that die, or stop, at a moment that a test has chosen: whoever comes past an armed trap springs it.
 
-A trap is a file, so that every process of a run sees it: `arm(point, ...)` writes it; the process that reaches the point for the
-n-th time after that takes the file away and sends the signal. Points: "step" of an environment (sampling), "sample" of a replay
-(an update), "get_state" of a replay (saving, where the learner is), "seal" (saving: the files are there, the manifest is not).
+A trap is a file, so that every process of a run sees it: `arm(point, ...)` writes it; the process that reaches the point for
+the n-th time after that takes the file away and sends the signal. Points: "step" of an environment (sampling), "sample" of a
+replay (an update), "get_state" of a replay (saving, where the learner is), "seal" (saving: the files are there, the manifest is
+not).
 
 Importing this module sets the points; runs import it by the environment's id, TRAP_PLANE.
 """
@@ -39,7 +40,7 @@ def folder() -> Path | None:
 
 def arm(point: str, *, count: int = 1, target: str = "self", signum: int = signal.SIGKILL) -> None:
     """At the `count`-th time that a process passes `point`, `signum` goes to `target`: "self", or whoever passed that point
-    last ("step" for the runner, "sample" for the learner).
+    last ("step" for the runner, "sample" for the learner), or the process that `name_target` named so.
     """
     home = folder()
     assert home is not None
@@ -47,6 +48,13 @@ def arm(point: str, *, count: int = 1, target: str = "self", signum: int = signa
     partial = home / ".trap.json"
     partial.write_text(json.dumps({"point": point, "count": count, "target": target, "signal": int(signum)}))
     os.replace(partial, home / "trap.json")
+
+
+def name_target(name: str, pid: int) -> None:
+    """Of a process that passes no point."""
+    home = folder()
+    assert home is not None
+    (home / f"last-{name}").write_text(str(pid))
 
 
 def fired() -> dict[str, Any] | None:
