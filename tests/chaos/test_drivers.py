@@ -62,7 +62,7 @@ def session_of(leader: int) -> set[int]:
     return found
 
 
-MOMENTS = {"sampling": ("step", 170), "update": ("sample", 55), "saving": ("seal", 3)}
+MOMENTS = {"sampling": ("step", 85), "update": ("sample", 55), "saving": ("seal", 3)}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
