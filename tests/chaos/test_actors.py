@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.chaos import traps
-from tests.chaos.runs import check_whole, config_of, learned, log_of
+from tests.chaos.runs import check_same, check_whole, config_of, log_of
 from wmrl_ray.rllib.train import train_on_ray
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -44,7 +44,7 @@ def test_a_learner_killed(moment: str, plain: Path, tmp_path: Path, row: Callabl
     traps.arm(point, count=count, target="sample")
     result = train_on_ray(config_of(num_learners=1), tmp_path / "run", on_event=line.on_event)
     check_whole(tmp_path / "run", result, plain)
-    assert learned(tmp_path / "run") == learned(plain)
+    check_same(tmp_path / "run", plain)
     line.write(*_rebuilt(line))
 
 
@@ -53,7 +53,7 @@ def test_a_learner_stopped(plain: Path, tmp_path: Path, row: Callable[..., Any])
     traps.arm("sample", count=55, signum=signal.SIGSTOP)
     result = train_on_ray(config_of(num_learners=1, call_timeout_s=30.0), tmp_path / "run", on_event=line.on_event)
     check_whole(tmp_path / "run", result, plain)
-    assert learned(tmp_path / "run") == learned(plain)
+    check_same(tmp_path / "run", plain)
     (message,) = [event.message for _, event in line.events if event.kind == "recovery"]
     assert "did not answer within call_timeout_s = 30 s" in message
     how, recovery_s, lost = _rebuilt(line)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.chaos import traps
-from tests.chaos.runs import check_whole, config_of, learned, log_of
+from tests.chaos.runs import check_same, check_whole, config_of, log_of
 from wmrl_ray.config import to_dict
 from wmrl_ray.online import train_online
 from wmrl_ray.rllib.train import train_on_ray
@@ -109,7 +109,7 @@ def _resume(line: Any, again: Callable[[], dict[str, Any]], run_dir: Path, plain
     reached = max(entry["update"] for entry in log_of(run_dir))
     started = time.time()
     check_whole(run_dir, again(), plain)
-    assert learned(run_dir) == learned(plain)
+    check_same(run_dir, plain)
     first = next(when for when, event in line.events if event.kind == "update" and event.update > reached)
     at = int(newest.name)
     assert line.events[0][1].update == at

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.runs import check_whole, config_of, learned
+from tests.chaos.runs import check_same, check_whole, config_of
 from wmrl_ray.online import train_online
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run import RunDir
@@ -66,7 +66,7 @@ def test_a_disk_that_is_full_for_a_while(loop: Any, small_disk: Path, plain: Pat
 
     result = loop(config_of(num_runners=0), small_disk / "run", on_event=on_event)
     check_whole(small_disk / "run", result, plain)
-    assert learned(small_disk / "run") == learned(plain)
+    check_same(small_disk / "run", plain)
     ((_, warning),) = [(when, event) for when, event in line.events if event.kind == "warning"]
     assert warning.message.startswith("no checkpoint at update 48: No space left on device: ")
     assert [event.update for _, event in line.events if event.kind == "checkpoint"] == [24, 72, 96, 120]
@@ -91,7 +91,7 @@ def test_a_disk_that_stays_full(loop: Any, small_disk: Path, plain: Path, row: C
     started = time.time()
     result = loop(config_of(num_runners=0), small_disk / "run", resume=True, on_event=line.on_event)
     check_whole(small_disk / "run", result, plain)
-    assert learned(small_disk / "run") == learned(plain)
+    check_same(small_disk / "run", plain)
     first = next(when for when, event in line.events if event.kind == "update")
     line.write("ended with one line; resumed from update 72, same result to the bit", first - started, "48 updates made again")
 
@@ -115,6 +115,6 @@ def test_the_newest_checkpoint_damaged(loop: Any, plain: Path, tmp_path: Path, r
     assert len(passed) == 1 and "tensors.safetensors is corrupt" in passed.pop()
     assert line.events[0][1].update == 48
     check_whole(tmp_path / "run", result, plain)
-    assert learned(tmp_path / "run") == learned(plain)
+    check_same(tmp_path / "run", plain)
     first = next(when for when, event in line.events if event.kind == "update" and event.update > 72)
     line.write("one line names it; the older one was used, same result to the bit", first - started, "24 updates made again")
