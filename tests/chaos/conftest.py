@@ -95,6 +95,17 @@ def no_process_stays_behind(traps_folder: Path) -> Iterator[None]:
     while (alive := {pid for pid in left if _is_alive(pid)}) and time.monotonic() < until:
         time.sleep(0.2)
     assert not alive, f"processes stay behind: {alive}"
+    import ray
+
+    while ray.is_initialized() and _free_cpus() < ray.cluster_resources().get("CPU", 0) and time.monotonic() < until + 30:
+        time.sleep(0.5)
+    assert not ray.is_initialized() or _free_cpus() == ray.cluster_resources().get("CPU", 0), "CPUs are still taken"
+
+
+def _free_cpus() -> float:
+    import ray
+
+    return ray.available_resources().get("CPU", 0)
 
 
 def _is_alive(pid: int) -> bool:

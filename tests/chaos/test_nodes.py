@@ -30,7 +30,7 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         quiet = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_temp_dir": folder, **quiet})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, **quiet})
         ray.init(address=self.cluster.address, logging_level="ERROR", log_to_driver=False)
         self.add()
 
