@@ -25,7 +25,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
-.PHONY: help setup gl demo test test-slow test-ray-latest lint types layers bench clean
+.PHONY: help setup gl demo test test-slow test-chaos test-ray-latest lint types layers bench clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/  make \1\t\2/' | expand -t 24
@@ -61,9 +61,12 @@ test: setup  ## the default test suite (no slow, bench or gpu tests)
 test-slow: setup  ## the slow tests only
 	@$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS)
 
+test-chaos: setup  ## kill -9, SIGSTOP, a full disk, damaged checkpoints (TABLE=FILE: adds the table to that file)
+	@$(if $(TABLE),WMRL_CHAOS_TABLE=$(abspath $(TABLE))) $(BIN)/python -m pytest tests/chaos -m chaos $(PYTEST_ARGS)
+
 test-ray-latest:  ## the Ray tests on the newest supported Ray, in an environment of its own (.venv-ray-latest)
 	@$(MAKE) --no-print-directory setup VENV=.venv-ray-latest CONSTRAINTS=constraints-ray-latest.txt EXTRAS=robotics,dev
-	@.venv-ray-latest/bin/python -m pytest -m 'ray and not slow and not bench and not gpu' $(PYTEST_ARGS)
+	@.venv-ray-latest/bin/python -m pytest -m 'ray and not slow and not bench and not gpu and not chaos' $(PYTEST_ARGS)
 
 lint: setup  ## ruff, rules and format
 	@$(BIN)/ruff check .

@@ -6,10 +6,13 @@ of the state, and `meta`), and `manifest.json` (sha256 of both), written last in
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import numpy as np
 import torch
 
 FORMAT = 1
+TENSORS, STATE = "tensors.safetensors", "state.json"
 TENSOR_KEY = "__tensor__"  # stands in state.json for a tensor; TENSOR_KEY + "np" for an array
 
 
@@ -28,24 +32,56 @@ def save(path: Path, tree: dict[str, Any], meta: dict[str, Any]) -> Path:
     """Writes `tree` (nested dicts and lists of tensors, arrays, numbers, strings) and `meta` (JSON) to the folder `path`.
 
     An existing checkpoint at `path` is replaced only when the new one is complete.
+
+    Raises:
+        OSError: it cannot be written; its `filename` is `path`. Nothing is left of it then.
     """
     from safetensors.torch import save_file
 
     path = Path(path)
+    with writing(path) as partial:
+        partial.mkdir()
+        tensors: dict[str, torch.Tensor] = {}
+        skeleton = _pack(tree, "", tensors)
+        save_file(tensors, partial / TENSORS)
+        (partial / STATE).write_text(json.dumps({"state": skeleton, "meta": meta}))
+        seal(partial)
+        replace(partial, path)
+    return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """The name of a folder beside `path` to write to and then `replace` it with; gone afterwards. An error of the file system
+    names `path`, whichever library noticed it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
-        tensors: dict[str, torch.Tensor] = {}
-        skeleton = _pack(tree, "", tensors)
-        save_file(tensors, partial / "tensors.safetensors")
-        (partial / "state.json").write_text(json.dumps({"state": skeleton, "meta": meta}))
-        seal(partial)
-        replace(partial, path)
+        yield partial
+    except Exception as error:
+        number = _errno(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return path
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room: other errors of a disk do not pass by themselves."""
+    return error.errno in _FULL
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    # Why: safetensors and pyarrow put it into the text of errors of their own
+    return next((number for number in _FULL if os.strerror(number) in str(error)), None)
 
 
 def replace(partial: Path, target: Path) -> None:
@@ -68,16 +104,16 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any]
     from safetensors.torch import load_file
 
     path = Path(path)
-    verify(path)
-    tensors = load_file(path / "tensors.safetensors", device=str(device))
-    content = json.loads((path / "state.json").read_text())
+    _verify_content(path, TENSORS, STATE)
+    tensors = load_file(path / TENSORS, device=str(device))
+    content = json.loads((path / STATE).read_text())
     return _unpack(content["state"], tensors), content["meta"]
 
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The meta of a complete checkpoint, without reading tensors."""
-    verify(path)
-    return json.loads((Path(path) / "state.json").read_text())["meta"]
+    _verify_content(Path(path), STATE)
+    return json.loads((Path(path) / STATE).read_text())["meta"]
 
 
 def seal(folder: Path) -> None:
@@ -96,8 +132,8 @@ def seal(folder: Path) -> None:
     os.replace(temporary, folder / "manifest.json")
 
 
-def verify(path: Path) -> None:
-    """Raises CheckpointError unless every file of the manifest is there and unchanged."""
+def verify(path: Path) -> list[str]:
+    """The files of the manifest, by name. Raises CheckpointError unless each is inside the folder, there and unchanged."""
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}")
@@ -108,17 +144,26 @@ def verify(path: Path) -> None:
         )
     try:
         content = json.loads(manifest.read_text())
-        files = content["sha256"]
+        files = dict(content["sha256"])
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{manifest} is corrupt; use another checkpoint of the run") from None
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {content.get('format')!r}; this version reads {FORMAT}")
     for name, digest in files.items():
         file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):  # Why: who made the manifest may have made the links too
+            raise CheckpointError(f"{path} is not to be trusted: {name!r} in its manifest leads out of the folder")
         if not file.is_file():
             raise CheckpointError(f"{path} is incomplete: {name} is missing")
         if _sha256(file) != digest:
             raise CheckpointError(f"{file} is corrupt: its sha256 differs from the manifest; use another checkpoint of the run")
+    return list(files)
+
+
+def _verify_content(path: Path, *needed: str) -> None:
+    """As `verify`; and what will be read is in the manifest, so that it was checked."""
+    if missing := set(needed) - set(verify(path)):
+        raise CheckpointError(f"{path} is no checkpoint of an agent: {min(missing)} is not in its manifest")
 
 
 def is_complete(path: Path) -> bool:

@@ -128,16 +128,14 @@ def train_online(
             del tree  # Why: it holds a second replay
         run.open_metrics(progress.update)
 
-        def event(kind: Any, metrics: dict[str, float]) -> None:
-            tell(Event(kind, progress.update, config.num_updates, metrics))
+        def event(kind: Any, metrics: dict[str, float], message: str = "") -> None:
+            tell(Event(kind, progress.update, config.num_updates, metrics, message))
 
-        def save() -> None:
+        def save(must: bool) -> None:
             tree = {"agent": agent.get_state(), "replay": replay.get_state(), "collector": collector.get_state()}
-            checkpoint.save(
-                run.checkpoint_path(progress.update), tree, checkpoint_meta(config, dataset, env_id, progress.update)
-            )
-            run.prune_checkpoints()
-            event("checkpoint", {})
+            meta = checkpoint_meta(config, dataset, env_id, progress.update)
+            missed = run.save_checkpoint(progress.update, lambda path: checkpoint.save(path, tree, meta), must=must)
+            event("warning" if missed else "checkpoint", {}, missed or "")
 
         event("start", {})
         last_eval = run.last_evaluation()
@@ -162,7 +160,7 @@ def train_online(
                 last_log = (last_log[0], last_log[1] + time.monotonic() - paused)
             stopping = should_stop is not None and should_stop()
             if progress.due(config.checkpoint_every) or stopping:
-                save()
+                save(must=progress.finished or stopping)
             if stopping and not progress.finished:
                 break
 

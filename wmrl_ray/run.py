@@ -94,6 +94,8 @@ class RunConfig:
     num_learners: int = 0  # 0: in the driver process; 2 or more: data parallel
     num_eval_runners: int = 1  # actors that plan and step environments; 0: in the driver process
     envs_per_runner: int = 10
+    max_failures: int = 3  # learners and runners lost without a new checkpoint in between; one more stops the run
+    call_timeout_s: float = 3600.0  # seconds; an actor that has not answered a call or an evaluation by then is taken for dead
     online: OnlineConfig = field(default_factory=OnlineConfig)  # of agents that learn online
     agent: dict[str, Any] = field(default_factory=dict)  # the agent's Config
 
@@ -101,7 +103,8 @@ class RunConfig:
         periods = ("num_updates", "checkpoint_every", "log_every")
         for name in (*periods, "batch_size", "updates_per_call", "eval_episodes", "envs_per_runner"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
-        for name in ("eval_every", "num_learners", "num_eval_runners", "seed"):
+        check(self.call_timeout_s > 0, f"call_timeout_s = {self.call_timeout_s}; it must be positive")
+        for name in ("eval_every", "num_learners", "num_eval_runners", "seed", "max_failures"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
         for name in (*periods, "eval_every"):
             value = getattr(self, name)
@@ -151,12 +154,17 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Event:
-    """What a loop tells its display."""
+    """What a loop tells its display.
 
-    kind: Literal["start", "update", "eval", "checkpoint", "end"]
+    recovery: an actor was lost, and the run went back to its newest checkpoint, at `update`. warning: something else that is to
+    be known. Both have a message, of one line.
+    """
+
+    kind: Literal["start", "update", "eval", "checkpoint", "recovery", "warning", "end"]
     update: int
     total: int
     metrics: dict[str, float]
+    message: str = ""
 
 
 # What a resumed run may change: how long and where it runs and what it records, not what it learns.
@@ -173,6 +181,8 @@ MAY_CHANGE = frozenset(
         "device",
         "num_eval_runners",
         "envs_per_runner",
+        "max_failures",
+        "call_timeout_s",
         "online.replay_unfinished",
     ]
 )
@@ -227,9 +237,16 @@ class RunDir:
         self._started = time.monotonic()
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Raises OSError when it cannot be written: then no part of the line is there."""
         line = {"update": update, "time_s": round(self.seconds(), 3), **metrics}
-        with open(self.path / "metrics.jsonl", "a") as f:
-            f.write(json.dumps(line) + "\n")
+        file = self.path / "metrics.jsonl"
+        before = file.stat().st_size if file.exists() else 0
+        try:
+            with open(file, "a") as f:
+                f.write(json.dumps(line) + "\n")
+        except OSError as error:
+            os.truncate(file, before)
+            raise OSError(error.errno, error.strerror, str(file)) from None
 
     def seconds(self) -> float:
         """Training time of this run, earlier sessions included."""
@@ -328,11 +345,32 @@ class RunDir:
             raise CheckpointError(f"all {len(candidates)} checkpoints of {self.path} are damaged; start over with --overwrite")
         return None
 
-    def prune_checkpoints(self, keep: int = 2) -> None:
-        """Deletes all but the newest `keep` checkpoints, and what killed processes left half-written."""
+    def save_checkpoint(self, update: int, write: Callable[[Path], object], *, must: bool) -> str | None:
+        """A checkpoint at `update` by `write(path)`; older ones are pruned.
+
+        Args:
+            must: a full disk is an error. Otherwise the run may go on without this one.
+
+        Returns: one line when the disk is full.
+        """
+        try:
+            write(self.checkpoint_path(update))
+        except OSError as error:
+            if must or not checkpoint.is_full(error):
+                raise
+            return f"no checkpoint at update {update:,}: {error.strerror}: {error.filename}; training goes on"
+        self.prune_checkpoints(update)
+        return None
+
+    def prune_checkpoints(self, update: int, keep: int = 2) -> None:
+        """Deletes all but the newest `keep` checkpoints up to `update`, and what killed processes left half-written.
+
+        `update` is that of a checkpoint just written. Later ones are of a history that is no more: damaged, and passed over.
+        """
+        ours = [path for path in self._checkpoints() if int(path.name) <= update]
         leftovers = [p for p in (self.path / "checkpoints").iterdir() if p.name.startswith(".")]
-        for path in [*self._checkpoints()[:-keep], *leftovers]:
-            shutil.rmtree(path)
+        for path in [*set(self._checkpoints()) - set(ours[-keep:]), *leftovers]:
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
     def _checkpoints(self) -> list[Path]:
         """Oldest first."""

@@ -88,7 +88,7 @@ class Counts:
     updates: int = 0
     episodes: int = 0
     delivered_steps: int = 0
-    lost_steps: int = 0  # reported, of episodes that died unfinished with their runner, or that a resumed run dropped
+    lost_steps: int = 0  # reported, of episodes that died with their runner or node, or that a resumed run dropped
     lost_runners: int = 0
     longest_episode: int = 0  # steps; no sum
 
@@ -127,6 +127,12 @@ class Ledger:
         self._unfinished[runner] = 0
         self.incarnations[runner] += 1
         return self.incarnations[runner]
+
+    def lose_delivered(self, lengths: Sequence[int]) -> None:
+        """Episodes of these lengths were gone, with a node, before the learners had them."""
+        self.counts.episodes -= len(lengths)
+        self.counts.delivered_steps -= sum(lengths)
+        self.counts.lost_steps += sum(lengths)
 
     def get_state(self) -> dict[str, Any]:
         return {**vars(self.counts), "unfinished": list(self._unfinished), "incarnations": list(self.incarnations)}

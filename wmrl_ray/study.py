@@ -89,6 +89,13 @@ class Study:
         for name, spec in {MANAGER: self.manager or RunSpec(), **self.algorithms}.items():
             _known(f"families of {name}", spec.families, families)
         check(bool(self.datasets and self.algorithms and self.variants), "datasets, algorithms and variants must not be empty")
+        for name in (self.paper, self.table, *self.datasets, *self.algorithms):
+            # Why: they name folders and files below --out
+            inside = name not in ("", ".") and ".." not in name.split("/") and not name.startswith(("/", "~"))
+            check(
+                inside and "\\" not in name and "\0" not in name,
+                f"name {name!r} leads out of the sweep's folder; choose another",
+            )
         check(all(seed >= 0 for seed in self.seeds), f"seeds = {self.seeds}; none may be negative")
         check(
             self.manager is not None or not {"intents", "random"} & set(self.variants),

@@ -23,6 +23,7 @@ from wmrl_ray.study import SCHEMA, Cell, Plan, Settings
 
 if TYPE_CHECKING:
     from wmrl_ray.rllib.trials import Outcome as TrialOutcome
+    from wmrl_ray.rllib.trials import Report
     from wmrl_ray.run import RunDir
 
 State = Literal["finished", "failed", "stopped", "waiting", "blocked"]
@@ -311,8 +312,9 @@ def _on_device(job: Job, device: str) -> Job:
     return dataclasses.replace(job, config={**job.config, "device": device})
 
 
-def _perform_in_trial(job: Job, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    return dataclasses.asdict(perform(job, lambda update, total: report({"update": update, "total": total})))
+def _perform_in_trial(job: Job, report: Report) -> dict[str, Any]:
+    outcome = perform(job, lambda update, total: report({"update": update, "total": total}), report.should_stop)
+    return dataclasses.asdict(outcome)
 
 
 def _of_trial(trial: TrialOutcome) -> Outcome:

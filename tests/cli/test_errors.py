@@ -111,3 +111,18 @@ def test_a_users_error_is_one_line_with_exit_code_2(wmrl, arguments, message):
     assert "Traceback" not in outcome.err
     lines = [line for line in outcome.err.splitlines() if line.startswith("wmrl: ")]
     assert len(lines) == 1
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_one_line(wmrl, tiny, tmp_path):
+    run = tmp_path / "run"
+    assert wmrl("train", tiny, "--no-ray", "--run-dir", run).code == 0
+    file = run / "checkpoints" / "00000020" / "tensors.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    (run / "result.json").unlink()
+    resumed = wmrl("train", run, "--no-ray", "--resume")
+    assert resumed.code == 0 and resumed.events[0]["update"] == 10
+    lines = [line for line in resumed.err.splitlines() if "passing over" in line]
+    assert len(lines) == 1 and lines[0].startswith("wmrl: passing over a damaged checkpoint: ")
+    assert "warnings.warn" not in resumed.err

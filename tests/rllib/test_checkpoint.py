@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import ray
 
 from tests.rllib.fakes import losses, small_bc, small_iql
+from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
 from wmrl_ray.config import ConfigError
 
@@ -197,3 +200,38 @@ def test_a_checkpoint_appears_whole_or_not_at_all(plane_dataset: str, tmp_path: 
         algorithm.save_to_path("s3://bucket/x")
     assert math.isnan(algorithm.score)
     algorithm.stop()
+
+
+def test_a_pickle_planted_in_rllibs_files_runs_only_where_it_is_trusted(saved: Saved, iql: Any, tmp_path: Path) -> None:
+    """Whoever plants it can seal the folder too."""
+    from wmrl_ray.rllib.algorithm import IQLTDMPC
+
+    path, mark = tmp_path / "planted", tmp_path / "executed"
+    shutil.copytree(saved[0], path)
+    planted = [file for file in path.iterdir() if file.suffix in (".pkl", ".pickle")]
+    assert planted
+    for file in planted:
+        file.write_bytes(pickle.dumps(Payload(mark)))
+    checkpoint.seal(path)
+    algorithm = iql.build_algo()
+    algorithm.restore_from_path(path)
+    assert (algorithm.num_updates, algorithm.training_iteration) == (9, 3)
+    assert losses(algorithm.train()) == saved[1]
+    algorithm.stop()
+    again = IQLTDMPC.from_checkpoint(path)
+    assert losses(again.train()) == saved[1]
+    again.stop()
+    assert not mark.exists()
+    with pytest.raises(Exception):  # noqa: B017 - RLlib's, which has unpickled a stranger's object by then
+        IQLTDMPC.from_checkpoint(path, trust_pickle=True)
+    assert mark.exists()
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.mark,)

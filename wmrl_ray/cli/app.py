@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -48,8 +50,20 @@ app.add_typer(analyse.app, name="analyse")
 app.add_typer(job.app, name="job")
 
 
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    """Ours on one line, without the place in the code that it comes from."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        print(f"wmrl: {message}", file=sys.stderr)
+    else:
+        _show_others(message, category, filename, *rest)
+
+
+_show_others = warnings.showwarning
+
+
 def main() -> None:
     """The entry point of the `wmrl` script."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except Exception as error:

@@ -135,7 +135,7 @@ def _with_included(path: Path) -> dict[str, Any]:
     if included is None:
         return values
     other = path.parent / str(included)
-    if not other.is_file():
+    if Path(str(included)).name != str(included) or not other.is_file():
         raise ConfigError(f"{path}: include = {included!r}; there is no such file beside it")
     return _merged(_read_yaml(other), values)
 

@@ -43,7 +43,8 @@ class JsonLines:
 
     def on_event(self, event: Event) -> None:
         if event.kind != "end":  # the command's own last line, "result", says the same and more
-            self.write({"event": event.kind, "update": event.update, "total": event.total, **event.metrics})
+            about = {"message": event.message} if event.message else {}
+            self.write({"event": event.kind, "update": event.update, "total": event.total, **about, **event.metrics})
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one line, at once; floats with 6 digits (metrics.jsonl has them all), null for what JSON lacks."""
@@ -86,7 +87,11 @@ class LivePanel:
     def on_event(self, event: Event) -> None:
         if event.update != self._update:
             self._reached = time.monotonic()
-        self._update, self._total = max(event.update, self._update), event.total
+        if event.message:
+            self.note(event.message)
+        # Why not the newest of all: an evaluation's event may come after later updates
+        self._update = event.update if event.kind == "recovery" else max(event.update, self._update)
+        self._total = event.total
         if event.kind == "start":
             self._started, self._first_update = time.monotonic(), event.update
         elif event.kind == "update":

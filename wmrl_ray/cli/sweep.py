@@ -54,7 +54,7 @@ def sweep(
 ) -> None:
     """Train every cell of a study: each Manager once for all its Workers, finished runs never again.
 
-    Ctrl-C stops; the same command goes on from the runs' checkpoints.
+    Ctrl-C or SIGTERM stop it, with a checkpoint of every run at work; the same command goes on from there.
     """
     for option, value in (("num-cpus", num_cpus), ("gpus-per-run", gpus_per_run), ("max-failures", max_failures)):
         check(not no_ray or value is None, f"--{option} {value} has no effect with --no-ray: one run after another, here")
@@ -72,7 +72,7 @@ def sweep(
     _require_something_to_run(plan)
     out = out or Path("runs") / (plan.paper + "-stand-ins" * stand_ins)
     display = make_sweep_display(plan, as_json)
-    stop = StopRequest(lambda name: display.note(f"{name}: stopping; Ctrl-C again stops at once"))
+    stop = StopRequest(lambda name: display.note(f"{name}: stopping after checkpoints; Ctrl-C again stops at once"))
 
     from wmrl_ray.sweep import in_process
     from wmrl_ray.sweep import sweep as run_sweep
@@ -108,12 +108,12 @@ def _require_something_to_run(plan: Plan) -> None:
 
 
 def _conclude(results: list[tuple[Cell, Outcome]], out: Path, stop: StopRequest) -> None:
-    """Says how it ended and what to do next; the exit code tells failure (1) and Ctrl-C (130) from success."""
+    """Says how it ended and what to do next; the exit code tells failure (1) and Ctrl-C (130) from success, or SIGTERM (0)."""
     counts = Counter(outcome.state for _, outcome in results)
     words = [f"{counts[state]} {state}" for state in ("finished", "failed", "waiting", "stopped", "blocked") if counts[state]]
     print(f"{', '.join(words)} of {len(results)} cells\n{out}   (next: wmrl report {out})", file=sys.stderr)
     if stop.received is not None:
         print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(EXIT_INTERRUPTED if stop.received.name == "SIGINT" else 0)
     if any(outcome.is_bad for _, outcome in results):
         raise typer.Exit(EXIT_ERROR)

@@ -13,7 +13,7 @@ from wmrl_ray.cli.configs import apply_overrides, read_source
 from wmrl_ray.cli.display import JsonLines, make_display
 from wmrl_ray.cli.errors import EXIT_INTERRUPTED
 from wmrl_ray.cli.overwrite import ReplacedRun
-from wmrl_ray.cli.signals import StopRequest
+from wmrl_ray.cli.signals import GRACE_S, StopRequest
 from wmrl_ray.config import ConfigError, from_dict
 
 if TYPE_CHECKING:
@@ -39,11 +39,15 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the run folder and start over.")] = False,
     run_dir: Annotated[Path | None, typer.Option(help="Where to write. Default: runs/NAME/ALGORITHM-seedN.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set seed=N.")] = None,
+    grace: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.0, help="From SIGTERM to the end, with or without a checkpoint.")
+    ] = GRACE_S,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines even on a terminal.")] = False,
 ) -> None:
     """Train an agent, on a dataset or from its own steps as its algorithm does, evaluating it on the way.
 
-    Ctrl-C or SIGTERM finish the current call, write a checkpoint and exit; --resume goes on from there.
+    Ctrl-C or SIGTERM finish the current call, write a checkpoint and exit; --resume goes on from there. A second one exits at
+    once.
     """
     if no_ray and debug:
         raise ConfigError("--debug is for Ray; with --no-ray everything is in this process already: drop one of the two")
@@ -70,7 +74,9 @@ def train(
 
     display = make_display(config, run.path, as_json)
     stop = StopRequest(
-        lambda name: display.note(f"{name}: stopping after this call, then a checkpoint; Ctrl-C again stops at once")
+        lambda name: display.note(f"{name}: stopping after this call, then a checkpoint; Ctrl-C again stops at once"),
+        grace_s=grace,
+        on_overdue=lambda: display.note(f"no checkpoint within --grace {grace:g} s: stopping at the last one"),
     )
 
     replaced = ReplacedRun(run.path, overwrite and run.exists())

@@ -58,6 +58,10 @@ def _make_simulator(env_id: str, action_repeat: int | None, kwargs: dict[str, An
     if known in maze_ids():
         env_id = known  # registered already: this package is imported
     module = env_id.removesuffix(known).rstrip(":")
+    check(
+        all(part.isidentifier() for part in module.split(".")) or not module,
+        f"env = {env_id!r}: {module!r} is no module; an id looks like 'package.module:Name-v0'",
+    )
     family = family_of(known) if module in ("", "wmrl_ray.envs") else None
     try:
         if family is not None:  # it repeats actions itself, which is cheaper

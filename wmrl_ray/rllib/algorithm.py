@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
+import time
 from pathlib import Path
 from typing import Any, Self
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import (
     COMPONENT_EVAL_ENV_RUNNER,
-    COMPONENT_LEARNER,
     COMPONENT_LEARNER_GROUP,
-    COMPONENT_RL_MODULE,
-    DEFAULT_MODULE_ID,
 )
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from wmrl_ray import checkpoint
-from wmrl_ray.config import ConfigError
+from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.data.datasets import Dataset, open_dataset
 from wmrl_ray.rllib import compat
@@ -29,6 +25,7 @@ from wmrl_ray.rllib.evaluation import RunningEvaluation
 from wmrl_ray.rllib.failures import RemoteError, guarded, unwrap
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rollout import Evaluation
+from wmrl_ray.run import RunConfig
 from wmrl_ray.train import checkpoint_meta, evaluation_metrics
 
 EVALUATION_NAMES = {"return_mean": "episode_return_mean", "length_mean": "episode_len_mean", "episodes": "num_episodes"}
@@ -36,6 +33,10 @@ EVALUATION_NAMES = {"return_mean": "episode_return_mean", "length_mean": "episod
 
 def _update_many(learner: AgentLearner, num_updates: int) -> Any:
     return learner.update_many(num_updates)
+
+
+def _weights(learner: AgentLearner) -> Any:
+    return learner.inference_state()
 
 
 def _save(learner: AgentLearner) -> dict[str, Any]:
@@ -85,17 +86,29 @@ class AgentAlgorithm(Algorithm):
         return {**super().step(), "num_updates": self.num_updates, "score": self.score}
 
     def on_learners(self, function: Any, **kwargs: Any) -> list[Any]:
-        """`function(learner, **kwargs)` on every rank. Raises its error, or RemoteError with the learner's traceback."""
-        if self.learner_group.is_remote:
-            function = guarded(function)
-        results = [result.get() for result in self.learner_group.foreach_learner(function, **kwargs)]
+        """`function(learner, **kwargs)` on every rank. Raises its error, or RemoteError with the learner's traceback; or
+        ActorLostError when one died, or did not answer within `call_timeout_s`.
+        """
+        if not self.learner_group.is_remote:
+            return [result.get() for result in self.learner_group.foreach_learner(function, **kwargs)]
+        timeout_s, started = self.config.call_timeout_s, time.monotonic()
+        found = self.learner_group.foreach_learner(guarded(function), timeout_seconds=timeout_s, **kwargs)
+        waited_s = timeout_s if time.monotonic() - started >= timeout_s else None
         try:
-            return unwrap(results, "learner", max(1, self.config.num_learners))
+            return unwrap([result.get() for result in found], "learner", self.config.num_learners, waited_s)
         except RemoteError:
             self._learners_failed = True
             raise
 
+    def abandon(self) -> None:
+        """An actor is lost: ends the others without waiting for answers, which it may be that does not give them."""
+        self._learners_failed = True
+        if self.eval_env_runner_group is not None:
+            compat.kill_runners(self.eval_env_runner_group)
+
     def cleanup(self) -> None:
+        if self.is_evaluating and self.eval_env_runner_group is not None:
+            compat.kill_runners(self.eval_env_runner_group)  # Why: asked to stop, they would end the evaluation first
         if self._learners_failed:
             compat.kill_learners(self.learner_group)
         super().cleanup()
@@ -114,11 +127,15 @@ class AgentAlgorithm(Algorithm):
     def start_evaluation(self) -> None:
         """Sends the current weights to the runners and lets them run `evaluation_duration` episodes."""
         self._require_env()
-        path = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
-        state = self.learner_group.get_state(components=path, inference_only=True)
-        weights = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+        # Why not LearnerGroup.get_state: it answers a dead learner with an IndexError
+        weights = self.on_learners(_weights)[0]
         self._running = RunningEvaluation(
-            self.eval_env_runner_group, weights, self.config.evaluation_duration, self.config.seed, self.num_updates
+            self.eval_env_runner_group,
+            weights,
+            self.config.evaluation_duration,
+            self.config.seed,
+            self.num_updates,
+            self.config.call_timeout_s,
         )
 
     @property
@@ -132,7 +149,8 @@ class AgentAlgorithm(Algorithm):
             the update whose weights were evaluated; None if the runners need longer than `timeout_s` (None: waits for them).
 
         Raises:
-            RemoteError: a runner failed, with its traceback, or died.
+            RemoteError: a runner failed, with its traceback.
+            ActorLostError: one died, or the evaluation took longer than `call_timeout_s`.
         """
         running = self._running
         if running is None:
@@ -188,20 +206,16 @@ class AgentAlgorithm(Algorithm):
             given = f"path={path!r}, filesystem={filesystem!r}"
             raise ConfigError(f"save_to_path({given}): give a local folder; Tune uploads it to its storage")
         target = Path(path).absolute()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with checkpoint.writing(target) as partial:
             # Why not all of the state: RLlib's own files keep iteration and metrics, `policy/` keeps what the learners hold
-            own = self.get_state(not_components=[COMPONENT_LEARNER_GROUP, COMPONENT_EVAL_ENV_RUNNER])
-            super().save_to_path(partial, state=own, use_msgpack=use_msgpack)
+            state = self.get_state(not_components=[COMPONENT_LEARNER_GROUP, COMPONENT_EVAL_ENV_RUNNER])
+            super().save_to_path(partial, state=state, use_msgpack=use_msgpack)
             run = self.config.run_config()
             meta = checkpoint_meta(run, self.dataset, run.env, self.num_updates)
-            checkpoint.save(partial / "policy", self.policy_tree(), meta)
+            own = {"score": self.score, "iteration": self.training_iteration}
+            checkpoint.save(partial / "policy", {**self.policy_tree(), "algorithm": own}, meta)
             checkpoint.seal(partial)
             checkpoint.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return str(target)
 
     def policy_tree(self) -> dict[str, Any]:
@@ -227,17 +241,41 @@ class AgentAlgorithm(Algorithm):
         self.num_updates, self.score = state["num_updates"], state["score"]
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Raises CheckpointError if the checkpoint is incomplete or corrupt; nothing is restored then."""
+        """Raises CheckpointError if the checkpoint is incomplete or corrupt; nothing is restored then.
+
+        Reads `policy/` alone. Why: RLlib's own files are pickles, which run whatever their author put into them.
+        """
         _verify(Path(path))
-        Checkpointable.restore_from_path(self, path, *args, **kwargs)
-        tree, _ = checkpoint.load(Path(path) / "policy")
+        tree, meta = checkpoint.load(Path(path) / "policy")
+        update = int(meta["update"])
+        older = {"score": math.nan, "iteration": update // self.config.updates_per_call}  # of checkpoints without it
+        own = tree.pop("algorithm", older)
+        self.num_updates, self.score, self._iteration = update, float(own["score"]), int(own["iteration"])
         self.load_policy_tree(tree)
 
     @classmethod
-    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> Self:
-        """Raises CheckpointError; RLlib's own falls back to a fresh algorithm when it cannot read the file of arguments."""
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, *, trust_pickle: bool = False, **kwargs: Any) -> Self:
+        """A new algorithm with the settings that the checkpoint records as a run's, restored.
+
+        Args:
+            trust_pickle: RLlib's way, with all of RLlib's settings too. It runs whatever code the folder's files hold.
+
+        Raises:
+            CheckpointError: RLlib's own falls back to a fresh algorithm when it cannot read the file of arguments.
+        """
         _verify(Path(path))
-        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)  # type: ignore[return-value]
+        if trust_pickle:
+            return super().from_checkpoint(path, filesystem=filesystem, **kwargs)  # type: ignore[return-value]
+        from wmrl_ray.rllib.config import CONFIGS
+
+        run = from_dict(RunConfig, checkpoint.read_meta(Path(path) / "policy")["run"])
+        algorithm = cls(config=CONFIGS[run.algorithm].from_run(run))
+        try:
+            algorithm.restore_from_path(path)
+        except Exception:
+            algorithm.stop()
+            raise
+        return algorithm
 
 
 def _verify(path: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.core.learner.learner_group import LearnerGroup
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
     from wmrl_ray.rllib.algorithm import AgentAlgorithm
     from wmrl_ray.rllib.config import AgentAlgorithmConfig
@@ -147,6 +148,13 @@ def kill_learners(group: LearnerGroup) -> None:
         # Why: `LearnerGroup.shutdown` would try the graceful way again
         group._backend_executor.shutdown = lambda **kwargs: None
         group._is_shut_down = True
+
+
+def kill_runners(group: EnvRunnerGroup) -> None:
+    """Ends runner actors without asking them to stop, which a hanging one would not do."""
+    for actor in group._worker_manager.actors().values():
+        ray.kill(actor)
+    group._worker_manager.clear()
 
 
 def build(config: AgentAlgorithmConfig, folder: Path) -> AgentAlgorithm:

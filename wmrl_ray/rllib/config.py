@@ -55,6 +55,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         self.learner_resources: dict[str, float] = {}
         self.batch_size = 256
         self.updates_per_call = 100
+        self.call_timeout_s = 3600.0
         self.dataset_uri: str | None = None
         self.run_record: dict[str, Any] | None = None
         self.seed = 0
@@ -75,9 +76,11 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         online: Mapping[str, Any] = NotProvided,  # type: ignore[assignment]
         batch_size: int = NotProvided,  # type: ignore[assignment]
         updates_per_call: int = NotProvided,  # type: ignore[assignment]
+        call_timeout_s: float = NotProvided,  # type: ignore[assignment]
         **kwargs: Any,
     ) -> Self:
-        """`agent`, `online`: what differs from the defaults. `updates_per_call`: K, updates in one iteration.
+        """`agent`, `online`: what differs from the defaults. `updates_per_call`: K, updates in one iteration. `call_timeout_s`:
+        a learner or a runner that has not answered a call by then is taken for dead.
 
         Raises:
             ConfigError: a key that does not exist, or one of RLlib's that has no effect here.
@@ -87,10 +90,11 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             if key in NOT_OURS:
                 raise ConfigError(f"training({key}=...) has no effect here; set it in training(agent={{...}}) or batch_size")
             if key not in known:
-                ours = ("agent", "online", "batch_size", "updates_per_call")
+                ours = ("agent", "online", "batch_size", "updates_per_call", "call_timeout_s")
                 raise ConfigError(f"training() has no key {key!r}{did_you_mean(key, [*ours, *known])}; ours: {', '.join(ours)}")
         super().training(**kwargs)
         given = {"agent": agent, "online": online, "batch_size": batch_size, "updates_per_call": updates_per_call}
+        given["call_timeout_s"] = call_timeout_s
         for name, value in given.items():
             if value is not NotProvided:
                 setattr(self, name, value)
@@ -118,6 +122,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             num_envs_per_env_runner=run.envs_per_runner, custom_resources_per_env_runner=dict(run.runner_resources)
         )
         config.evaluation(evaluation_num_env_runners=run.num_eval_runners, evaluation_duration=run.eval_episodes)
+        config.call_timeout_s = run.call_timeout_s
         config.run_record = to_dict(run)
         return config
 
@@ -140,6 +145,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             "envs_per_runner": self.num_envs_per_env_runner,
             "learner_resources": dict(self.learner_resources),
             "runner_resources": {**(self.custom_resources_per_env_runner or {})},
+            "call_timeout_s": self.call_timeout_s,
             "online": dict(self.online),
             "agent": dict(self.agent),
         }

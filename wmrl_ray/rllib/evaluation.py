@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from wmrl_ray.rllib.failures import RemoteError, guarded, unwrap
+from wmrl_ray.rllib.failures import ActorLostError, RemoteError, guarded, unwrap
 from wmrl_ray.rollout import Evaluation
 
 if TYPE_CHECKING:
@@ -37,14 +37,16 @@ class RunningEvaluation:
     num_updates: of the weights. parts: the numbers of the episodes that each runner runs, in ascending order.
     """
 
-    def __init__(self, group: EnvRunnerGroup, weights: Any, num_episodes: int, seed: int, num_updates: int) -> None:
-        self.num_updates = num_updates
+    def __init__(
+        self, group: EnvRunnerGroup, weights: Any, num_episodes: int, seed: int, num_updates: int, timeout_s: float
+    ) -> None:
+        self.num_updates, self._timeout_s, self._started = num_updates, timeout_s, time.monotonic()
         self._group = group
         self._shares: dict[int, Any] = {}
         alive = group.healthy_worker_ids()
         if len(alive) < group.num_remote_env_runners():
             missing = group.num_remote_env_runners() - len(alive)
-            raise RemoteError(
+            raise ActorLostError(
                 f"{missing} of {group.num_remote_env_runners()} evaluation runners died (see Ray's logs of the node)"
             )
         workers = alive[:num_episodes] or [LOCAL]
@@ -63,7 +65,8 @@ class RunningEvaluation:
         """The result, or None if it is still running after `timeout_s` (None: waits for it).
 
         Raises:
-            RemoteError: a runner failed (with its traceback) or died.
+            RemoteError: a runner failed, with its traceback.
+            ActorLostError: one died, or the evaluation takes longer than its limit.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while len(self._shares) < len(self.parts):
@@ -71,11 +74,14 @@ class RunningEvaluation:
             try:
                 ready = self._group.fetch_ready_async_reqs(tags=TAG, timeout_seconds=min(left, 1.0))
             except Exception as error:  # how RLlib reports the death of an actor
-                raise RemoteError(f"an evaluation runner died: {error}") from error
+                raise ActorLostError(f"an evaluation runner died: {error}") from error
             self._shares.update(ready)
             unwrap((share for _, share in ready), "evaluation runner", len(ready))
             if not ready and self._group.num_in_flight_async_reqs(TAG) == 0:
                 unwrap(self._shares.values(), "evaluation runner", len(self.parts))
+            missing = len(self.parts) - len(self._shares)
+            if missing and time.monotonic() - self._started > self._timeout_s:
+                unwrap(self._shares.values(), "evaluation runner", len(self.parts), self._timeout_s)
             if deadline is not None and left == 0.0 and len(self._shares) < len(self.parts):
                 return None
         return _merge([self._shares[worker] for worker in self.parts])

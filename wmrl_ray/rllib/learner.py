@@ -87,6 +87,12 @@ class AgentLearner(TorchLearner):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.register_optimizer(module_id=module_id, optimizer_name=name, optimizer=optimizer, params=parameters)
 
+    def inference_state(self) -> dict[str, Any] | None:
+        """What a runner needs to act, from rank 0."""
+        if self.rank != 0:
+            return None
+        return self.get_state(COMPONENT_RL_MODULE, inference_only=True)[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+
     # -- state: ours for checkpoints, RLlib's for its own interface -----------------------------------------------------------
 
     def save(self) -> dict[str, Any]:

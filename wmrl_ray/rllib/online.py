@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from wmrl_ray.collect import Statistics
 from wmrl_ray.core.agents import agent_config
 from wmrl_ray.online import Clock, Turn, make_clock
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
+from wmrl_ray.rllib.failures import ActorLostError
 from wmrl_ray.rllib.online_learner import OnlineLearner, Report
 from wmrl_ray.rllib.sampling import Answer, Order, Packet, Runners, Weights
 from wmrl_ray.run import RunConfig
@@ -145,7 +147,7 @@ class OnlineAlgorithm(AgentAlgorithm):
     def _begin_session(self) -> None:
         """Nobody was asked for anything yet, and the learners' weights are known."""
         # Why not wait for what is under way after a restore: its answers are of another run, and each actor works in order
-        self._waiting: dict[concurrent.futures.Future[Any], tuple[Request, Any]] = {}
+        self._waiting: dict[concurrent.futures.Future[Any], tuple[Request, Any, float]] = {}
         self._learning: concurrent.futures.Future[Any] | None = None
         self._session += 1
         self._account(self._learn([], 0, publish=True))
@@ -214,14 +216,17 @@ class OnlineAlgorithm(AgentAlgorithm):
             while (request := schedule.next_request()) is not None:
                 order = self._order(request.runner, self.online.steps_per_turn, request.random)
                 future, episodes = self._runners.ask(request.runner, order)
-                self._waiting[future] = (request, episodes)
+                self._waiting[future] = (request, episodes, time.monotonic() + self.config.call_timeout_s)
             if (call := schedule.next_call()) is not None:
                 packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
                 self._learning = self._pool.submit(self._learn, packets, call.num_updates, publish=call.num_updates > 0)
             begun = [*self._waiting, *([] if self._learning is None else [self._learning])]
             assert begun, "everybody waits: Limits has let this pass"
-            ended, _ = concurrent.futures.wait(begun, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in ended:
+            deadline = min((deadline for *_, deadline in self._waiting.values()), default=math.inf)
+            left_s = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            ended, _ = concurrent.futures.wait(begun, left_s, concurrent.futures.FIRST_COMPLETED)
+            late = {future for future, (*_, deadline) in self._waiting.items() if time.monotonic() > deadline}
+            for future in ended | late:
                 if future is self._learning:
                     self._learning = None
                     self._account(future.result())
@@ -231,8 +236,8 @@ class OnlineAlgorithm(AgentAlgorithm):
 
     def _receive(self, schedule: Schedule, future: concurrent.futures.Future[Any]) -> None:
         assert self._runners is not None
-        request, episodes = self._waiting.pop(future)
-        answer = self._runners.answer(request.runner, future)
+        request, episodes, deadline = self._waiting.pop(future)
+        answer = self._runners.answer(request.runner, future, deadline)
         if answer is None:
             schedule.lose(request.runner)
             return
@@ -264,6 +269,9 @@ class OnlineAlgorithm(AgentAlgorithm):
 
     def _account(self, reports: Sequence[Report]) -> None:
         first = reports[0]
+        if any(report.lost != first.lost for report in reports):
+            raise ActorLostError("a node is gone with episodes that some learners had fetched and others had not")
+        self._ledger.lose_delivered(first.lost)
         if first.metrics is not None:
             self.metrics.aggregate([report.metrics for report in reports], key=LEARNER_RESULTS)
         if first.weights is not None:

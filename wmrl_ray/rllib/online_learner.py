@@ -26,7 +26,8 @@ class Report:
     """What one rank did in one call.
 
     metrics: RLlib's, of the last update. weights: the newest, from rank 0. The rest: seconds in this call, and since the last.
-    statistics, num_steps, num_episodes, unfinished_steps: of the learner's own collector, if it has one.
+    statistics, num_steps, num_episodes, unfinished_steps: of the learner's own collector, if it has one. lost: lengths of the
+    episodes that it was to take, and that are gone with a node.
     """
 
     metrics: Any
@@ -40,6 +41,7 @@ class Report:
     num_steps: int = 0
     num_episodes: int = 0
     unfinished_steps: int = 0
+    lost: tuple[int, ...] = ()
 
 
 class OnlineLearner(AgentLearner):
@@ -95,12 +97,16 @@ class OnlineLearner(AgentLearner):
 
         Raises:
             NonFiniteLossError: a metric is NaN or infinite; the message has all metrics.
+            ObjectLostError: episodes are gone without which there is nothing to learn from.
         """
         waited, started, metrics = self._waited(), time.monotonic(), None
         self._train_mode()
         with self._lock:
-            for episode in fetch(packets):
+            episodes, lost, cause = fetch(packets)
+            for episode in episodes:
                 self.replay.add(episode)
+            if cause is not None and self.replay.num_episodes == 0:
+                raise cause
             ingested = time.monotonic()
             if num_updates:
                 check_replay(self.replay, self.agent, num_steps)
@@ -114,6 +120,7 @@ class OnlineLearner(AgentLearner):
             ingest_s=ingested - started,
             update_s=updated - ingested,
             publish_s=time.monotonic() - updated,
+            lost=tuple(lost),
         )
 
     def _reduced(self, tensors: Mapping[str, Any]) -> Any:

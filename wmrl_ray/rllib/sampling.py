@@ -6,21 +6,20 @@ Why not RLlib's own group of training runners: it waits for a runner that restar
 from __future__ import annotations
 
 import concurrent.futures
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from wmrl_ray.collect import Statistics
-from wmrl_ray.rllib.failures import RemoteError, unwrap
+from wmrl_ray.rllib.failures import DEATHS, RemoteError, unwrap
 
 if TYPE_CHECKING:
     from wmrl_ray.data.episode import Episode
 
-# Why two: Ray's memory monitor kills a worker with an error that is not of the first kind
-DEATHS = (RayActorError, OutOfMemoryError)
 MOST_DEATHS = 3  # of one runner in a row, none of them with an answer; then the run stops
 
 
@@ -68,9 +67,18 @@ class Packet:
     lengths: list[int]
 
 
-def fetch(packets: Sequence[Packet]) -> list[Episode]:
-    """On a learner: the episodes, in order."""
-    return [episode for packet in packets for episode in ray.get(packet.reference[0])]
+def fetch(packets: Sequence[Packet]) -> tuple[list[Episode], list[int], ObjectLostError | None]:
+    """On a learner: the episodes, in order; the lengths of those that were on a node which is gone, and the error about it."""
+    episodes: list[Episode] = []
+    lost: list[int] = []
+    cause = None
+    for packet in packets:
+        try:
+            episodes += ray.get(packet.reference[0])
+        except ObjectLostError as error:
+            lost += packet.lengths
+            cause = error
+    return episodes, lost, cause
 
 
 @dataclass
@@ -109,14 +117,21 @@ class Runners:
         answer, episodes = self.actors[runner].collect.options(num_returns=2).remote(order)
         return answer.future(), episodes
 
-    def answer(self, runner: int, future: concurrent.futures.Future[Any]) -> Answer | None:
-        """The answer that has come; None if the runner died, which is then replaced.
+    def answer(self, runner: int, future: concurrent.futures.Future[Any], deadline: float | None = None) -> Answer | None:
+        """The answer; None if the runner died, or does not answer until `deadline`, and is replaced.
+
+        Args:
+            deadline: by `time.monotonic()`; None: waits as long as a call may take.
 
         Raises:
             RemoteError: the runner failed, with its traceback; or it has died too often.
         """
+        limit_s = self.config.call_timeout_s if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            answer = future.result()
+            answer = future.result(limit_s)
+        except TimeoutError:
+            self._replace(runner)
+            return None
         except DEATHS as error:
             if getattr(error, "actor_init_failed", False):
                 raise RemoteError(f"runner {runner} could not start: {error}") from error
@@ -130,8 +145,8 @@ class Runners:
         self.deaths[runner] += 1
         if self.deaths[runner] >= MOST_DEATHS:
             raise RemoteError(
-                f"runner {runner} died {MOST_DEATHS} times in a row without an answer (killed, or out of memory; see Ray's "
-                "logs of the node)"
+                f"runner {runner} died {MOST_DEATHS} times in a row without an answer (killed, out of memory, or silent for "
+                f"call_timeout_s = {self.config.call_timeout_s:g} s; see Ray's logs of the node)"
             )
         ray.kill(self.actors[runner])
         self.actors[runner] = self._make(runner)
@@ -144,8 +159,8 @@ class Runners:
         dead = []
         for runner, reference in enumerate([actor.get_collector_state.remote(session) for actor in self.actors]):
             try:
-                states.append(ray.get(reference))
-            except DEATHS:
+                states.append(ray.get(reference, timeout=self.config.call_timeout_s))
+            except (*DEATHS, GetTimeoutError):
                 self._replace(runner)
                 dead.append(runner)
                 states.append(None)

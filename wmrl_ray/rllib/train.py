@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -21,9 +22,13 @@ from wmrl_ray.intents import intended_states
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
+from wmrl_ray.rllib.failures import RemoteError, as_lost
 from wmrl_ray.rllib.telemetry import Telemetry
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
 from wmrl_ray.train import Progress, build_replay, evaluation_env, open_run, resolve_device, with_episode_len
+
+STOPPING_S = 10.0  # that a run which is to stop waits for an evaluation
+MOST_BACKOFF_S = 60.0  # between the loss of an actor and the next session
 
 
 def train_on_ray(
@@ -48,9 +53,12 @@ def train_on_ray(
     Returns:
         What `result.json` holds.
 
+    A learner or a runner that dies or hangs does not end the run: all is built again from the newest complete checkpoint (from
+    update 0 if there is none) and goes on as a resumed run does, `max_failures` times without a new checkpoint in between.
+
     Raises:
         ConfigError, DataError: before anything is started or written.
-        RemoteError: an actor failed; the message has its error and traceback.
+        RemoteError: an actor failed; the message has its error and traceback. Or actors died too often.
     """
     agent_config(config.algorithm, config.agent)
     dataset = None if config.dataset is None else open_dataset(config.dataset)
@@ -68,18 +76,51 @@ def train_on_ray(
     on_event = Telemetry(config, run.path).beside(on_event)
     _warn_of_missing({**config.learner_resources, **config.runner_resources})
     try:
-        return _Run(config, run, env_id, on_event, debug).train(should_stop or (lambda: False))
+        return _survive(config, run, env_id, on_event, should_stop or (lambda: False), debug)
     finally:
         if starts_ray:
             ray.shutdown()
 
 
+def _survive(
+    config: RunConfig, run: RunDir, env_id: str | None, tell: OnEvent, should_stop: Callable[[], bool], debug: bool
+) -> dict[str, Any]:
+    """Sessions of the run, until one ends without having lost an actor."""
+    failures, lost_at = 0, None
+    cause: str | None = None
+    while True:
+        try:
+            return _Run(config, run, env_id, tell, debug, cause).train(should_stop)
+        except Exception as error:
+            lost = as_lost(error, "the run was built")
+            if lost is None:
+                raise
+            cause = str(lost).splitlines()[0]
+            reached = run.newest_checkpoint()
+            failures = failures + 1 if reached == lost_at else 1
+            lost_at = reached
+            if failures > config.max_failures:
+                more = f"; that was failure {failures} without a new checkpoint, max_failures = {config.max_failures}"
+                raise RemoteError(f"{cause}{more}") from error
+            del lost  # Why: its traceback holds the old algorithm, and so its actors and their CPUs
+        gc.collect()
+        _sleep(min(MOST_BACKOFF_S, 2.0 ** (failures - 1)), should_stop)
+
+
+def _sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not should_stop():
+        time.sleep(0.1)
+
+
 class _Run:
     """The state of one session of a run: the algorithm, the folder, and what is due next."""
 
-    def __init__(self, config: RunConfig, run: RunDir, env_id: str | None, on_event: OnEvent | None, debug: bool) -> None:
-        self.config, self.env_id = config, env_id
-        self.tell = on_event or (lambda event: None)
+    def __init__(
+        self, config: RunConfig, run: RunDir, env_id: str | None, tell: OnEvent, debug: bool, lost: str | None
+    ) -> None:
+        """lost: why the session before this one ended, on one line, if there was one."""
+        self.config, self.env_id, self.tell, self.lost = config, env_id, tell, lost
         settings = _settings(config, debug)
         torch.set_num_threads(1)  # Why: as the loop without Ray; actors have one CPU each too
         self.run = run
@@ -88,7 +129,9 @@ class _Run:
         if (newest := self.run.newest_checkpoint()) is not None:
             try:
                 self.algorithm.restore_from_path(newest)
-            except Exception:
+            except Exception as error:
+                if as_lost(error, "") is not None:
+                    self.algorithm.abandon()
                 self.algorithm.stop()
                 raise
             self.progress.update = self.algorithm.num_updates
@@ -98,7 +141,10 @@ class _Run:
     def train(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         config, progress = self.config, self.progress
         try:
-            self._event("start", {})
+            if self.lost is None:
+                self._event("start", {})
+            else:
+                self._event("recovery", {}, f"{self.lost}; resumed from update {progress.update:,}")
             if progress.update and progress.evaluation_due and not self._is_evaluated(progress.update):
                 self.algorithm.start_evaluation()  # Why: the session that stopped here did not see the end of it
             since = (progress.update, time.monotonic())
@@ -120,13 +166,16 @@ class _Run:
                 since = (since[0], since[1] + time.monotonic() - paused)
                 stopping = should_stop()
                 if progress.due(config.checkpoint_every) or stopping:
-                    self._collect_evaluation(None)  # Why: a run resumed from this checkpoint would not repeat it
-                    self.algorithm.save_to_path(self.run.checkpoint_path(progress.update))
-                    self.run.prune_checkpoints()
-                    self._event("checkpoint", {})
+                    # Why wait: a run resumed from this checkpoint would not repeat it. Why not for long when stopping: whoever
+                    # asked may not wait either
+                    self._collect_evaluation(STOPPING_S if stopping and not progress.finished else None)
+                    must = progress.finished or stopping
+                    missed = self.run.save_checkpoint(progress.update, self.algorithm.save_to_path, must=must)
+                    self._event("warning" if missed else "checkpoint", {}, missed or "")
                 if stopping:
                     break
-            self._collect_evaluation(None)
+            if progress.finished:
+                self._collect_evaluation(None)
             seconds = self.run.seconds()
             summary = {"updates": progress.update, "seconds": seconds, "finished": progress.finished}
             summary |= {**self.algorithm.totals(), **self.last_eval}
@@ -134,6 +183,10 @@ class _Run:
                 self.run.finish(summary)
             self._event("end", self.last_eval)
             return summary
+        except Exception as error:
+            if as_lost(error, "") is not None:
+                self.algorithm.abandon()
+            raise
         finally:
             self.algorithm.stop()
 
@@ -156,8 +209,8 @@ class _Run:
         self.run.log(update, metrics)
         self.tell(Event(kind, update, self.config.num_updates, metrics))
 
-    def _event(self, kind: Any, metrics: dict[str, float]) -> None:
-        self.tell(Event(kind, self.progress.update, self.config.num_updates, metrics))
+    def _event(self, kind: Any, metrics: dict[str, float], message: str = "") -> None:
+        self.tell(Event(kind, self.progress.update, self.config.num_updates, metrics, message))
 
 
 def _settings(config: RunConfig, debug: bool) -> AgentAlgorithmConfig:

@@ -6,8 +6,10 @@ outcomes = run_trials(work, {"a": spec_a, "b": spec_b}, folder=Path("runs/x/.tun
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,21 @@ from ray import cloudpickle, tune
 from wmrl_ray.config import check
 
 Values = dict[str, Any]
-Report = Callable[[Values], None]
+STOP_S = 20.0  # from being asked to stop until trials that have not ended by then are ended
 PROGRESS, RESULT = "progress", "result"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a trial is given: call it with values for the display; `should_stop` says that all are to end, with a checkpoint."""
+
+    stop_file: Path
+
+    def __call__(self, values: Values) -> None:
+        tune.report({PROGRESS: values})
+
+    def should_stop(self) -> bool:
+        return self.stop_file.exists()
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ def run_trials(
         specs: by name.
         folder: of Tune's own records; replaced, and deleted when all went well.
         on_end: called once for each trial, as it ends.
-        should_stop: asked all the time; True stops all trials where they are.
+        should_stop: asked all the time. True tells the trials, and ends those that have not ended by themselves `STOP_S` later.
 
     Raises:
         ConfigError: more GPUs per trial than the cluster has.
@@ -66,8 +81,10 @@ def run_trials(
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # errors come home in the outcomes
     shutil.rmtree(folder, ignore_errors=True)
+    stop_file = folder.resolve().with_name(f"{folder.name}.stop")  # Why a file: the folder is shared by all nodes already
+    stop_file.unlink(missing_ok=True)
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, work=work, specs=dict(specs)), {"cpu": 1, "gpu": gpus_per_trial}
+        tune.with_parameters(_trial, work=work, specs=dict(specs), report=Report(stop_file)), {"cpu": 1, "gpu": gpus_per_trial}
     )
     listener = _Listener(on_progress, on_end)
     tuner = tune.Tuner(
@@ -79,20 +96,23 @@ def run_trials(
             storage_path=str(folder.parent.resolve()),
             callbacks=[listener],
             failure_config=tune.FailureConfig(max_failures=max_failures),
-            stop=_Stop(should_stop),
+            stop=_Stop(should_stop, stop_file, listener),
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        stop_file.unlink(missing_ok=True)
     outcomes = {name: listener.outcomes.get(name, Outcome()) for name in specs}
     if not any(outcome.error for outcome in outcomes.values()):
         shutil.rmtree(folder, ignore_errors=True)
     return outcomes
 
 
-def _trial(config: Values, work: Callable[[Any, Report], Values], specs: Mapping[str, Any]) -> None:
-    result = work(specs[config["name"]], lambda values: tune.report({PROGRESS: values}))
-    tune.report({RESULT: result})
+def _trial(config: Values, work: Callable[[Any, Report], Values], specs: Mapping[str, Any], report: Report) -> None:
+    if not report.should_stop():  # Why: while some write their checkpoints, Tune starts others in the place of those that have
+        tune.report({RESULT: work(specs[config["name"]], report)})
 
 
 def _name(trial: Any) -> str:
@@ -100,23 +120,37 @@ def _name(trial: Any) -> str:
 
 
 class _Stop(tune.Stopper):
-    def __init__(self, should_stop: Callable[[], bool]):
-        self._should_stop = should_stop
+    def __init__(self, should_stop: Callable[[], bool], stop_file: Path, listener: _Listener):
+        self._should_stop, self._stop_file, self._listener = should_stop, stop_file, listener
+        self._working: set[str] | None = None  # those that were, when all were asked to stop
+        self._deadline = math.inf
 
     def __call__(self, trial_id: str, result: Values) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._should_stop()
+        if self._working is None:
+            if not self._should_stop():
+                return False
+            self._working, self._deadline = set(self._listener.working), time.monotonic() + STOP_S
+            self._stop_file.touch()
+        return not (self._working & self._listener.working) or time.monotonic() > self._deadline
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_should_stop": bool}  # Why: Tune writes it to disk for a restore, which is not done here
+        return {}  # Why: Tune writes it to disk for a restore, which is not done here
 
 
 class _Listener(tune.Callback):
     def __init__(self, on_progress: Callable[[str, Values], None], on_end: Callable[[str, Outcome], None]):
         self._on_progress, self._on_end = on_progress, on_end
         self.outcomes: dict[str, Outcome] = {}
+        self.working: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.working.add(trial.config["name"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.working.discard(trial.config["name"])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Values, **info: Any) -> None:
         name = trial.config["name"]
@@ -127,6 +161,7 @@ class _Listener(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["name"]
+        self.working.discard(name)
         if name not in self.outcomes:
             self._end(name, Outcome(error=_cause(trial)))
 

@@ -42,11 +42,14 @@ def read_d4rl_hdf5(path: Path, progress: Progress | None = None) -> RawDataset:
     """
     import h5py
 
+    from wmrl_ray.data.readers.hdf5 import check_own_content
+
     with damaged_as_data_error(path, "D4RL-style HDF5"), h5py.File(path, "r") as file:
         check_keys(list(file), path)
         arrays = {}
         names = [name for name in (*REQUIRED, *OPTIONAL) if name in file]
         for number, name in enumerate(names, start=1):
+            check_own_content(file[name].id, file.id, str(path))
             arrays[name] = file[name][()]  # type: ignore[index]
             if progress is not None:
                 progress(number, len(names))

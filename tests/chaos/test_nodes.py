@@ -1,0 +1,111 @@
+"""A node of a cluster is lost, with a runner, and with episodes that the learner had not fetched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from tests.chaos import traps
+from tests.chaos.runs import check_whole, config_of
+from wmrl_ray.rllib.online import OnlineAlgorithm
+from wmrl_ray.rllib.train import train_on_ray
+
+pytestmark = [pytest.mark.chaos, pytest.mark.ray]
+
+
+class Nodes:
+    """A head without CPUs, and one node with room for one runner, replaced when it is gone."""
+
+    def __init__(self, folder: str) -> None:
+        from ray.cluster_utils import Cluster
+
+        quiet = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, **quiet})
+        ray.init(address=self.cluster.address, logging_level="ERROR", log_to_driver=False)
+        self.add()
+
+    def add(self) -> None:
+        self.worker = self.cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        (self.raylet,) = [info.process.pid for info in self.worker.all_processes["raylet"]]
+        traps.name_target("node", self.raylet)
+
+    def replace_when_hit(self) -> threading.Thread:
+        def wait() -> None:
+            while traps.fired() is None:
+                time.sleep(0.1)
+            self.cluster.remove_node(self.worker, allow_graceful=False)
+            self.add()
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        return thread
+
+
+@pytest.fixture(scope="module")
+def nodes(traps_folder: Path) -> Iterator[Nodes]:
+    folder = tempfile.mkdtemp(prefix="wmrl-nodes-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_max_direct_call_object_size", "0")  # every answer lies on its node, however small
+        found = Nodes(folder)
+        yield found
+        ray.shutdown()
+        found.cluster.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+MOMENTS = {"sampling": ("step", 75), "update": ("sample", 50), "saving": ("get_state", 2)}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_node_killed(moment: str, nodes: Nodes, plain: Path, tmp_path: Path, row: Callable[..., Any]) -> None:
+    line = row("worker node with the runner", moment)
+    traps.name_target("node", nodes.raylet)
+    point, count = MOMENTS[moment]
+    traps.arm(point, count=count, target="node")
+    thread = nodes.replace_when_hit()
+    result = train_on_ray(config_of(), tmp_path / "run", on_event=line.on_event)
+    thread.join()
+    last = check_whole(tmp_path / "run", result, plain)
+    _write(line, last)
+
+
+def test_a_node_killed_with_episodes_that_nobody_had_fetched(
+    nodes: Nodes, plain: Path, tmp_path: Path, row: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = row("worker node with the runner", "between sampling and update")
+    original, left = OnlineAlgorithm._learn, [3]
+
+    def learn(self: OnlineAlgorithm, packets: Any, *args: Any, **kwargs: Any) -> Any:
+        left[0] -= bool(packets)
+        if packets and left[0] == 0:
+            (traps.folder() / "fired.json").write_text(f'{{"time": {time.time()}, "pid": {nodes.raylet}}}')  # type: ignore[operator]
+            os.kill(nodes.raylet, signal.SIGKILL)
+            gone = nodes.worker.node_id
+            while any(node["Alive"] for node in ray.nodes() if node["NodeID"] == gone):
+                time.sleep(0.1)
+        return original(self, packets, *args, **kwargs)
+
+    monkeypatch.setattr(OnlineAlgorithm, "_learn", learn)
+    thread = nodes.replace_when_hit()
+    result = train_on_ray(config_of(), tmp_path / "run", on_event=line.on_event)
+    thread.join()
+    last = check_whole(tmp_path / "run", result, plain)
+    assert last["online/lost_steps"] > 0
+    _write(line, last)
+
+
+def _write(line: Any, last: dict[str, float]) -> None:
+    """Every step is in the replay, in an unfinished episode, or counted as lost."""
+    recoveries = [event for _, event in line.events if event.kind == "recovery"]
+    how = f"built again from update {recoveries[-1].update}" if recoveries else "runner replaced on another node"
+    line.write(f"{how}; the run went on", line.recovery_s(), f"{last['online/lost_steps']:.0f} steps counted as lost")

@@ -1,0 +1,166 @@
+"""A run whose actors die: built again from its newest checkpoint, with the result of a run in which none did."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
+
+from tests.rllib import fakes
+from wmrl_ray.rllib.algorithm import AgentAlgorithm
+from wmrl_ray.rllib.failures import ActorLostError, Failure, RemoteError, as_lost, unwrap
+from wmrl_ray.rllib.train import train_on_ray
+from wmrl_ray.run import Event, RunConfig, RunDir
+from wmrl_ray.train import train
+
+
+def test_a_death_is_told_from_an_error_and_the_error_counts_more() -> None:
+    def failure(kind: str, message: str = "x") -> Failure:
+        return Failure(kind, message, "trace")
+
+    died, own, left = ActorDiedError(), failure("ValueError"), failure("RuntimeError", "[gloo] Connection closed by peer")
+    for values in ([died, left], [left, died], [left], [failure("OwnerDiedError"), left], [failure("ObjectLostError")]):
+        with pytest.raises(ActorLostError):
+            unwrap(values, "learner", 2)
+    for values in ([died, own], [left, own], [own, failure("ObjectLostError")]):
+        with pytest.raises(RemoteError, match="ValueError") as caught:
+            unwrap(values, "learner", 2)
+        assert not isinstance(caught.value, ActorLostError)
+    with pytest.raises(ActorLostError, match="1 of 2 learners died"):
+        unwrap([1], "learner", 2)
+    with pytest.raises(ActorLostError, match="1 of 2 learners did not answer within call_timeout_s = 5 s"):
+        unwrap([1], "learner", 2, 5.0)
+
+
+def test_a_death_is_found_behind_what_ray_makes_of_it() -> None:
+    behind = RuntimeError("the group could not start")
+    behind.__cause__ = OwnerDiedError("0" * 56, "", "")
+    assert isinstance(as_lost(behind, "building"), ActorLostError)
+    assert isinstance(as_lost(ObjectLostError("0" * 56, "", ""), "building"), ActorLostError)
+    assert as_lost(ValueError("mine"), "building") is None
+
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+@pytest.fixture
+def config(plane_dataset: str) -> RunConfig:
+    return RunConfig(
+        algorithm="bc", dataset=plane_dataset, env=fakes.PLANE, num_updates=24, batch_size=8, updates_per_call=2, eval_every=12,
+        eval_episodes=4, checkpoint_every=8, log_every=4, device="cpu", num_learners=1, num_eval_runners=1, envs_per_runner=2,
+        seed=5,
+    )  # fmt: skip
+
+
+def learned(run_dir: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if not k.startswith(("time", "online/policy", "online/queue"))} for line in lines]
+    return sorted(kept, key=lambda line: (line["update"], sorted(line)))
+
+
+def learner_pids(algorithm: AgentAlgorithm) -> list[int]:
+    return algorithm.on_learners(lambda learner: os.getpid())
+
+
+class Saboteur:
+    """Does `harm(algorithm)` when training reaches each of `updates` for the first time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, updates: list[int], harm: Callable[[AgentAlgorithm], None]) -> None:
+        self.left, self.harm, original = list(updates), harm, AgentAlgorithm.step
+
+        def step(algorithm: AgentAlgorithm) -> Any:
+            if self.left and algorithm.num_updates >= self.left[0]:
+                self.left.pop(0)
+                self.harm(algorithm)
+            return original(algorithm)
+
+        monkeypatch.setattr(AgentAlgorithm, "step", step)
+
+
+def kill_learner(rank: int) -> Callable[[AgentAlgorithm], None]:
+    return lambda algorithm: os.kill(learner_pids(algorithm)[rank], signal.SIGKILL)
+
+
+def test_a_learner_that_dies_changes_nothing_in_the_result(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, num_eval_runners=0)
+    whole = train(dataclasses.replace(config, num_learners=0), tmp_path / "whole")
+    Saboteur(monkeypatch, [6, 18], kill_learner(0))  # before the first checkpoint, and after the second
+    events: list[Event] = []
+    result = train_on_ray(config, tmp_path / "hurt", on_event=events.append)
+    assert learned(tmp_path / "hurt") == learned(tmp_path / "whole")
+    assert {**result, "seconds": 0} == {**whole, "seconds": 0}
+    recoveries = [event for event in events if event.kind == "recovery"]
+    assert [event.update for event in recoveries] == [0, 16]
+    assert all("died" in e.message and f"resumed from update {e.update}" in e.message for e in recoveries)
+    assert [event.kind for event in events].count("start") == 1
+
+
+@pytest.mark.slow
+def test_the_second_of_two_learners_that_dies_changes_nothing_either(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, num_learners=2, num_eval_runners=0)
+    train_on_ray(config, tmp_path / "whole")
+    Saboteur(monkeypatch, [18], kill_learner(1))
+    events: list[Event] = []
+    train_on_ray(config, tmp_path / "hurt", on_event=events.append)
+    assert learned(tmp_path / "hurt") == learned(tmp_path / "whole")
+    assert [event.update for event in events if event.kind == "recovery"] == [16]
+
+
+@pytest.mark.slow
+def test_an_evaluation_runner_that_dies_does_not_end_the_run(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill_runner(algorithm: AgentAlgorithm) -> None:
+        (pid,) = algorithm.eval_env_runner_group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
+        os.kill(pid, signal.SIGKILL)
+
+    train_on_ray(config, tmp_path / "whole")
+    Saboteur(monkeypatch, [10], kill_runner)
+    events: list[Event] = []
+    train_on_ray(config, tmp_path / "hurt", on_event=events.append)
+    assert learned(tmp_path / "hurt") == learned(tmp_path / "whole")
+    assert [event.update for event in events if event.kind == "recovery"] == [8]
+
+
+@pytest.mark.slow
+def test_deaths_without_progress_end_the_run_and_its_checkpoint_stays(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, max_failures=1, eval_every=0)
+    Saboteur(monkeypatch, [10, 12], kill_learner(0))
+    with pytest.raises(RemoteError, match="failure 2 without a new checkpoint, max_failures = 1"):
+        train_on_ray(config, tmp_path / "run")
+    newest = RunDir(tmp_path / "run").newest_checkpoint()
+    assert newest is not None and newest.name == "00000008"
+    assert train_on_ray(config, tmp_path / "run", resume=True)["finished"]
+    train(dataclasses.replace(config, num_learners=0), tmp_path / "plain")
+    losses = [[{k: v for k, v in line.items() if "eval" not in k} for line in learned(tmp_path / n)] for n in ("run", "plain")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_an_error_of_a_learners_own_still_ends_the_run_with_its_traceback(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_it(algorithm: AgentAlgorithm) -> None:
+        def fail(learner: Any) -> None:
+            raise ValueError("mine")
+
+        algorithm.on_learners(fail)
+
+    Saboteur(monkeypatch, [10], break_it)
+    events: list[Event] = []
+    with pytest.raises(RemoteError, match="ValueError: mine"):
+        train_on_ray(config, tmp_path / "run", on_event=events.append)
+    assert "recovery" not in [event.kind for event in events]
