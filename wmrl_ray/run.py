@@ -86,6 +86,7 @@ class RunConfig:
     eval_every: int = 10_000  # 0: only at the end
     eval_episodes: int = 20
     checkpoint_every: int = 5_000
+    num_to_keep: int = 2  # the newest checkpoints
     log_every: int = 500
     device: str = "auto"  # "auto": cuda if there is one, else cpu
     num_learners: int = 0  # 0: in the driver process; 2 or more: data parallel
@@ -96,7 +97,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         periods = ("num_updates", "checkpoint_every", "log_every")
-        for name in (*periods, "batch_size", "updates_per_call", "eval_episodes", "envs_per_runner"):
+        for name in (*periods, "num_to_keep", "batch_size", "updates_per_call", "eval_episodes", "envs_per_runner"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
         for name in ("eval_every", "num_learners", "num_eval_runners", "seed"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
@@ -163,6 +164,7 @@ MAY_CHANGE = frozenset(
         "eval_every",
         "eval_episodes",
         "checkpoint_every",
+        "num_to_keep",
         "log_every",
         "device",
         "num_eval_runners",
@@ -322,8 +324,9 @@ class RunDir:
             raise CheckpointError(f"all {len(candidates)} checkpoints of {self.path} are damaged; start over with --overwrite")
         return None
 
-    def prune_checkpoints(self, keep: int = 2) -> None:
-        """Deletes all but the newest `keep` checkpoints, and what killed processes left half-written."""
+    def prune_checkpoints(self) -> None:
+        """Deletes all but the newest `num_to_keep` checkpoints, and what killed processes left half-written."""
+        keep = self.config().num_to_keep
         leftovers = [p for p in (self.path / "checkpoints").iterdir() if p.name.startswith(".")]
         for path in [*self._checkpoints()[:-keep], *leftovers]:
             shutil.rmtree(path)

@@ -15,7 +15,7 @@ from ray import cloudpickle
 from tests.rllib import fakes
 from tests.studies import SweepLog, run_sweep, tiny_plan
 from wmrl_ray.config import ConfigError
-from wmrl_ray.rllib.trials import Outcome, _cause, run_trials
+from wmrl_ray.rllib.trials import Outcome, cause_of, run_trials
 from wmrl_ray.run import RunDir
 from wmrl_ray.study import Plan
 from wmrl_ray.sweep import Outcome as SweepOutcome
@@ -99,14 +99,14 @@ def test_a_trial_that_crashes_is_started_again_up_to_the_limit(tmp_path: Path, c
     assert "experiment" not in capfd.readouterr().out.lower()  # Tune's own displays are off: stdout is ours
 
 
-def test_the_cause_is_read_where_the_trial_wrote_it(tmp_path: Path) -> None:
+def test_thecause_of_is_read_where_the_trial_wrote_it(tmp_path: Path) -> None:
     """Tune copies it to the storage, which `trial.get_error()` reads, when it pleases."""
     pickled, text = tmp_path / "error.pkl", tmp_path / "error.txt"
     pickled.write_bytes(cloudpickle.dumps(ValueError("boom\nin two lines")))
     text.write_text("Failure # 1\nlost\n")
-    assert _cause(SimpleNamespace(pickled_error_file=str(pickled), error_file=str(text))) == "ValueError: in two lines"
-    assert _cause(SimpleNamespace(pickled_error_file=None, error_file=str(text))) == "lost"
-    assert _cause(SimpleNamespace(pickled_error_file=None, error_file=None)) == "no message"
+    assert cause_of(SimpleNamespace(pickled_error_file=str(pickled), error_file=str(text))) == "ValueError: in two lines"
+    assert cause_of(SimpleNamespace(pickled_error_file=None, error_file=str(text))) == "lost"
+    assert cause_of(SimpleNamespace(pickled_error_file=None, error_file=None)) == "no message"
 
 
 def test_all_trials_stop_when_asked(tmp_path: Path) -> None:

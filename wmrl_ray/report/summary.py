@@ -14,7 +14,7 @@ from wmrl_ray.report.runs import Run
 from wmrl_ray.report.stats import summarize, summarize_strata
 
 # Where a run was computed, not what was computed: runs that differ only here are seeds of one experiment.
-NOT_AN_EXPERIMENT = {"seed", "device", "log_every", "checkpoint_every", "num_eval_runners", "envs_per_runner"}
+NOT_AN_EXPERIMENT = {"seed", "device", "log_every", "checkpoint_every", "num_to_keep", "num_eval_runners", "envs_per_runner"}
 
 SCALES = {  # one table each, never mixed: a score of 60 on one is not a 60 on the other
     "stand_in": "Stand-in datasets",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import cloudpickle, tune
 
 from wmrl_ray.config import check
@@ -38,11 +39,12 @@ def run_trials(
     folder: Path,
     on_progress: Callable[[str, Values], None] = lambda name, values: None,
     on_end: Callable[[str, Outcome], None] = lambda name, outcome: None,
+    cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
-    max_failures: int = 2,
+    max_failures: int = 3,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Outcome]:
-    """Runs `work(spec, report)` for each spec in an actor of its own, with one CPU, on the Ray that runs already.
+    """Runs `work(spec, report)` for each spec in an actor of its own, with one thread, on the Ray that runs already.
 
     The specs are started in their order, as many at a time as there are CPUs (and GPUs, if any are asked for).
 
@@ -50,6 +52,7 @@ def run_trials(
         work: importable by the workers. What it passes to `report` goes to `on_progress`. An exception or the death of its
             process is a failure, and it is called again; what should not be tried again belongs into its result.
         specs: by name.
+        cpus_per_trial: as Tune counts them: how many trials share a node. 0.5: two on a core.
         folder: of Tune's own records; replaced, and deleted when all went well.
         on_end: called once for each trial, as it ends.
         should_stop: asked all the time; True stops all trials where they are.
@@ -59,15 +62,10 @@ def run_trials(
     """
     gpus = ray.cluster_resources().get("GPU", 0)
     check(gpus_per_trial <= gpus, f"{gpus_per_trial:g} GPUs for each run, but the cluster has {gpus:g}")
-    # Why: datasets and modules may be named relative to where the user stands; and Ctrl-C is `should_stop`'s
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"], os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "0", "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its header goes to stdout at any verbosity
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs record themselves
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors come home in the outcomes
+    quiet_tune()
     shutil.rmtree(folder, ignore_errors=True)
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, work=work, specs=dict(specs)), {"cpu": 1, "gpu": gpus_per_trial}
+        tune.with_parameters(_trial, work=work, specs=dict(specs)), {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
     )
     listener = _Listener(on_progress, on_end)
     tuner = tune.Tuner(
@@ -79,7 +77,7 @@ def run_trials(
             storage_path=str(folder.parent.resolve()),
             callbacks=[listener],
             failure_config=tune.FailureConfig(max_failures=max_failures),
-            stop=_Stop(should_stop),
+            stop=stopper(should_stop),
             verbose=0,
         ),
     )
@@ -90,7 +88,23 @@ def run_trials(
     return outcomes
 
 
+def quiet_tune() -> None:
+    """Tune's settings through the environment of this process."""
+    # Why: datasets and modules may be named relative to where the user stands; and Ctrl-C is `should_stop`'s
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"], os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "0", "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its header goes to stdout at any verbosity
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs record themselves
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that failed has no metric
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors come home in the outcomes
+
+
+def stopper(should_stop: Callable[[], bool]) -> tune.Stopper:
+    return _Stop(should_stop)
+
+
 def _trial(config: Values, work: Callable[[Any, Report], Values], specs: Mapping[str, Any]) -> None:
+    torch.set_num_threads(1)  # Why: Ray gives a process as many as it has CPUs; trials share cores, and each is one stream
     result = work(specs[config["name"]], lambda values: tune.report({PROGRESS: values}))
     tune.report({RESULT: result})
 
@@ -128,7 +142,7 @@ class _Listener(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["name"]
         if name not in self.outcomes:
-            self._end(name, Outcome(error=_cause(trial)))
+            self._end(name, Outcome(error=cause_of(trial)))
 
     def _end(self, name: str, outcome: Outcome) -> None:
         self.outcomes[name] = outcome
@@ -138,7 +152,7 @@ class _Listener(tune.Callback):
         return {}
 
 
-def _cause(trial: Any) -> str:
+def cause_of(trial: Any) -> str:
     """One line: the error of the trial's last attempt."""
     # Why not trial.get_pickled_error(): it reads the storage's copy of this file, which may not be there yet
     if trial.pickled_error_file is None:
