@@ -29,14 +29,17 @@ def study_schema() -> Node:
     for fixed in ("algorithm", "dataset", "seed", "env"):
         del run["properties"][fixed]  # rows, columns and seeds decide them
 
-    def of_agent(name: str) -> Node:
+    def settings_of(name: str) -> Node:
         """Settings of one algorithm's runs."""
         agent = of_dataclass(AGENTS[name].Config, partial=True)
-        settings = {"allOf": [{"$ref": "#/$defs/run"}, {"properties": {"agent": agent}}]}
-        spec = of_dataclass(
+        return {"allOf": [{"$ref": "#/$defs/run"}, {"properties": {"agent": agent}}]}
+
+    def spec_of(name: str) -> Node:
+        """What a study says of one algorithm."""
+        settings = {"$ref": f"#/$defs/{name}.run"}
+        return of_dataclass(
             RunSpec, replaced={"run": settings, "families": {"type": "object", "additionalProperties": settings}}
         )
-        return spec
 
     numbers = {"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "string"}]}}
     one = {
@@ -79,7 +82,11 @@ def study_schema() -> Node:
         "title": "A study of wmrl_ray, for `wmrl sweep`",
         **schema,
         "anyOf": [{"required": ["include"]}, {"required": required}],
-        "$defs": {"run": run, **{name: of_agent(name) for name in AGENTS}},
+        "$defs": {
+            "run": run,
+            **{name: spec_of(name) for name in AGENTS},
+            **{f"{name}.run": settings_of(name) for name in AGENTS},
+        },
     }
 
 

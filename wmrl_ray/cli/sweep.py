@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from wmrl_ray.sweep_search import RunSearch
 
 RESUMES = ("auto", "errored", "fresh")
+# Why: libraries count their threads when they are loaded, and trials that share cores must not each have one for every core
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def sweep(
@@ -123,10 +125,8 @@ def _on_ray(out: Path, num_cpus: int | None, tune: TuneSpec) -> tuple[Execute, R
     from wmrl_ray.rllib.search import run_search
     from wmrl_ray.sweep import on_ray
 
-    # A Ray started here ends with the process. Why the variables: libraries count their threads when they are loaded, and
-    # trials that share cores must not each have one for every core
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    compat.init(num_cpus=num_cpus, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": threads})
+    # A Ray started here ends with the process
+    compat.init(num_cpus=num_cpus, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": THREADS})
     execute = on_ray(out, cpus_per_run=tune.cpus_per_run, gpus_per_run=tune.gpus_per_run, max_failures=tune.max_failures)
     return execute, run_search
 
