@@ -210,12 +210,12 @@ def test_an_online_agent_is_swept_too_in_rows_without_data(tmp_path: Path) -> No
         },
     }
     solo = tiny_plan(tmp_path, **{**values, "rows": ["plane"], "columns": ["tdmpc2"]})
-    assert solo.cells[0].dataset is None and solo.cells[0].config["dataset"] is None
+    assert solo.cells[0].dataset is None and (solo.cells[0].config or {"dataset": 1})["dataset"] is None
     asked = iter([False, True])
     out = tmp_path / "out"
     outcomes, _ = run_sweep(solo, out, in_process, should_stop=lambda: next(asked, False))
     shown = tiny_plan(tmp_path, **{**values, "rows": ["shown"], "columns": ["iq_mpc"]})
-    more, log = run_sweep(shown, out, in_process)
+    more, _ = run_sweep(shown, out, in_process)
     assert {o.state for o in more.values()} == {"finished"}, more
     result = RunDir(out / "shown/iq_mpc-flat-s0").result()
     assert result is not None and result["updates"] == 8 and result["steps"] >= 24

@@ -2,15 +2,14 @@
 
     python -m tests.benchmarks.bench_packing --rounds 3      # prints the table of RESULTS.md
 
-Each round measures the eight runs one after another in one process (`--no-ray`), then as Tune trials on a Ray with two CPUs that
-runs already, with workers that are warm or not, as they come. In every trial it records how many threads torch and the numeric
-libraries have: one each, or they fight for the cores.
+Each round measures the eight runs one after another in one process (`--no-ray`), then as Tune trials on a Ray with two CPUs
+that runs already; starting their processes counts. It also prints how many threads torch and the numeric libraries have in a
+trial: one each, or they fight for the cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import statistics
 import tempfile
@@ -92,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan = plan_of(folder, args.updates)
-        found = run_trials(functools.partial(threads_of), {"a": None, "b": None}, folder=folder / ".threads")
+        found = run_trials(threads_of, {"a": None, "b": None}, folder=folder / ".threads")
         print(f"threads in a trial: {next(iter(found.values())).result}")
         one_by_one, packed, loads = [], [], []
         for k in range(args.rounds):
@@ -106,9 +105,8 @@ def main() -> None:
         (f"ideal on {CORES} cores", ideal, ""),
         (f"Tune, {CORES} at a time", together, f"{together / ideal:.2f} x ideal"),
     ]
-    print(
-        f"\n{RUNS} runs of {args.updates:,} updates, medians of {args.rounds} rounds, load {min(loads):.1f} to {max(loads):.1f}\n"
-    )
+    about = f"medians of {args.rounds} rounds, load {min(loads):.1f} to {max(loads):.1f}"
+    print(f"\n{RUNS} runs of {args.updates:,} updates, {about}\n")
     print("| | makespan, s | |\n|---|---|---|")
     for label, seconds, note in rows:
         print(f"| {label} | {seconds:.1f} | {note} |")

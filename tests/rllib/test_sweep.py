@@ -125,3 +125,16 @@ def test_all_trials_stop_when_asked(tmp_path: Path) -> None:
 def test_gpus_that_the_cluster_lacks_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"0.5 GPUs for each run, but the cluster has 0"):
         run_trials(work, {"a": {}}, folder=tmp_path / ".tune", gpus_per_trial=0.5)
+
+
+def threads(spec: Any, report: Any) -> dict[str, Any]:
+    import torch
+
+    return {"torch": torch.get_num_threads(), "omp": os.environ.get("OMP_NUM_THREADS")}
+
+
+@pytest.mark.parametrize("cpus", [0.5, 2.0])
+def test_a_trial_has_one_thread_however_many_cpus_it_may_fill(tmp_path: Path, cpus: float) -> None:
+    """Of two cores; a share of one is packed."""
+    outcomes = run_trials(threads, {"a": None, "b": None}, folder=tmp_path / ".tune", cpus_per_trial=cpus)
+    assert [outcome.result and outcome.result["torch"] for outcome in outcomes.values()] == [1, 1], outcomes
