@@ -134,16 +134,16 @@ def test_all_of_it_is_what_rliable_says():
     assert summarize_strata(strata).iqm == pytest.approx(metrics.aggregate_iqm(ours))
     assert improvement(strata, others).probability == pytest.approx(metrics.probability_of_improvement(ours, theirs))
     tau = np.linspace(0, 120, 13)
-    profile, bands = library.create_performance_profile({"ours": ours}, tau, reps=4000)
-    share, low, high = performance_profile(strata, tau, num_resamples=4000)
+    profile, bands = library.create_performance_profile({"ours": ours}, tau, reps=500)
+    share, low, high = performance_profile(strata, tau, num_resamples=500)
     np.testing.assert_allclose(share, profile["ours"])
-    np.testing.assert_allclose(np.stack([low, high]), bands["ours"], atol=0.03)
+    np.testing.assert_allclose(np.stack([low, high]), bands["ours"], atol=0.06)
 
-    _, intervals = library.get_interval_estimates({"ours": ours}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=4000)
+    _, intervals = library.get_interval_estimates({"ours": ours}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=1000)
     summary = summarize_strata(strata)
-    np.testing.assert_allclose([summary.ci_low, summary.ci_high], intervals["ours"][:, 0], atol=0.6)
+    np.testing.assert_allclose([summary.ci_low, summary.ci_high], intervals["ours"][:, 0], atol=1.0)
     pair = library.get_interval_estimates(
-        {"pair": (ours, theirs)}, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=1000
+        {"pair": (ours, theirs)}, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=200
     )[1]["pair"]
     found = improvement(strata, others)
-    np.testing.assert_allclose([found.ci_low, found.ci_high], pair[:, 0], atol=0.03)
+    np.testing.assert_allclose([found.ci_low, found.ci_high], pair[:, 0], atol=0.06)
