@@ -296,7 +296,7 @@ def test_a_cell_may_name_a_run_beside_its_study(tmp_path, write_run):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"schema": "wmrl.study/v9"}, "schema 'wmrl.study/v9'; this version reads 'wmrl.study/v1'"),
-    ({"paper": "iql_tdmpc"}, r"did you mean 'iql_td_mpc'.*known: iql_td_mpc"),
+    ({"paper": "iql_tdmpc"}, r"did you mean 'iql_td_mpc'.*known: iq_mpc, iql_td_mpc"),
     ({"table": "table4"}, "table 'table4' is none of the paper's .table1, table2, table3."),
     ({"stand_ins": None}, "stand_ins"),
     ({"cells": [planned(row="maze2d-umaze-v2")]}, "row 'maze2d-umaze-v2' .did you mean 'maze2d-umaze-v1'"),
