@@ -57,13 +57,23 @@ LAYERS = {
     "wmrl_ray.trackers": Layer(2, frozenset(), frozenset({"tensorboardX", "wandb", "mlflow"})),
     "wmrl_ray.schedule": Layer(2, frozenset()),
     "wmrl_ray.video": Layer(2, frozenset({"numpy"}), frozenset({"imageio_ffmpeg"})),  # `report` films too: no torch
+    "wmrl_ray.space": Layer(0, frozenset()),
+    "wmrl_ray.rows": Layer(2, frozenset(), SYSTEM),
+    "wmrl_ray.fork": Layer(2, SYSTEM),
+    "wmrl_ray.search_trial": Layer(2, SYSTEM),
+    "wmrl_ray.search": Layer(2, frozenset(), SYSTEM),
     "wmrl_ray.study": Layer(2, frozenset(), SYSTEM),  # its import stays cheap: torch comes with the check of the runs
     "wmrl_ray.rllib": Layer(3, SYSTEM | {"ray", "packaging"}, EXTRAS),
     "wmrl_ray.rllib.jobs": Layer(3, frozenset({"ray", "aiohttp", "requests"})),  # Ray's client raises their errors
+    "wmrl_ray.rllib.search": Layer(3, SYSTEM | {"ray"}, frozenset({"optuna"})),
     "wmrl_ray.report": Layer(4, frozenset({"numpy", "jinja2"}), frozenset({"matplotlib", "scipy", "yaml"})),
     "wmrl_ray.bad_pairs": Layer(4, frozenset({"packaging"})),
     "wmrl_ray.doctor": Layer(4, SCREEN | {"packaging"}, EXTRAS | SYSTEM | {"minari", "matplotlib"}),
     "wmrl_ray.sweep": Layer(4, SCREEN, SYSTEM),
+    "wmrl_ray.sweep_folder": Layer(4, frozenset(), SYSTEM),
+    "wmrl_ray.sweep_search": Layer(4, frozenset(), SYSTEM),
+    "wmrl_ray.results": Layer(4, frozenset(), SYSTEM),
+    "wmrl_ray.schema": Layer(4, frozenset(), SYSTEM),
     "wmrl_ray.cli": Layer(4, SCREEN, SYSTEM | EXTRAS | {"matplotlib", "minari"}),
     "wmrl_ray.__main__": Layer(4, SCREEN),
 }

@@ -205,7 +205,9 @@ def test_overrides_are_for_every_run_or_for_one_algorithm(tmp_path: Path) -> Non
         ({"variants": {"intent": {}}}, r"variants: unknown 'intent' \(did you mean 'intents'\?\)"),
         ({"run": {"seed": 3}}, "seed = 3; the study's rows, columns and seeds decide it"),
         ({"manager": None}, "need settings of a Manager"),
-        ({"grid": {"agent.skip": [1]}}, "an axis is a setting of the Manager"),
+        ({"grid": {"agent.skip": [1]}}, r"plane/bc-baseline-skip1.*unknown key 'agent.skip'"),
+        ({"grid": {"manager.agent.skip": [1]}, "variants": {"baseline": {}}}, "there is no variant 'intents'"),
+        ({"grid": {"seed": [1]}}, "seeds are an axis of their own"),
         ({"grid": {"manager.agent.skp": [1]}}, r"plane/manager-s0: unknown key 'agent.skp' \(did you mean 'skip'\?\)"),
         ({"seeds": [-1]}, "none may be negative"),
         ({"seeds": []}, r"seeds = \[\]; name at least one"),
@@ -234,6 +236,7 @@ def test_a_study_record_has_what_the_report_reads() -> None:
         "run": "row/bc-intents-s1",
         "manager": "row/manager-s1",
         "blocked": None,
+        "point": {},
     }
 
 

@@ -86,6 +86,7 @@ class RunConfig:
     eval_every: int = 10_000  # 0: only at the end
     eval_episodes: int = 20
     checkpoint_every: int = 5_000
+    num_to_keep: int = 2  # the newest checkpoints
     log_every: int = 500
     device: str = "auto"  # "auto": cuda if there is one, else cpu
     learner_resources: dict[str, float] = field(default_factory=dict)  # custom ones of Ray, for each learner actor: its nodes
@@ -101,7 +102,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         periods = ("num_updates", "checkpoint_every", "log_every")
-        for name in (*periods, "batch_size", "updates_per_call", "eval_episodes", "envs_per_runner"):
+        for name in (*periods, "num_to_keep", "batch_size", "updates_per_call", "eval_episodes", "envs_per_runner"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
         check(self.call_timeout_s > 0, f"call_timeout_s = {self.call_timeout_s}; it must be positive")
         for name in ("eval_every", "num_learners", "num_eval_runners", "seed", "max_failures"):
@@ -174,6 +175,7 @@ MAY_CHANGE = frozenset(
         "eval_every",
         "eval_episodes",
         "checkpoint_every",
+        "num_to_keep",
         "log_every",
         "track",
         "learner_resources",
@@ -362,11 +364,12 @@ class RunDir:
         self.prune_checkpoints(update)
         return None
 
-    def prune_checkpoints(self, update: int, keep: int = 2) -> None:
-        """Deletes all but the newest `keep` checkpoints up to `update`, and what killed processes left half-written.
+    def prune_checkpoints(self, update: int) -> None:
+        """Deletes all but the newest `num_to_keep` checkpoints up to `update`, and what killed processes left half-written.
 
         `update` is that of a checkpoint just written. Later ones are of a history that is no more: damaged, and passed over.
         """
+        keep = self.config().num_to_keep
         ours = [path for path in self._checkpoints() if int(path.name) <= update]
         leftovers = [p for p in (self.path / "checkpoints").iterdir() if p.name.startswith(".")]
         for path in [*set(self._checkpoints()) - set(ours[-keep:]), *leftovers]:

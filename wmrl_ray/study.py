@@ -5,6 +5,8 @@
 A cell is one number of the table for one seed: a dataset (row), an algorithm (column), a variant. The variants `flat` and
 `baseline` train on the dataset as it is; `intents` waits for a Manager of the same dataset and seed, which all its Workers
 share, and trains on the dataset with that Manager's intents; `random` has random vectors of the same size in their place.
+A grid multiplies the cells by settings that are listed, and `search` by settings that are drawn; where what is drawn, or how
+long it runs, depends on results (`tune`), the plan holds searches in place of cells.
 """
 
 from __future__ import annotations
@@ -18,36 +20,15 @@ from typing import Any
 
 from wmrl_ray.config import ConfigError, check, did_you_mean, flatten, from_dict, set_key, to_dict
 from wmrl_ray.data.source import is_local
+from wmrl_ray.rows import DatasetSpec, how_to_get
+from wmrl_ray.search import Search, TuneSpec
+from wmrl_ray.space import Point, draw, make_space, point_name
 
 SCHEMA = "wmrl.study/v1"
 VARIANTS = ("flat", "baseline", "intents", "random")
 MANAGER = "manager"
 
 Settings = dict[str, Any]  # of runs, as in a training YAML
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """A row. uri: where its data is expected. stand_in: the Minari id of our own dataset for the same task, or None.
-
-    family: which of an algorithm's settings it takes. env: to evaluate in; None: the dataset's own. The rest says how to come
-    by the original: source, the package that makes its HDF5 file; ref_scores, the returns that score 0 and 100 (the file does
-    not say); minari, the id of a remake that Minari hosts.
-    """
-
-    uri: str
-    family: str = ""
-    stand_in: str | None = None
-    source: str | None = None
-    env: str | None = None
-    ref_scores: tuple[float, ...] | None = None
-    minari: str | None = None
-
-    def __post_init__(self) -> None:
-        check(
-            self.ref_scores is None or len(self.ref_scores) == 2,
-            f"ref_scores = {self.ref_scores}; two are needed, the returns that score 0 and 100",
-        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +42,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's YAML holds. Settings nearer to the end count: run, variants, the algorithm's, its family's, grid."""
+    """What a study's YAML holds. Of a setting the last counts: run, variants, the algorithm's, its family's, grid, search."""
 
     paper: str
     table: str
@@ -73,7 +54,10 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     run: Settings = field(default_factory=dict)
     manager: RunSpec | None = None
-    grid: dict[str, list[Any]] = field(default_factory=dict)  # `manager.<setting>`: values; multiplies the cells with intents
+    # setting: values, all combinations of them; `manager.<setting>` multiplies the cells with intents alone
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    search: dict[str, dict[str, Any]] = field(default_factory=dict)  # setting: {kind: numbers}, see space.KINDS
+    tune: TuneSpec = field(default_factory=TuneSpec)
 
     def __post_init__(self) -> None:
         lists = {"rows": self.rows, "columns": self.columns, "seeds": self.seeds, **self.grid}
@@ -101,11 +85,25 @@ class Study:
             self.manager is not None or not {"intents", "random"} & set(self.variants),
             "the variants 'intents' and 'random' need settings of a Manager: add manager: {run: {...}}",
         )
-        for axis in self.grid:
+        for axis in [*self.grid, *self.search]:
             check(
-                axis.startswith(f"{MANAGER}.") and "intents" in self.variants,
-                f"grid axis {axis!r}; an axis is a setting of the Manager of the variant 'intents', such as manager.agent.skip",
+                not axis.startswith(f"{MANAGER}.") or "intents" in self.variants,
+                f"{axis} is a setting of the Manager, and there is no variant 'intents' that has one; name a run's, such as "
+                "agent.lr",
             )
+            check(axis != "seed", "seed: seeds are an axis of their own; set seeds: [0, 1, 2]")
+        check(not (both := self.grid.keys() & self.search.keys()), f"{', '.join(sorted(both))}: in grid and in search")
+        make_space(self.search)  # for its errors
+        if not self.search:
+            check(
+                not self.tune.is_adaptive and self.tune.num_samples == 1,
+                "tune draws from search: {setting: {kind: ...}}; add it",
+            )
+        check(
+            not self.tune.is_adaptive or not {"intents", "random"} & set(self.variants),
+            f"tune.scheduler and tune.searcher are for the variants 'flat' and 'baseline', not {', '.join(self.variants)}, "
+            "which need runs before them; draw at random without scheduler",
+        )
 
     @property
     def row_names(self) -> list[str]:
@@ -125,7 +123,7 @@ class Cell:
     """
 
     row: str
-    dataset: str
+    dataset: str | None
     column: str
     variant: str
     seed: int
@@ -134,11 +132,12 @@ class Cell:
     manager: str | None = None
     random_dim: int | None = None
     blocked: str | None = None
+    point: Point = field(default_factory=dict)  # the settings by which a grid or a search tells it from its siblings
 
     @property
     def record(self) -> dict[str, Any]:
         """As in study.json."""
-        names = ("row", "dataset", "column", "variant", "seed", "run", "manager", "blocked")
+        names = ("row", "dataset", "column", "variant", "seed", "run", "manager", "blocked", "point")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -148,13 +147,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a study, and the Managers that they wait for: run folder -> config."""
+    """All cells of a study, the Managers that they wait for (run folder -> config), and its searches."""
 
     paper: str
     table: str
     stand_ins: bool
     cells: list[Cell]
     managers: dict[str, Settings]
+    searches: list[Search] = field(default_factory=list)
+    tune: TuneSpec = field(default_factory=TuneSpec)
 
     def select(self, patterns: Sequence[str]) -> Plan:
         """The cells that match a pattern ROW/COLUMN/VARIANT, whose parts may hold * and ? and be left out from the end.
@@ -162,14 +163,20 @@ class Plan:
         Raises:
             ConfigError: a pattern that matches none.
         """
+        keys = [c.key[:3] for c in self.cells] + [s.key for s in self.searches]
         for pattern in patterns:
-            if not any(_matches(cell, pattern) for cell in self.cells):
-                parts = zip(("rows", "columns", "variants"), zip(*(c.key[:3] for c in self.cells), strict=True), strict=True)
+            if not any(_matches(key, pattern) for key in keys):
+                parts = zip(("rows", "columns", "variants"), zip(*keys, strict=True), strict=True)
                 names = "; ".join(f"{name}: {', '.join(dict.fromkeys(values))}" for name, values in parts)
                 raise ConfigError(f"--only {pattern!r} (ROW/COLUMN/VARIANT) matches no cell; {names}")
-        cells = [cell for cell in self.cells if not patterns or any(_matches(cell, pattern) for pattern in patterns)]
+
+        def chosen(key: tuple[Any, ...]) -> bool:
+            return not patterns or any(_matches(key, pattern) for pattern in patterns)
+
+        cells = [cell for cell in self.cells if chosen(cell.key[:3])]
         needed = {cell.manager for cell in cells if not cell.blocked}
-        return replace(self, cells=cells, managers={run: c for run, c in self.managers.items() if run in needed})
+        managers = {run: c for run, c in self.managers.items() if run in needed}
+        return replace(self, cells=cells, managers=managers, searches=[s for s in self.searches if chosen(s.key)])
 
 
 def is_study(values: Mapping[str, Any]) -> bool:
@@ -200,57 +207,50 @@ def expand(
     cells: list[Cell] = []
     managers: dict[str, Settings] = {}
     here: dict[str, bool] = {}
+    searches: dict[tuple[str, ...], Search] = {}
+    space = make_space(study.search)
+    drawn = draw(space, study.tune.num_samples, study.tune.seed) if space else [{}]
     for row, seed in itertools.product(study.row_names, study.seeds if seeds is None else seeds):
         spec = study.datasets[row]
         uri = spec.stand_in if stand_ins else spec.uri
-        absent = None
-        if uri is None:
+        absent = spec.not_available
+        if uri is None and spec.uri is not None:
             uri, absent = spec.uri, f"there is no stand-in for {row}; get the original, and sweep without --stand-ins"
-        elif not here.setdefault(uri, is_here(uri)):
+        elif uri is not None and absent is None and not here.setdefault(uri, is_here(uri)):
             absent = how_to_get(row, spec, uri)
         base = {"dataset": uri, "seed": seed, "env": spec.env if uri == spec.uri else None}
-        variants = list(_variants(study, lambda point, row=row, base=base: settings.manager(row, base, point)))
-        for column, (variant, point, suffix) in itertools.product(study.column_names, variants):
-            run = f"{row}/{column}-{variant}{suffix}-s{seed}"
-            cell = Cell(row, uri, column, variant + suffix, seed, run)
+        base |= {"env_config": spec.env_config} if spec.env_config and uri == spec.uri else {}
+        for column, variant in itertools.product(study.column_names, study.variants):
+            prefix = f"{row}/{column}-{variant}"
+            cell = Cell(row, uri, column, variant, seed, f"{prefix}-s{seed}")
             if reason := study.algorithms[column].not_implemented:
                 cells.append(replace(cell, blocked=reason))
                 continue
-            cell = replace(cell, config=settings.of(column, row, base, run, study.variants[variant]), blocked=absent)
-            if variant == "intents":
-                cell = replace(cell, manager=f"{row}/{MANAGER}{suffix}-s{seed}")
-                if cell.manager not in managers:
-                    managers[str(cell.manager)] = settings.manager(row, base, point)
-            elif variant == "random":
-                dim = settings.manager(row, base, {})["agent"]["model"]["latent_dim"]
-                cell = replace(cell, random_dim=int(dim))
-            cells.append(cell)
-    return Plan(study.paper, study.table, stand_ins, cells, managers).select([])
-
-
-def how_to_get(row: str, spec: DatasetSpec, uri: str) -> str:
-    """One line for a dataset that is not on this machine."""
-    from wmrl_ray.data.makers import MAKERS
-
-    absent = f"dataset {uri!r} is not on this machine"
-    makers = [maker.name for maker in MAKERS.values() if maker.dataset_id == uri]
-    if makers:
-        return f"{absent}; make it: wmrl data make {makers[0]}"
-    if uri != spec.uri or spec.source is None:
-        return f"{absent}; make, download or import it there (wmrl data --help)"
-    scores = "" if spec.ref_scores is None else " --ref-min {:.10g} --ref-max {:.10g}".format(*spec.ref_scores)
-    line = (
-        f"{absent}; {spec.source} writes its HDF5 file (gym.make({row!r}).get_dataset()), then: "
-        f"wmrl data import FILE {uri} --env {spec.env or 'ENV'}{scores}"
-    )
-    if spec.env is None:
-        line += (
-            f" (ENV: you have to supply an environment in {spec.source}'s coordinates as a Gymnasium "
-            "id, module:id; none of the mazes here is in them)"
-        )
-    if spec.minari:
-        line += f"; or a remake with scores of its own, as uri of this row: minari download {spec.minari}"
-    return line if spec.stand_in is None else f"{line}; or --stand-ins"
+            make = _Maker(settings, column, row, base, variant)
+            for point, suffix in make.grid():
+                if study.tune.is_adaptive:
+                    key = (row, column, variant + suffix)
+                    config = make.config(point, f"{prefix}{suffix}-s{seed}")
+                    points = [] if study.tune.searcher == "optuna" else drawn
+                    new = Search(*key[:1], uri, *key[1:], f"{prefix}{suffix}", {}, space, study.tune, points, absent)
+                    searches.setdefault(key, new).configs[seed] = config
+                    continue
+                for drawn_point in drawn:
+                    both, name = point | drawn_point, suffix + (f"-{point_name(drawn_point)}" if drawn_point else "")
+                    run = f"{prefix}{name}-s{seed}"
+                    own = replace(
+                        cell, variant=variant + name, run=run, config=make.config(both, run), blocked=absent, point=both
+                    )
+                    if variant == "intents":
+                        mine = make.manager_suffix(both, name)
+                        own = replace(own, manager=f"{row}/{MANAGER}{mine}-s{seed}")
+                        managers.setdefault(str(own.manager), make.manager(both))
+                    elif variant == "random":
+                        own = replace(own, random_dim=int(make.manager({})["agent"]["model"]["latent_dim"]))
+                    cells.append(own)
+    for search in searches.values():
+        search.check()
+    return Plan(study.paper, study.table, stand_ins, cells, managers, list(searches.values()), study.tune).select([])
 
 
 class _Settings:
@@ -284,35 +284,73 @@ class _Settings:
                 check(not fixed, f"{run}: {key} = {value!r}; the study's rows, columns and seeds decide it")
                 set_key(values, key, copy.deepcopy(value))
         try:
-            return to_dict(from_dict(RunConfig, values).resolved())
+            config = from_dict(RunConfig, values).resolved()
+            for key, number in (("online.num_runners", config.online.num_runners), ("num_learners", config.num_learners)):
+                check(number == 0, f"{key} = {number}; a run of a sweep is one process: set {key} = 0, and run more at a time")
+            return to_dict(config)
         except ConfigError as error:
             raise ConfigError(f"{run}: {error}") from None
 
-    def manager(self, row: str, base: Settings, point: Settings) -> Settings:
-        """Of the Manager at a point of the grid."""
-        nested: Settings = {}
-        for key, value in point.items():
-            set_key(nested, key, value)
-        return self.of(MANAGER, row, base, f"{row}/{MANAGER}-s{base['seed']}", {}, nested)
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the configurations of one column's runs in one row, for one seed and one variant."""
+
+    settings: _Settings
+    column: str
+    row: str
+    base: Settings
+    variant: str
+
+    def config(self, point: Point, run: str) -> Settings:
+        nested = _nested({key: value for key, value in point.items() if not _is_managers(key)})
+        return self.settings.of(self.column, self.row, self.base, run, self.settings.study.variants[self.variant], nested)
+
+    def manager(self, point: Point) -> Settings:
+        """Of the Manager at a point, whose other settings are the Worker's."""
+        nested = _nested({key.partition(".")[2]: value for key, value in point.items() if _is_managers(key)})
+        run = f"{self.row}/{MANAGER}-s{self.base['seed']}"
+        return self.settings.of(MANAGER, self.row, self.base, run, {}, nested)
+
+    def manager_suffix(self, point: Point, suffix: str) -> str:
+        """Of the Manager's folder: the Worker's own settings make no other Manager."""
+        mine = {key: value for key, value in point.items() if _is_managers(key)}
+        if mine == point:
+            return suffix
+        return self._suffix(mine, dict(flatten(self.manager({}))), f"{MANAGER}.") if mine else ""
+
+    def grid(self) -> Iterator[tuple[Point, str]]:
+        """(point of the grid, its suffix in folder names); the point that changes nothing has no suffix."""
+        grid = {axis: v for axis, v in self.settings.study.grid.items() if self.variant == "intents" or not _is_managers(axis)}
+        if not grid:
+            yield {}, ""
+            return
+        plain = dict(flatten(self.config({}, f"{self.row}/{self.column}-{self.variant}")))
+        if any(map(_is_managers, grid)):
+            plain |= {f"{MANAGER}.{key}": value for key, value in flatten(self.manager({}))}
+        for values in itertools.product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            yield point, self._suffix(point, plain)
+
+    def _suffix(self, point: Point, plain: Mapping[str, Any], prefix: str = "") -> str:
+        changed = any(plain.get(key.removeprefix(prefix)) != value for key, value in point.items())
+        return "".join(f"-{key.rpartition('.')[2]}{value}" for key, value in point.items()) if changed else ""
 
 
-def _variants(study: Study, manager: Callable[[Settings], Settings]) -> Iterator[tuple[str, Settings, str]]:
-    """(variant, point of the grid, its suffix in folder names); the point that changes nothing has no suffix."""
-    for variant in study.variants:
-        if variant != "intents" or not study.grid:
-            yield variant, {}, ""
-            continue
-        plain = dict(flatten(manager({})))
-        for values in itertools.product(*study.grid.values()):
-            point = {axis.removeprefix(f"{MANAGER}."): value for axis, value in zip(study.grid, values, strict=True)}
-            changed = any(plain.get(key) != value for key, value in point.items())
-            name = "".join(f"-{key.rpartition('.')[2]}{value}" for key, value in point.items())
-            yield variant, point, name if changed else ""
+def _is_managers(setting: str) -> bool:
+    return setting.startswith(f"{MANAGER}.")
 
 
-def _matches(cell: Cell, pattern: str) -> bool:
+def _nested(point: Point) -> Settings:
+    nested: Settings = {}
+    for key, value in point.items():
+        set_key(nested, key, value)
+    return nested
+
+
+def _matches(key: tuple[Any, ...], pattern: str) -> bool:
     parts = pattern.split("/")
-    return len(parts) <= 3 and all(map(fnmatch.fnmatchcase, map(str, cell.key), parts))
+    return len(parts) <= 3 and all(map(fnmatch.fnmatchcase, map(str, key), parts))
 
 
 def _known(what: str, names: Sequence[str] | Mapping[str, Any], known: Any) -> None:

@@ -8,25 +8,27 @@ the one to resume with.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from wmrl_ray.config import ConfigError, check, from_dict
-from wmrl_ray.study import SCHEMA, Cell, Plan, Settings
+from wmrl_ray.config import ConfigError, from_dict
+from wmrl_ray.results import Ledger
+from wmrl_ray.study import Cell, Plan, Settings
+from wmrl_ray.sweep_folder import locked, set_aside, write_study
+from wmrl_ray.sweep_search import RunSearch, carry_out
 
 if TYPE_CHECKING:
     from wmrl_ray.rllib.trials import Outcome as TrialOutcome
     from wmrl_ray.rllib.trials import Report
     from wmrl_ray.run import RunDir
+    from wmrl_ray.search import Search
 
-State = Literal["finished", "failed", "stopped", "waiting", "blocked"]
+State = Literal["finished", "failed", "stopped", "waiting", "blocked", "pruned"]  # pruned: stopped early by a scheduler
+Resume = Literal["auto", "errored", "fresh"]
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,40 @@ def sweep(
     execute: Execute,
     listener: Listener,
     should_stop: Callable[[], bool] = lambda: False,
+    *,
+    resume: Resume = "auto",
+    run_search: RunSearch | None = None,
 ) -> list[tuple[Cell, Outcome]]:
     """Runs what can run, and says of every cell what became of it.
+
+    Args:
+        resume: "auto" goes on with what is unfinished, "errored" also with what has failed, "fresh" sets the sweep in `out`
+            aside and begins again.
+        run_search: carries out the plan's searches; None where there is none.
 
     Raises:
         ConfigError: another sweep works in `out`, or it holds runs with other settings or on other intents; before anything
             is started.
     """
-    with _locked(out):
+    if run_search is None and any(not search.blocked for search in plan.searches):
+        raise ConfigError("tune.scheduler and tune.searcher are Ray Tune's: leave --no-ray out")
+    if resume == "fresh":
+        set_aside(out)
+    with locked(out):
         done = _finished(plan, out)
         _check_vectors(plan, out, done)
         write_study(plan, out)
-        open_cells = [cell for cell in plan.cells if not cell.blocked and cell.run not in done]
+        ledger = Ledger(plan, out, listener)
+        failed = {} if resume == "errored" else dict(ledger.failed)
+        open_cells = [cell for cell in plan.cells if not cell.blocked and cell.run not in done and cell.run not in failed]
         first = {job.name: job for job in _first_jobs(plan, open_cells, out)}
         second = [cell for cell in open_cells if _needs(cell)]
-        listener.begin(len(first) + len(second), len(done))
-        outcomes = execute(list(first.values()), listener, should_stop) if first else {}
+        outcomes = {
+            name: Outcome("failed", f"{why} (--resume errored tries it again)", again=True) for name, why in failed.items()
+        }
+        first = {name: job for name, job in first.items() if name not in outcomes}
+        ledger.begin(len(first) + len(second), len(done))
+        outcomes |= execute(list(first.values()), ledger, should_stop) if first else {}
         jobs = []
         for cell in second:
             needed = outcomes[str(_needs(cell))]
@@ -107,9 +127,32 @@ def sweep(
             config = {**(cell.config or {}), "dataset": needed.dataset, "env": None}  # Why None: the dataset's has the intents
             jobs.append(_job(cell.run, out, config))
         if jobs:
-            outcomes |= execute(jobs, listener, should_stop)
+            outcomes |= execute(jobs, ledger, should_stop)
         blocked = {cell.run: Outcome("blocked", cell.blocked) for cell in plan.cells if cell.blocked}
-        return [(cell, (outcomes | done | blocked)[cell.run]) for cell in plan.cells]
+        results = [(cell, (outcomes | done | blocked)[cell.run]) for cell in plan.cells]
+        for search in plan.searches:
+            results += _of_search(search, out, ledger, should_stop, resume, run_search)
+        found = [cell for cell, _ in results if cell not in plan.cells]
+        if found:
+            write_study(dataclasses.replace(plan, cells=plan.cells + found), out)
+        ledger.close([cell for cell, _ in results])
+        return results
+
+
+def _of_search(
+    search: Search,
+    out: Path,
+    listener: Ledger,
+    should_stop: Callable[[], bool],
+    resume: Resume,
+    run_search: RunSearch | None,
+) -> list[tuple[Cell, Outcome]]:
+    cell = Cell(search.row, search.dataset, search.column, search.variant, 0, search.prefix, blocked=search.blocked)
+    if search.blocked:
+        return [(cell, Outcome("blocked", search.blocked))]
+    if should_stop() or run_search is None:
+        return [(cell, Outcome("stopped"))]
+    return carry_out(search, out, run_search, listener, retries_failed=resume == "errored", should_stop=should_stop)
 
 
 def perform(job: Job, on_progress: Callable[[int, int], None], should_stop: Callable[[], bool] = lambda: False) -> Outcome:
@@ -121,7 +164,8 @@ def perform(job: Job, on_progress: Callable[[int, int], None], should_stop: Call
     from wmrl_ray.data.episode import DataError
     from wmrl_ray.intents import augmented
     from wmrl_ray.run import Event, RunConfig
-    from wmrl_ray.train import NonFiniteLossError, train
+    from wmrl_ray.search_trial import loop_of
+    from wmrl_ray.train import NonFiniteLossError
 
     def on_event(event: Event) -> None:
         if event.kind in ("start", "update"):
@@ -131,7 +175,8 @@ def perform(job: Job, on_progress: Callable[[int, int], None], should_stop: Call
     try:
         if job.config is not None:
             config, folder = from_dict(RunConfig, job.config), Path(job.folder)
-            outcome = _of_result(train(config, folder, resume=True, on_event=on_event, should_stop=should_stop))
+            result = loop_of(config)(config, folder, resume=True, on_event=on_event, should_stop=should_stop)
+            outcome = _of_result(result)
         if job.vectors is not None and outcome.state == "finished":
             outcome = dataclasses.replace(outcome, dataset=augmented(**job.vectors))
             open_dataset(str(outcome.dataset))  # Why: read once into the cache, before its Workers start side by side
@@ -151,8 +196,8 @@ def in_process(jobs: Sequence[Job], listener: Listener, should_stop: Callable[[]
     return outcomes
 
 
-def on_ray(out: Path, *, gpus_per_run: float = 0.0, max_failures: int = 2) -> Execute:
-    """Jobs as Tune trials on the Ray that runs already, each with one CPU and `gpus_per_run` GPUs.
+def on_ray(out: Path, *, cpus_per_run: float = 1.0, gpus_per_run: float = 0.0, max_failures: int = 3) -> Execute:
+    """Jobs as Tune trials on the Ray that runs already, each with one thread, `cpus_per_run` CPUs and `gpus_per_run` GPUs.
 
     A process that dies, or an error of ours, is tried again from its checkpoint, `max_failures` times.
     """
@@ -172,6 +217,7 @@ def on_ray(out: Path, *, gpus_per_run: float = 0.0, max_failures: int = 2) -> Ex
             folder=out / ".tune",
             on_progress=lambda name, values: listener.progress(name, values["update"], values["total"]),
             on_end=on_end,
+            cpus_per_trial=cpus_per_run,
             gpus_per_trial=gpus_per_run,
             max_failures=max_failures,
             should_stop=should_stop,
@@ -179,45 +225,6 @@ def on_ray(out: Path, *, gpus_per_run: float = 0.0, max_failures: int = 2) -> Ex
         return {name: _of_trial(trial) for name, trial in ended.items()}
 
     return execute
-
-
-def write_study(plan: Plan, out: Path) -> None:
-    """study.json, what `wmrl report` reads; and study-TABLE.json, since one folder may hold several tables.
-
-    Cells of an earlier sweep of the same table stay in it.
-
-    Raises:
-        ConfigError: the folder holds this table of another paper or with the other kind of datasets, or a damaged file.
-    """
-    from wmrl_ray.data.files import write_json
-
-    own = out / f"study-{plan.table}.json"
-    cells = _earlier_cells(plan, own) | {cell.key: cell.record for cell in plan.cells}
-    about = {"schema": SCHEMA, "paper": plan.paper, "table": plan.table, "stand_ins": plan.stand_ins}
-    for path in (own, out / "study.json"):
-        write_json(path, {**about, "cells": list(cells.values())})
-
-
-def _earlier_cells(plan: Plan, file: Path) -> dict[tuple, dict[str, Any]]:
-    """What an earlier sweep of the table recorded in `file`, by cell; see `write_study`."""
-    if not file.exists():
-        return {}
-    try:
-        before = json.loads(file.read_text())
-        schema, paper, was_stand_ins = before["schema"], before["paper"], bool(before["stand_ins"])
-        earlier = {(c["row"], c["column"], c["variant"], c["seed"]): c for c in before["cells"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{file} is damaged ({type(error).__name__}: {error}); delete it, and sweep again everything that it held: "
-            "finished runs are not repeated"
-        ) from error
-    holds = f"{file} holds table {plan.table!r}"
-    check(schema == SCHEMA, f"{holds} with schema {schema!r}, this version writes {SCHEMA!r}; choose another --out")
-    check(paper == plan.paper, f"{holds} of the paper {paper!r}, not of {plan.paper!r}; choose another --out")
-    kinds = ("the originals", "stand-ins")
-    was, now = kinds[was_stand_ins], kinds[plan.stand_ins]
-    check(was == now, f"{holds} with {was}, not with {now}: their scores differ; choose another --out")
-    return earlier
 
 
 def _finished(plan: Plan, out: Path) -> dict[str, Outcome]:
@@ -338,19 +345,3 @@ def _waiting(cell: Cell, needed: Outcome) -> Outcome:
     if needed.state == "stopped":
         return Outcome("stopped")
     return Outcome("waiting", f"{_needs(cell)}, which it needs, failed")
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One sweep at a time in a folder. The lock goes with the process, however that ends."""
-    from wmrl_ray.data.files import explained_os_errors
-
-    with explained_os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".lock").touch()
-    with (out / ".lock").open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another sweep is at work in {out}; wait for it, or choose another --out") from None
-        yield

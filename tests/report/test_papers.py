@@ -2,6 +2,7 @@
 
 import pytest
 
+from wmrl_ray.cli.configs import available_studies
 from wmrl_ray.report.study import load_paper
 
 SUMS = {  # added up over the rows from the printed tables: a digit that is wrong shows here
@@ -42,3 +43,22 @@ def test_the_ablation_has_the_main_experiments_baselines():
     main, ablation = (load_paper("iql_td_mpc")["tables"][key]["rows"] for key in ("table2", "table3"))
     for row, cells in ablation.items():
         assert {c: v["baseline"] for c, v in cells.items()} == {c: main[row][c]["baseline"] for c in cells}
+
+
+def test_iq_mpcs_tables_are_as_printed_and_its_figures_say_that_they_are_only_figures():
+    paper = load_paper("iq_mpc")
+    tables = paper["tables"]
+    assert tables["table1"]["rows"]["object-hold"]["iq_mpc"] == {"mean": 0.96, "std": 0.03}
+    assert tables["table5"]["rows"]["pick-cube"]["iq_sac"] == {"mean": 0.61, "std": 0.13}
+    assert tables["table6"]["points"]["-gradient_penaltyFalse"]["pick-cube"]["iq_mpc"] == {"mean": 0.51, "std": 0.11}
+    sums = {"table1": [0.72, 0.66, 0.68, 2.56], "table5": [1.46, 0.01, 1.68], "table7": [2.81, 3.59]}
+    for key, columns in sums.items():
+        added = [sum(row[column]["mean"] for row in tables[key]["rows"].values()) for column in tables[key]["columns"]]
+        assert added == pytest.approx(columns)
+    assert {figure["values"] for figure in paper["figures"].values()} == {"figure only"} and len(paper["figures"]) == 9
+
+
+def test_every_table_and_figure_of_iq_mpc_has_a_config_and_the_other_way_round():
+    paper = load_paper("iq_mpc")
+    shipped = {name.partition("/")[2] for name in available_studies() if name.startswith("iq_mpc/")}
+    assert shipped == {*paper["tables"], *paper["figures"]}

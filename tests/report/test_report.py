@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import itertools
 import json
 import re
 import subprocess
@@ -265,3 +266,34 @@ def test_the_report_needs_neither_torch_nor_ray_nor_a_simulator(tmp_path, write_
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
     assert "Trajectories of the last evaluation" in (tmp_path / "report.html").read_text()
+
+
+def test_workers_of_different_managers_are_seeds_of_one_experiment(tmp_path, write_run):
+    for seed in (0, 1, 2):
+        card = {
+            "name": f"d-intents-manager-s{seed}-v0",
+            "sha256": f"{seed}" * 64,
+            "base_name": "d-v0",
+            "base_sha256": "ab" * 32,
+        }
+        write_run(f"d/bc-intents-s{seed}", seed=seed, scores=(1.0, 10.0 * seed), card=card)
+        write_run(f"d/bc-intents-skip4-s{seed}", seed=seed, scores=(1.0, 5.0), card=card | {"sha256": f"{seed}a" * 32})
+        write_run(f"d/bc-baseline-s{seed}", seed=seed, card={"name": "d-v0"})
+    _, numbers = numbers_of(tmp_path)
+    rows = {d["name"]: {r["label"]: r["seeds"] for r in d["rows"]} for s in numbers["scales"] for d in s["datasets"]}
+    assert rows == {
+        "d-v0": {"bc": [0, 1, 2]},
+        "d-v0 with intents": {"bc (variant=intents)": [0, 1, 2], "bc (variant=intents-skip4)": [0, 1, 2]},
+    }
+
+
+def test_profiles_and_improvements_are_on_the_page_for_what_ran_on_every_dataset(tmp_path, write_run):
+    for name, seed in itertools.product(("a", "b"), (0, 1)):
+        write_run(f"{name}/bc-{seed}", "bc", seed, (1.0, 10.0), card={"name": name, "sha256": name * 64})
+        write_run(f"{name}/iql-{seed}", "iql", seed, (1.0, 60.0 + seed), card={"name": name, "sha256": name * 64})
+    write_run("a/dt-0", "dt", 0, (1.0, 90.0), card={"name": "a", "sha256": "a" * 64})  # not on b
+    page, numbers = numbers_of(tmp_path)
+    scale = numbers["scales"][0]
+    assert list(scale["profiles"]["curves"]) == ["bc", "iql"]
+    assert scale["improvement"] == [{"first": "bc", "second": "iql", "probability": 0.0, "ci_low": 0.0, "ci_high": 0.0}]
+    assert "Performance profiles" in page and "Probability of improvement" in page

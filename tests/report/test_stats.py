@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wmrl_ray.report.stats import band, bootstrap_interval, iqm, summarize, summarize_strata, welch
+from wmrl_ray.report.stats import (
+    Improvement,
+    band,
+    bootstrap_interval,
+    improvement,
+    iqm,
+    performance_profile,
+    summarize,
+    summarize_strata,
+    welch,
+)
 
 
 def test_iqm_drops_a_quarter_at_each_end():
@@ -94,3 +104,46 @@ def test_two_arms_without_spread_are_no_test_and_no_warning(other, recwarn):
 def test_one_arm_without_spread_is_tested_against_the_others():
     p = welch([0.0, 0.0, 0.0], [50.0, 52.0, 54.0]).p
     assert p is not None and p < 0.001
+
+
+def test_a_profile_is_the_share_of_runs_above_each_score_each_dataset_alike():
+    strata = [[10.0, 20.0], [30.0, 40.0, 50.0, 60.0]]
+    share, low, high = performance_profile(strata, np.array([0.0, 10.0, 15.0, 45.0, 60.0]))
+    np.testing.assert_allclose(share, [1.0, 0.75, 0.75, 0.25, 0.0])
+    assert (low <= share).all() and (share <= high).all() and low[1] < high[1]
+
+
+def test_the_probability_of_improvement_counts_pairs_on_each_dataset():
+    found = improvement([[2.0, 4.0], [1.0]], [[1.0, 3.0], [1.0]])
+    assert found.probability == pytest.approx((3 / 4 + 1 / 2) / 2)  # 2 > 1, 4 > 1, 4 > 3; and a tie
+    assert found.ci_low <= found.probability <= found.ci_high
+    assert improvement([[2.0]], [[1.0]]) == Improvement(1.0, None, None)
+    with pytest.raises(ValueError, match="1 datasets against 2"):
+        improvement([[1.0]], [[1.0], [2.0]])
+
+
+def test_all_of_it_is_what_rliable_says():
+    """In a virtual environment of its own: pip install rliable 'pandas<3'. No extra: what is locked has pandas 3."""
+    try:  # Why not importorskip: beside pandas 3 it is there, and cannot be imported
+        from rliable import library, metrics
+    except Exception as error:
+        pytest.skip(f"rliable cannot be imported: {error}")
+    generator = np.random.default_rng(3)
+    ours, theirs = generator.normal(60, 20, (10, 4)), generator.normal(50, 20, (10, 4))  # [seeds, datasets]
+    strata, others = list(ours.T), list(theirs.T)
+    assert summarize_strata(strata).iqm == pytest.approx(metrics.aggregate_iqm(ours))
+    assert improvement(strata, others).probability == pytest.approx(metrics.probability_of_improvement(ours, theirs))
+    tau = np.linspace(0, 120, 13)
+    profile, bands = library.create_performance_profile({"ours": ours}, tau, reps=500)
+    share, low, high = performance_profile(strata, tau, num_resamples=500)
+    np.testing.assert_allclose(share, profile["ours"])
+    np.testing.assert_allclose(np.stack([low, high]), bands["ours"], atol=0.06)
+
+    _, intervals = library.get_interval_estimates({"ours": ours}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=1000)
+    summary = summarize_strata(strata)
+    np.testing.assert_allclose([summary.ci_low, summary.ci_high], intervals["ours"][:, 0], atol=1.0)
+    pair = library.get_interval_estimates(
+        {"pair": (ours, theirs)}, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=200
+    )[1]["pair"]
+    found = improvement(strata, others)
+    np.testing.assert_allclose([found.ci_low, found.ci_high], pair[:, 0], atol=0.06)

@@ -296,7 +296,7 @@ def test_a_cell_may_name_a_run_beside_its_study(tmp_path, write_run):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"schema": "wmrl.study/v9"}, "schema 'wmrl.study/v9'; this version reads 'wmrl.study/v1'"),
-    ({"paper": "iql_tdmpc"}, r"did you mean 'iql_td_mpc'.*known: iql_td_mpc"),
+    ({"paper": "iql_tdmpc"}, r"did you mean 'iql_td_mpc'.*known: iq_mpc, iql_td_mpc"),
     ({"table": "table4"}, "table 'table4' is none of the paper's .table1, table2, table3."),
     ({"stand_ins": None}, "stand_ins"),
     ({"cells": [planned(row="maze2d-umaze-v2")]}, "row 'maze2d-umaze-v2' .did you mean 'maze2d-umaze-v1'"),
@@ -328,3 +328,26 @@ def test_the_page_with_a_table_is_well_formed_offline_and_escaped(pair):
     page.feed(page_text)
     page.close()
     assert (page.open, page.fetched) == ([], [])
+
+
+def test_success_rates_and_correlations_stand_beside_the_papers(tmp_path, write_run):
+    """IQ-MPC's tables: of Table 1 the success rate, of Table 7 what `wmrl analyse reward` wrote; a figure is named as one."""
+    card = {"name": "wmrl/expert/x-v0", "stand_in": None, "ref_min_score": None, "ref_max_score": None}
+    for seed, score in enumerate((80.0, 90.0)):
+        folder = write_run(f"x/iq_mpc-flat-s{seed}", "iq_mpc", seed, (10.0, score), card=card)
+        (folder / "rewards.json").write_text(json.dumps({"pearson": 0.5 + 0.25 * seed}))
+    about = {"schema": "wmrl.study/v1", "paper": "iq_mpc", "stand_ins": False}
+    cell = {"dataset": "wmrl/expert/x-v0", "column": "iq_mpc", "variant": "flat", "manager": None, "blocked": None}
+    for table, row in (("table1", "key-turn"), ("table7", "hopper-hop"), ("figure6", "hopper-hop")):
+        cells = [{**cell, "row": row, "seed": seed, "run": f"x/iq_mpc-flat-s{seed}"} for seed in (0, 1)]
+        (tmp_path / f"runs/study-{table}.json").write_text(json.dumps({**about, "table": table, "cells": cells}))
+    (tmp_path / "runs/study.json").write_text((tmp_path / "runs/study-table1.json").read_text())
+    page, numbers = write_report([tmp_path / "runs"], tmp_path / "page.html")
+    found = json.loads(numbers.read_text())
+    assert any("Fig. 6 is a figure" in warning for warning in found["warnings"])
+    success, pearson = found["studies"]
+    assert "0.85 ± 0.07" in as_text(success, 200) and "0.87 ± 0.03" in as_text(success, 200)
+    assert "0.62 ± 0.18" in as_text(pearson, 200) and "0.85 ± 0.07" in page.read_text()
+    (tmp_path / "runs/x/iq_mpc-flat-s1/rewards.json").unlink()
+    _, numbers = write_report([tmp_path / "runs"], tmp_path / "page.html")
+    assert any("wmrl analyse reward" in note for note in json.loads(numbers.read_text())["studies"][1]["notes"])

@@ -15,7 +15,7 @@ from ray import cloudpickle
 from tests.rllib import fakes
 from tests.studies import SweepLog, run_sweep, tiny_plan
 from wmrl_ray.config import ConfigError
-from wmrl_ray.rllib.trials import Outcome, _cause, run_trials
+from wmrl_ray.rllib.trials import Outcome, cause_of, run_trials
 from wmrl_ray.run import RunDir
 from wmrl_ray.study import Plan
 from wmrl_ray.sweep import Outcome as SweepOutcome
@@ -99,14 +99,14 @@ def test_a_trial_that_crashes_is_started_again_up_to_the_limit(tmp_path: Path, c
     assert "experiment" not in capfd.readouterr().out.lower()  # Tune's own displays are off: stdout is ours
 
 
-def test_the_cause_is_read_where_the_trial_wrote_it(tmp_path: Path) -> None:
+def test_thecause_of_is_read_where_the_trial_wrote_it(tmp_path: Path) -> None:
     """Tune copies it to the storage, which `trial.get_error()` reads, when it pleases."""
     pickled, text = tmp_path / "error.pkl", tmp_path / "error.txt"
     pickled.write_bytes(cloudpickle.dumps(ValueError("boom\nin two lines")))
     text.write_text("Failure # 1\nlost\n")
-    assert _cause(SimpleNamespace(pickled_error_file=str(pickled), error_file=str(text))) == "ValueError: in two lines"
-    assert _cause(SimpleNamespace(pickled_error_file=None, error_file=str(text))) == "lost"
-    assert _cause(SimpleNamespace(pickled_error_file=None, error_file=None)) == "no message"
+    assert cause_of(SimpleNamespace(pickled_error_file=str(pickled), error_file=str(text))) == "ValueError: in two lines"
+    assert cause_of(SimpleNamespace(pickled_error_file=None, error_file=str(text))) == "lost"
+    assert cause_of(SimpleNamespace(pickled_error_file=None, error_file=None)) == "no message"
 
 
 def test_all_trials_stop_when_asked(tmp_path: Path) -> None:
@@ -125,3 +125,16 @@ def test_all_trials_stop_when_asked(tmp_path: Path) -> None:
 def test_gpus_that_the_cluster_lacks_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"0.5 GPUs for each run, but the cluster has 0"):
         run_trials(work, {"a": {}}, folder=tmp_path / ".tune", gpus_per_trial=0.5)
+
+
+def threads(spec: Any, report: Any) -> dict[str, Any]:
+    import torch
+
+    return {"torch": torch.get_num_threads(), "omp": os.environ.get("OMP_NUM_THREADS")}
+
+
+@pytest.mark.parametrize("cpus", [0.5, 2.0])
+def test_a_trial_has_one_thread_however_many_cpus_it_may_fill(tmp_path: Path, cpus: float) -> None:
+    """Of two cores; a share of one is packed."""
+    outcomes = run_trials(threads, {"a": None, "b": None}, folder=tmp_path / ".tune", cpus_per_trial=cpus)
+    assert [outcome.result and outcome.result["torch"] for outcome in outcomes.values()] == [1, 1], outcomes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,14 +18,20 @@ from wmrl_ray.cli.sweep_display import make_sweep_display, show_plan
 from wmrl_ray.config import ConfigError, check, from_dict
 
 if TYPE_CHECKING:
-    from wmrl_ray.study import Plan
+    from wmrl_ray.search import TuneSpec
+    from wmrl_ray.study import Plan, Study
     from wmrl_ray.sweep import Cell, Execute, Outcome
+    from wmrl_ray.sweep_search import RunSearch
+
+RESUMES = ("auto", "errored", "fresh")
+# Why: libraries count their threads when they are loaded, and trials that share cores must not each have one for every core
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def sweep(
     file_or_name: Annotated[
         str, typer.Argument(metavar="FILE_OR_NAME", help="YAML file of a study, or a name such as iql_td_mpc/table2.")
-    ],
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Where runs go; tables that share it share runs. Default: runs/PAPER[-stand-ins].")
     ] = None,
@@ -44,19 +52,41 @@ def sweep(
     num_cpus: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time, on a Ray started here. Default: CPUs of the machine.")
     ] = None,
+    cpus_per_run: Annotated[
+        float | None, typer.Option(min=0.0, help="Such as 0.5: two runs share a core. Default: the study's, or 1.")
+    ] = None,
     gpus_per_run: Annotated[
-        float | None, typer.Option(min=0.0, help="Such as 0.25: four runs share a GPU. Default: 0.")
+        float | None, typer.Option(min=0.0, help="Such as 0.25: four runs share a GPU. Default: the study's, or 0.")
     ] = None,
     max_failures: Annotated[
-        int | None, typer.Option(min=0, help="Times that a run which crashed is started again. Default: 2.")
+        int | None, typer.Option(min=0, help="Times that a run which crashed is started again. Default: the study's, or 3.")
     ] = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|errored|fresh",
+            help="auto: go on with what is unfinished; errored: also with what failed; fresh: set the old sweep aside.",
+        ),
+    ] = "auto",
+    print_schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of a study's YAML, and stop.", is_eager=True)
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines even on a terminal.")] = False,
 ) -> None:
     """Train every cell of a study: each Manager once for all its Workers, finished runs never again.
 
-    Ctrl-C or SIGTERM stop it, with a checkpoint of every run at work; the same command goes on from there.
+    Ctrl-C or SIGTERM stop it, with a checkpoint of every run at work; the same command goes on from there. Every evaluation is
+    in OUT/results.parquet.
     """
-    for option, value in (("num-cpus", num_cpus), ("gpus-per-run", gpus_per_run), ("max-failures", max_failures)):
+    if print_schema:
+        from wmrl_ray.schema import study_schema
+
+        print(json.dumps(study_schema(), indent=1))
+        return
+    check(bool(file_or_name), "name a study: a YAML file, or one of those that `wmrl sweep x` lists")
+    check(resume in RESUMES, f"--resume {resume!r}; allowed: {', '.join(RESUMES)}")
+    given = {"num-cpus": num_cpus, "cpus-per-run": cpus_per_run, "gpus-per-run": gpus_per_run, "max-failures": max_failures}
+    for option, value in given.items():
         check(not no_ray or value is None, f"--{option} {value} has no effect with --no-ray: one run after another, here")
     source = read_study(file_or_name)
     values: dict[str, Any] = {}
@@ -64,7 +94,7 @@ def sweep(
 
     from wmrl_ray.study import Study, expand
 
-    study = from_dict(Study, source.values)
+    study = _with_limits(from_dict(Study, source.values), cpus_per_run, gpus_per_run, max_failures)
     plan = expand(study, stand_ins=stand_ins, seeds=_numbers(seeds), overrides=values).select(only or [])
     if dry_run:
         show_plan(plan, as_json)
@@ -77,19 +107,29 @@ def sweep(
     from wmrl_ray.sweep import in_process
     from wmrl_ray.sweep import sweep as run_sweep
 
-    execute = in_process if no_ray else _on_ray(out, num_cpus, gpus_per_run or 0.0, 2 if max_failures is None else max_failures)
+    execute, run_search = (in_process, None) if no_ray else _on_ray(out, num_cpus, plan.tune)
     with display, stop:
-        results = run_sweep(plan, out, execute, display, stop)
+        results = run_sweep(plan, out, execute, display, stop, resume=resume, run_search=run_search)  # type: ignore[arg-type]
     display.summary(results)
-    _conclude(results, out, stop)
+    _conclude(results, plan, out, stop)
 
 
-def _on_ray(out: Path, num_cpus: int | None, gpus_per_run: float, max_failures: int) -> Execute:
+def _with_limits(study: Study, cpus_per_run: float | None, gpus_per_run: float | None, max_failures: int | None) -> Study:
+    """What the command line says of a run's share of the machine, in place of the file's `tune`."""
+    given = {"cpus_per_run": cpus_per_run, "gpus_per_run": gpus_per_run, "max_failures": max_failures}
+    tune = dataclasses.replace(study.tune, **{name: value for name, value in given.items() if value is not None})
+    return dataclasses.replace(study, tune=tune)
+
+
+def _on_ray(out: Path, num_cpus: int | None, tune: TuneSpec) -> tuple[Execute, RunSearch]:
     from wmrl_ray.rllib import compat
+    from wmrl_ray.rllib.search import run_search
     from wmrl_ray.sweep import on_ray
 
-    compat.init(num_cpus=num_cpus, logging_level="ERROR", log_to_driver=False)  # a Ray started here ends with the process
-    return on_ray(out, gpus_per_run=gpus_per_run, max_failures=max_failures)
+    # A Ray started here ends with the process
+    compat.init(num_cpus=num_cpus, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": THREADS})
+    execute = on_ray(out, cpus_per_run=tune.cpus_per_run, gpus_per_run=tune.gpus_per_run, max_failures=tune.max_failures)
+    return execute, run_search
 
 
 def _numbers(seeds: str | None) -> list[int] | None:
@@ -102,18 +142,30 @@ def _numbers(seeds: str | None) -> list[int] | None:
 
 def _require_something_to_run(plan: Plan) -> None:
     """Raises ConfigError, one line for each reason, when every cell is blocked."""
-    if all(cell.blocked for cell in plan.cells):
-        reasons = dict.fromkeys(cell.blocked for cell in plan.cells)
-        raise ConfigError(f"none of the {len(plan.cells)} cells can run:\n" + "\n".join(f"  {reason}" for reason in reasons))
+    planned = [*plan.cells, *plan.searches]
+    if all(one.blocked for one in planned):
+        reasons = dict.fromkeys(one.blocked for one in planned)
+        raise ConfigError(f"none of the {len(planned)} cells can run:\n" + "\n".join(f"  {reason}" for reason in reasons))
 
 
-def _conclude(results: list[tuple[Cell, Outcome]], out: Path, stop: StopRequest) -> None:
+def _conclude(results: list[tuple[Cell, Outcome]], plan: Plan, out: Path, stop: StopRequest) -> None:
     """Says how it ended and what to do next; the exit code tells failure (1) and Ctrl-C (130) from success, or SIGTERM (0)."""
+    from wmrl_ray.sweep_search import Record
+
+    for search in plan.searches:
+        if not search.blocked and (best := Record(search, out).best) is not None:
+            mean = f"{search.tune.metric} = {best['mean']:.4g}, mean over {len(best['values'])} seeds"
+            print(f"best of {search.prefix}: {best['name']} {json.dumps(best['point'])}, {mean}", file=sys.stderr)
     counts = Counter(outcome.state for _, outcome in results)
-    words = [f"{counts[state]} {state}" for state in ("finished", "failed", "waiting", "stopped", "blocked") if counts[state]]
+    words = [
+        f"{counts[state]} {state}"
+        for state in ("finished", "failed", "waiting", "stopped", "pruned", "blocked")
+        if counts[state]
+    ]
     print(f"{', '.join(words)} of {len(results)} cells\n{out}   (next: wmrl report {out})", file=sys.stderr)
     if stop.received is not None:
         print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED if stop.received.name == "SIGINT" else 0)
     if any(outcome.is_bad for _, outcome in results):
+        print("what has failed is not tried again before you ask for it: --resume errored", file=sys.stderr)
         raise typer.Exit(EXIT_ERROR)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from wmrl_ray.cli.display import JsonLines
+from wmrl_ray.space import point_name
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
+    from wmrl_ray.search import Search
     from wmrl_ray.study import Cell, Plan
     from wmrl_ray.sweep import Job, Outcome
 
-COLOURS = {"finished": "green", "failed": "red", "waiting": "yellow", "stopped": "yellow", "blocked": "dim"}
+COLOURS = {"finished": "green", "failed": "red", "waiting": "yellow", "stopped": "yellow", "pruned": "dim", "blocked": "dim"}
 SHOWN = 8  # runs in progress that a terminal shows
 
 
@@ -133,23 +136,59 @@ def show_plan(plan: Plan, as_json: bool, console: Console | None = None) -> None
         lines = JsonLines()
         for cell in plan.cells:
             lines.write({"event": "cell", **dataclasses.asdict(cell)})
+        for search in plan.searches:
+            lines.write({"event": "search", **_search_line(search)})
+            for point, seed in itertools.product(search.trials, search.configs):
+                run = search.run(point_name(point), seed)
+                config = search.config(point, seed)
+                lines.write({"event": "trial", "run": run, "seed": seed, "point": point, "config": config})
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = console or Console()
-    reasons = list(dict.fromkeys(cell.blocked for cell in plan.cells if cell.blocked))
+    reasons = list(dict.fromkeys(one.blocked for one in (*plan.cells, *plan.searches) if one.blocked))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, justify in (("run", "left"), ("dataset", "left"), ("updates", "right"), ("after", "left"), ("", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for cell in plan.cells:
         updates = f"{cell.config['num_updates']:,}" if cell.config else ""
         state = f"[yellow]blocked, see {reasons.index(cell.blocked) + 1}[/]" if cell.blocked else "[green]ready[/]"
-        table.add_row(cell.run, cell.dataset, updates, cell.manager or "", state)
+        table.add_row(cell.run, cell.dataset or cell.column, updates, cell.manager or "", state)
+    for search in plan.searches:
+        state = f"[yellow]blocked, see {reasons.index(search.blocked) + 1}[/]" if search.blocked else "[green]ready[/]"
+        for point in search.trials or [{}]:
+            name = point_name(point) if point else "?"
+            seeds = ",".join(map(str, search.configs))
+            settings = ", ".join(
+                f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items()
+            )
+            run = f"{search.prefix}-{name}-s[{seeds}]"
+            table.add_row(
+                escape(run), search.dataset or "", f"{search.rungs[-1]:,}", escape(settings or _chosen(search)), state
+            )
     console.print(table)
     ready = sum(not cell.blocked for cell in plan.cells)
     console.print(f"{len(plan.cells)} cells, {ready} of them ready, with {len(plan.managers)} Managers before them")
+    for search in plan.searches:
+        line = _search_line(search)
+        console.print(
+            f"search {search.prefix}: {line['num_samples']} trials x {len(search.configs)} seeds, {line['searcher']} points, "
+            f"scheduler {line['scheduler']}, judged by {line['metric']} ({line['mode']}) at {len(search.rungs)} updates up to "
+            f"{search.rungs[-1]:,}"
+        )
     _print_reasons(console, reasons)
+
+
+def _search_line(search: Search) -> dict[str, Any]:
+    about = {name: getattr(search, name) for name in ("row", "dataset", "column", "variant", "prefix", "rungs", "blocked")}
+    space = {setting: {one.kind: one.values} for setting, one in search.space.items()}
+    return {**about, "seeds": list(search.configs), "space": space, **dataclasses.asdict(search.tune)}
+
+
+def _chosen(search: Search) -> str:
+    return f"{search.tune.num_samples} points that {search.tune.searcher} chooses; every end of the space was checked"
 
 
 def _print_reasons(console: Console, reasons: Sequence[str | None]) -> None:

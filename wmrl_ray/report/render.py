@@ -89,6 +89,10 @@ def draw(groups: Sequence[Group], numbers: dict[str, Any]) -> dict[str, dict[str
     colors = figures.color_of([group.label for group in groups])
     drawn: dict[str, dict[str, Any]] = {}
     for scale in numbers["scales"]:
+        if scale["profiles"] is not None:
+            drawn[f"profiles of {scale['scale']}"] = {
+                "profile": figures.profile_figure(scale["profiles"], colors, scale["scale"])
+            }
         for dataset in scale["datasets"]:
             members = [group for group in groups if group.dataset == dataset["name"]]
             losses = [(group.label, svg) for group in members if (svg := figures.loss_figure(group, colors[group.label]))]

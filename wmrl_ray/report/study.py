@@ -19,7 +19,12 @@ from wmrl_ray.report.summary import experiment_of, scale_of
 from wmrl_ray.study import SCHEMA
 
 WITHOUT_TABLE = "its runs are in the report without a table"
+SCORE, PEARSON = "eval/score_mean", "reward/pearson"
 ALPHA = 0.05  # the papers' level of significance
+MISSING = {
+    "eval/success_mean": "its environment does not say what a success is",
+    PEARSON: "no rewards.json: wmrl analyse reward RUN -o RUN/rewards.png",
+}
 CELL_KEYS = ("row", "column", "variant", "seed", "run")
 
 Cell = dict[str, Any]  # of study.json: one run that is planned
@@ -39,6 +44,11 @@ class Study:
     @property
     def table(self) -> dict[str, Any]:
         return self.paper["tables"][self.key]
+
+    @property
+    def metric(self) -> str:
+        """What the table holds: scores, success rates, or correlations of rewards."""
+        return self.table.get("metric", SCORE)
 
 
 class NotInPaperError(ConfigError):
@@ -104,6 +114,9 @@ def read_study(path: Path) -> Study:
     except NotInPaperError as error:
         raise NotInPaperError(f"{path}: {error}; {WITHOUT_TABLE}") from error
     key = str(values.get("table"))
+    if (figure := paper.get("figures", {}).get(key)) is not None:
+        only = f"{figure['title']} is a figure, whose values the paper's text does not give"
+        raise NotInPaperError(f"{path}: {only}; its runs are in the report with their curves")
     if key not in paper["tables"]:
         printed = ", ".join(paper["tables"])
         raise NotInPaperError(f"{path}: table {key!r} is none of the paper's ({printed}); {WITHOUT_TABLE}")
@@ -188,7 +201,8 @@ def summarize_study(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
         cells = []
         for column in table["columns"]:
             arms = {arm: planned[name, column, arm] for arm in table["arms"]}
-            cells.append(_cell(study, column, printed[column], arms, known, mixed, notes))
+            value = table.get("points", {}).get(study.point, {}).get(name, printed)[column]
+            cells.append(_cell(study, column, value, arms, known, mixed, notes))
         if table["form"] == "score":
             _mark_best(cells)
         # Why none that is blocked: it may name the original that no stand-in was made of
@@ -238,7 +252,7 @@ def _cell(
                 kept[arm].append(run)
     runs = [run for members in kept.values() for run in members]
     scales = {(scale_of(run), run.dataset.get("ref_min_score"), run.dataset.get("ref_max_score")) for run in runs}
-    if len(scales) > 1:  # Why the references too: each dataset of its own defines a scale of its own
+    if len(scales) > 1 and study.metric == SCORE:  # Why the references too: each dataset of its own defines a scale of its own
         names = sorted({str(run.dataset.get("name")) for run in runs})
         reasons.append(f"scores on different scales are neither averaged nor compared: {', '.join(names)}")
         kept = {arm: [] for arm in kept}
@@ -249,13 +263,13 @@ def _cell(
         reasons += _uneven(members, [manager for manager in managers if manager is not None])
         if any((cell["row"], arm, cell["seed"]) in mixed for cell in cells):
             reasons.append("Workers of the same seed were trained on different datasets: with other intents, or other data")
-    arms = {arm: _arm(members, len(planned[arm])) for arm, members in kept.items()}
+    arms = {arm: _arm(members, len(planned[arm]), study.metric) for arm, members in kept.items()}
     cell = {"column": column, "paper": dict(printed), "arms": arms, "delta": None, "p": None, "why_no_test": None}
-    cell |= {"verdict": None, "bold": False, "delta_to_paper": None}
+    cell |= {"verdict": None, "bold": False, "delta_to_paper": None, "digits": 1 if study.metric == SCORE else 2}
     shown = all(arm["seeds"] for arm in arms.values())
     if len(arms) == 2 and shown:
         cell |= _compare(*arms.values())
-    elif len(arms) == 1 and shown and {scale for scale, *_ in scales} == {"published"}:
+    elif len(arms) == 1 and shown and study.metric == SCORE and {scale for scale, *_ in scales} == {"published"}:
         cell["delta_to_paper"] = next(iter(arms.values()))["mean"] - printed["mean"]
     return cell | {"notes": sorted({notes.number(reason) for reason in reasons})}
 
@@ -284,13 +298,15 @@ def _why_left_out(study: Study, cell: Cell, run: Run | None) -> str | None:
     if (run.algorithm, run.seed) != (cell["column"], cell["seed"]):
         return f"left out: {cell['run']} is {run.algorithm} with seed {run.seed}, not what study.json says"
     scale = scale_of(run)
-    if scale == "returns":
+    if scale == "returns" and study.metric == SCORE:
         return f"no score: dataset {run.dataset.get('name')} has no reference scores"
     if (scale == "stand_in") != study.stand_ins:
         other = "stand-ins" if study.stand_ins else "no stand-ins"
         is_one = "is a stand-in" if scale == "stand_in" else "is not a stand-in"
         return f"left out: dataset {run.dataset.get('name')} {is_one}, and this study is on {other}"
-    return "no evaluation yet" if run.final("eval/score_mean") is None else None
+    if not run.evaluations:
+        return "no evaluation yet"
+    return None if _measured(run, study.metric) is not None else MISSING.get(study.metric, "no evaluation yet")
 
 
 def _uneven(runs: Sequence[Run], managers: Sequence[Run]) -> list[str]:
@@ -307,10 +323,24 @@ def _uneven(runs: Sequence[Run], managers: Sequence[Run]) -> list[str]:
     return reasons
 
 
-def _arm(runs: Sequence[Run], num_planned: int) -> dict[str, Any]:
+def _measured(run: Run, metric: str) -> float | None:
+    """Of the last evaluation; a correlation of rewards is in rewards.json, which `wmrl analyse reward` writes."""
+    if metric != PEARSON:
+        return run.final(metric)
+    file = run.path / "rewards.json"
+    try:
+        value = json.loads(file.read_text())["pearson"] if file.exists() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({type(error).__name__}: {error}); write it again: wmrl analyse reward"
+        ) from error
+    return None if value is None else float(value)
+
+
+def _arm(runs: Sequence[Run], num_planned: int, metric: str) -> dict[str, Any]:
     """One arm: the last evaluation of each seed (never the best one); std is the sample deviation, None for one seed."""
     runs = sorted(runs, key=lambda run: run.seed)
-    scores = [float(score) for run in runs if (score := run.final("eval/score_mean")) is not None]
+    scores = [float(score) for run in runs if (score := _measured(run, metric)) is not None]
     return {
         "num_planned": num_planned,
         "seeds": [run.seed for run in runs],

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from wmrl_ray.config import flatten
 from wmrl_ray.report.runs import Run
-from wmrl_ray.report.stats import summarize, summarize_strata
+from wmrl_ray.report.stats import improvement, performance_profile, summarize, summarize_strata
 
 # Where a run was computed, not what was computed: runs that differ only here are seeds of one experiment.
-NOT_AN_EXPERIMENT = {"seed", "device", "log_every", "checkpoint_every", "num_eval_runners", "envs_per_runner"}
+NOT_AN_EXPERIMENT = {"seed", "device", "log_every", "checkpoint_every", "num_to_keep", "num_eval_runners", "envs_per_runner"}
+
+PROFILE_POINTS = 101
 
 SCALES = {  # one table each, never mixed: a score of 60 on one is not a 60 on the other
     "stand_in": "Stand-in datasets",
@@ -30,9 +35,14 @@ D4RL_NAME = re.compile(
 )
 
 
+# The folder of a Worker in a sweep: bc-intents-skip4-s0. Each seed's dataset has the intents of a Manager of its own.
+WORKER = re.compile(r"[^/]+?-(?P<variant>(?P<kind>intents|random)(-.+)?)-s\d+")
+WITH = {"intents": "with intents", "random": "with random vectors"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The runs of one experiment on one dataset, which differ only in the seed."""
+    """The runs of one experiment on one dataset, which differ only in the seed, and in their Managers' seed."""
 
     label: str  # algorithm, with the settings that tell it from its siblings
     dataset: str
@@ -59,7 +69,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     names = _dataset_names(runs)
     members: dict[tuple, list[Run]] = defaultdict(list)
     for run in runs:
-        members[(scale_of(run), names[_dataset_key(run)], run.algorithm, experiment_of(run))].append(run)
+        experiment = experiment_of(run) + ((("variant", worker["variant"]),) if (worker := _worker(run)) else ())
+        members[(scale_of(run), names[_dataset_key(run)], run.algorithm, experiment)].append(run)
     siblings: dict[tuple, list[tuple]] = defaultdict(list)
     for *where, experiment in members:
         siblings[tuple(where)].append(experiment)
@@ -77,7 +88,7 @@ def summarize_report(groups: Sequence[Group]) -> dict[str, Any]:
     scales = []
     for scale, title in SCALES.items():
         if members := [group for group in groups if group.scale == scale]:
-            scales.append({"scale": scale, "title": title, **_scale(scale, members)})
+            scales.append({"scale": scale, "title": title, **_scale(scale, members), **_over_datasets(members)})
     for group in groups:
         warnings += _group_warnings(group)
     return {
@@ -122,19 +133,40 @@ def _row(group: Group) -> dict[str, Any] | None:
 
 def _aggregate(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Over all datasets of one scale, for experiments that were run on every one of them (nothing else is comparable)."""
+    return [
+        {"label": label, "datasets": len(strata), "score": dataclasses.asdict(summarize_strata(strata))}
+        for label, strata in _on_every_dataset(groups).items()
+    ]
+
+
+def _over_datasets(groups: Sequence[Group]) -> dict[str, Any]:
+    """The performance profiles of the same experiments, and for each pair of them how likely the first one's run is better."""
+    every = _on_every_dataset(groups)
+    values = [value for strata in every.values() for stratum in strata for value in stratum]
+    if len(every) < 2:
+        return {"profiles": None, "improvement": []}
+    grid = np.linspace(min(0.0, min(values)), max(100.0, max(values)), PROFILE_POINTS)
+    curves = {label: performance_profile(strata, grid) for label, strata in every.items()}
+    profiles = {"tau": grid.tolist(), "curves": {label: [c.tolist() for c in curve] for label, curve in curves.items()}}
+    pairs = [
+        {"first": first, "second": second, **dataclasses.asdict(improvement(every[first], every[second]))}
+        for first, second in itertools.combinations(every, 2)
+    ]
+    return {"profiles": profiles, "improvement": pairs}
+
+
+def _on_every_dataset(groups: Sequence[Group]) -> dict[str, list[list[float]]]:
+    """label -> its scores on each dataset, for labels that have some on all of at least two."""
     datasets = {group.dataset for group in groups}
     if len(datasets) < 2 or groups[0].scale == "returns":
-        return []
-    rows = []
+        return {}
+    found = {}
     for label in dict.fromkeys(group.label for group in groups):
-        strata = [
-            [value for run in group.runs if (value := run.final(group.metric)) is not None]
-            for group in groups
-            if group.label == label
-        ]
-        if len(strata) == len(datasets) and all(strata):
-            rows.append({"label": label, "datasets": len(strata), "score": dataclasses.asdict(summarize_strata(strata))})
-    return rows
+        own = {group.dataset: group for group in groups if group.label == label}
+        scores = [[v for r in group.runs if (v := r.final(group.metric)) is not None] for _, group in sorted(own.items())]
+        if len(own) == len(datasets) and all(scores):
+            found[label] = scores
+    return found
 
 
 def _group_warnings(group: Group) -> list[str]:
@@ -236,7 +268,15 @@ def _what_differs(experiment: tuple, siblings: Sequence[tuple]) -> str:
     return f" ({', '.join(own)})" if own else ""
 
 
+def _worker(run: Run) -> re.Match[str] | None:
+    """Of a sweep's Worker, whose dataset without the vectors is known: its seeds belong together."""
+    return WORKER.fullmatch(run.path.name) if run.dataset.get("base_sha256") else None
+
+
 def _dataset_key(run: Run) -> tuple[str, str]:
+    if worker := _worker(run):  # Why not its own sha256: that is another one for every seed
+        name, sha = run.base
+        return f"{name} {WITH[worker['kind']]}", f"{sha}-{run.dataset.get('obs_dim')}"
     name = run.dataset.get("name") or run.dataset.get("uri") or run.config.get("dataset")
     return str(name), str(run.dataset.get("sha256") or "")
 

@@ -30,7 +30,8 @@ def ours(cell: Mapping[str, Any]) -> str:
     if all(arm["mean"] is None for arm in arms):
         return "–"
     if len(arms) == 1:
-        text = number(arms[0]["mean"]) + ("" if arms[0]["std"] is None else f" ± {number(arms[0]['std'])}")
+        digits = cell["digits"]
+        text = number(arms[0]["mean"], digits) + ("" if arms[0]["std"] is None else f" ± {number(arms[0]['std'], digits)}")
     else:
         text = " → ".join(number(arm["mean"]) for arm in arms)
     text += "" if cell["delta"] is None else f" ({signed(cell['delta'])})"
@@ -56,7 +57,7 @@ def papers(cell: Mapping[str, Any]) -> str:
     """`51 → 86 (+35)` or `52.0 ± 46.0`: the digits that the paper prints. Behind it ours minus the paper's, on D4RL only."""
     printed = cell["paper"]
     if "mean" in printed:
-        text = f"{printed['mean']} ± {printed['std']}"
+        text = f"{printed['mean']}" + ("" if printed["std"] is None else f" ± {printed['std']}")
         text += "" if cell["delta_to_paper"] is None else f" (ours {signed(cell['delta_to_paper'])})"
     else:
         delta = printed["ours"] - printed["baseline"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import gymnasium as gym
 import numpy as np
@@ -144,7 +144,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             "num_eval_runners": self.evaluation_num_env_runners,
             "envs_per_runner": self.num_envs_per_env_runner,
             "learner_resources": dict(self.learner_resources),
-            "runner_resources": {**(self.custom_resources_per_env_runner or {})},
+            "runner_resources": dict(cast("dict[str, float]", self.custom_resources_per_env_runner or {})),
             "call_timeout_s": self.call_timeout_s,
             "online": dict(self.online),
             "agent": dict(self.agent),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import cloudpickle, tune
 
 from wmrl_ray.config import check
@@ -53,11 +54,12 @@ def run_trials(
     folder: Path,
     on_progress: Callable[[str, Values], None] = lambda name, values: None,
     on_end: Callable[[str, Outcome], None] = lambda name, outcome: None,
+    cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
-    max_failures: int = 2,
+    max_failures: int = 3,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Outcome]:
-    """Runs `work(spec, report)` for each spec in an actor of its own, with one CPU, on the Ray that runs already.
+    """Runs `work(spec, report)` for each spec in an actor of its own, with one thread, on the Ray that runs already.
 
     The specs are started in their order, as many at a time as there are CPUs (and GPUs, if any are asked for).
 
@@ -65,6 +67,7 @@ def run_trials(
         work: importable by the workers. What it passes to `report` goes to `on_progress`. An exception or the death of its
             process is a failure, and it is called again; what should not be tried again belongs into its result.
         specs: by name.
+        cpus_per_trial: as Tune counts them: how many trials share a node. 0.5: two on a core.
         folder: of Tune's own records; replaced, and deleted when all went well.
         on_end: called once for each trial, as it ends.
         should_stop: asked all the time. True tells the trials, and ends those that have not ended by themselves `STOP_S` later.
@@ -74,19 +77,15 @@ def run_trials(
     """
     gpus = ray.cluster_resources().get("GPU", 0)
     check(gpus_per_trial <= gpus, f"{gpus_per_trial:g} GPUs for each run, but the cluster has {gpus:g}")
-    # Why: datasets and modules may be named relative to where the user stands; and Ctrl-C is `should_stop`'s
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"], os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "0", "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its header goes to stdout at any verbosity
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs record themselves
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors come home in the outcomes
+    quiet_tune()
     shutil.rmtree(folder, ignore_errors=True)
     stop_file = folder.resolve().with_name(f"{folder.name}.stop")  # Why a file: the folder is shared by all nodes already
     stop_file.unlink(missing_ok=True)
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, work=work, specs=dict(specs), report=Report(stop_file)), {"cpu": 1, "gpu": gpus_per_trial}
+        tune.with_parameters(_trial, work=work, specs=dict(specs), report=Report(stop_file)),
+        {"cpu": cpus_per_trial, "gpu": gpus_per_trial},
     )
-    listener = _Listener(on_progress, on_end)
+    listener, working = _Listener(on_progress, on_end), Working()
     tuner = tune.Tuner(
         trainable,
         param_space={"name": tune.grid_search(list(specs))},
@@ -94,9 +93,9 @@ def run_trials(
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent.resolve()),
-            callbacks=[listener],
+            callbacks=[listener, working],
             failure_config=tune.FailureConfig(max_failures=max_failures),
-            stop=_Stop(should_stop, stop_file, listener),
+            stop=Stopper(should_stop, stop_file, working),
             verbose=0,
         ),
     )
@@ -110,7 +109,19 @@ def run_trials(
     return outcomes
 
 
+def quiet_tune() -> None:
+    """Tune's settings through the environment of this process."""
+    # Why: datasets and modules may be named relative to where the user stands; and Ctrl-C is `should_stop`'s
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"], os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "0", "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its header goes to stdout at any verbosity
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the runs record themselves
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that failed has no metric
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors come home in the outcomes
+
+
 def _trial(config: Values, work: Callable[[Any, Report], Values], specs: Mapping[str, Any], report: Report) -> None:
+    torch.set_num_threads(1)  # Why: Ray gives a process as many as it has CPUs; trials share cores, and each is one stream
     if not report.should_stop():  # Why: while some write their checkpoints, Tune starts others in the place of those that have
         tune.report({RESULT: work(specs[config["name"]], report)})
 
@@ -119,22 +130,40 @@ def _name(trial: Any) -> str:
     return str(trial.config["name"]).replace("/", "__")
 
 
-class _Stop(tune.Stopper):
-    def __init__(self, should_stop: Callable[[], bool], stop_file: Path, listener: _Listener):
-        self._should_stop, self._stop_file, self._listener = should_stop, stop_file, listener
-        self._working: set[str] | None = None  # those that were, when all were asked to stop
+class Working(tune.Callback):
+    """The ids of the trials that are at work."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ids.add(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ids.discard(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ids.discard(trial.trial_id)
+
+
+class Stopper(tune.Stopper):
+    """Asked to stop, tells the trials by `stop_file`, and ends all when those at work have ended, or `STOP_S` later."""
+
+    def __init__(self, should_stop: Callable[[], bool], stop_file: Path, working: Working):
+        self._should_stop, self._stop_file, self._working = should_stop, stop_file, working
+        self._awaited: set[str] | None = None  # those that were at work when all were asked to stop
         self._deadline = math.inf
 
     def __call__(self, trial_id: str, result: Values) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        if self._working is None:
+        if self._awaited is None:
             if not self._should_stop():
                 return False
-            self._working, self._deadline = set(self._listener.working), time.monotonic() + STOP_S
+            self._awaited, self._deadline = set(self._working.ids), time.monotonic() + STOP_S
             self._stop_file.touch()
-        return not (self._working & self._listener.working) or time.monotonic() > self._deadline
+        return not (self._awaited & self._working.ids) or time.monotonic() > self._deadline
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Why: Tune writes it to disk for a restore, which is not done here
@@ -144,13 +173,6 @@ class _Listener(tune.Callback):
     def __init__(self, on_progress: Callable[[str, Values], None], on_end: Callable[[str, Outcome], None]):
         self._on_progress, self._on_end = on_progress, on_end
         self.outcomes: dict[str, Outcome] = {}
-        self.working: set[str] = set()
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.working.add(trial.config["name"])
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.working.discard(trial.config["name"])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Values, **info: Any) -> None:
         name = trial.config["name"]
@@ -161,9 +183,8 @@ class _Listener(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["name"]
-        self.working.discard(name)
         if name not in self.outcomes:
-            self._end(name, Outcome(error=_cause(trial)))
+            self._end(name, Outcome(error=cause_of(trial)))
 
     def _end(self, name: str, outcome: Outcome) -> None:
         self.outcomes[name] = outcome
@@ -173,7 +194,7 @@ class _Listener(tune.Callback):
         return {}
 
 
-def _cause(trial: Any) -> str:
+def cause_of(trial: Any) -> str:
     """One line: the error of the trial's last attempt."""
     # Why not trial.get_pickled_error(): it reads the storage's copy of this file, which may not be there yet
     if trial.pickled_error_file is None:

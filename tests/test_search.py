@@ -1,0 +1,242 @@
+"""Searches before anything runs: what is drawn, which cells and trials a plan has, what is refused; and a fork of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.studies import run_sweep, tiny_plan, tiny_values
+from wmrl_ray import checkpoint
+from wmrl_ray.config import ConfigError, from_dict
+from wmrl_ray.fork import fork, lineage
+from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.search_trial import run_trial, train_until
+from wmrl_ray.space import corners, draw, make_space, point_name
+from wmrl_ray.study import Study, expand
+from wmrl_ray.sweep import in_process
+from wmrl_ray.train import train
+
+LR = {"agent.lr": {"loguniform": [1e-4, 1e-2]}}
+KINDS = {
+    "a": {"uniform": [0, 1]},
+    "b": {"loguniform": ["1e-4", 1]},
+    "c": {"quniform": [1, 2, 0.25]},
+    "d": {"randint": [3, 6]},
+    "e": {"lograndint": [1, 1000]},
+    "f": {"choice": ["x", "y", None]},
+}
+
+
+def test_draws_are_of_their_kind_and_the_same_again() -> None:
+    space = make_space(KINDS)
+    points = draw(space, 400, seed=1)
+    assert points == draw(space, 400, seed=1) and points[:10] == draw(space, 10, seed=1)
+    assert points[:10] != draw(space, 10, seed=2)
+    columns = {key: [point[key] for point in points] for key in KINDS}
+    assert all(0 <= a < 1 for a in columns["a"]) and abs(sum(columns["a"]) / 400 - 0.5) < 0.05
+    assert sum(b < 1e-2 for b in columns["b"]) / 400 == pytest.approx(0.5, abs=0.08)  # half of the decades
+    assert set(columns["c"]) == {1, 1.25, 1.5, 1.75, 2} and set(columns["d"]) == {3, 4, 5}
+    assert min(columns["e"]) >= 1 and max(columns["e"]) <= 999 and all(isinstance(e, int) for e in columns["e"])
+    assert set(columns["f"]) == {"x", "y", None}
+
+
+def test_another_setting_changes_nothing_of_what_one_draws() -> None:
+    alone, both = draw(make_space(LR), 5, 0), draw(make_space({**LR, "batch_size": {"randint": [8, 64]}}), 5, 0)
+    assert [point["agent.lr"] for point in both] == [point["agent.lr"] for point in alone]
+
+
+def test_every_end_is_in_a_corner_and_what_leaves_the_space_is_clipped() -> None:
+    space = make_space(KINDS)
+    found = corners(space)
+    assert {point["d"] for point in found} == {3, 5} and {point["f"] for point in found} == {"x", "y", None}
+    assert [space["d"].clip(v) for v in (2.4, 4.8, 7)] == [3, 4, 5] and space["c"].clip(1.3) == 1.25
+    assert point_name({"x": 1, "y": 2}) == point_name({"y": 2, "x": 1}) != point_name({"x": 1, "y": 3})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search": {"agent.lr": {"loguniforme": [1, 2]}}}, r"unknown kind 'loguniforme' \(did you mean 'loguniform'\?\)"),
+        ({"search": {"agent.lr": {"uniform": [1]}}}, "uniform takes 2 numbers"),
+        ({"search": {"agent.lr": {"uniform": [2, 1]}}}, "the first must be below the second"),
+        ({"search": {"agent.lr": {"loguniform": [0, 1]}}}, "a logarithm needs positive bounds"),
+        ({"search": {"agent.lr": {"randint": [0.5, 1]}}}, "whole numbers are needed"),
+        ({"search": {"agent.lr": {"choice": [1, 1]}}}, "one of them is there twice"),
+        ({"search": {"agent.lrr": {"uniform": [1, 2]}}}, r"plane/bc-baseline-t.*unknown key 'agent.lrr'"),
+        ({"search": LR, "grid": {"agent.lr": [0.1]}}, "agent.lr: in grid and in search"),
+        ({"search": {"seed": {"randint": [0, 9]}}}, "seeds are an axis of their own"),
+        ({"tune": {"num_samples": 3}}, "tune draws from search"),
+        ({"tune": {"schedular": "asha"}}, r"unknown key 'tune.schedular' \(did you mean 'scheduler'\?\)"),
+        ({"search": LR, "tune": {"scheduler": "ashe"}}, "tune.scheduler = 'ashe'"),
+        ({"search": LR, "tune": {"scheduler": "pbt", "searcher": "optuna", "num_samples": 4}}, "a population starts at random"),
+        ({"search": LR, "tune": {"scheduler": "asha", "num_samples": 4}}, "eval_every = 0; tune.scheduler judges runs"),
+        (
+            {"search": {"agent.lr": {"uniform": [-1, 1]}}, "tune": {"searcher": "optuna"}, "run": {"eval_every": 2}},
+            r"plane/bc-baseline, {'agent.lr': -1}: agent: lr = -1.0; it must be positive",
+        ),
+        ({"run": {"num_learners": 2}}, "num_learners = 2; a run of a sweep is one process"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_starts(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    values = tiny_values(tmp_path, variants={"baseline": {}}, columns=["bc"])
+    values |= {**changes, "run": {**values["run"], **changes.get("run", {})}}
+    with pytest.raises(ConfigError, match=message):
+        expand(from_dict(Study, values))
+
+
+def test_random_points_are_cells_each_on_every_seed(tmp_path: Path) -> None:
+    plan = tiny_plan(
+        tmp_path,
+        variants={"baseline": {}},
+        columns=["bc"],
+        seeds=[0, 1],
+        search=LR,
+        tune={"num_samples": 3},
+        grid={"batch_size": [8, 4]},
+    )
+    assert len(plan.cells) == 3 * 2 * 2 and not plan.searches
+    assert len({cell.run for cell in plan.cells}) == 12
+    cell = next(c for c in plan.cells if c.point["batch_size"] == 4 and c.seed == 1)
+    drawn = {"agent.lr": cell.point["agent.lr"]}
+    assert cell.variant == f"baseline-batch_size4-{point_name(drawn)}" and cell.run == f"plane/bc-{cell.variant}-s1"
+    assert cell.config is not None and (cell.config["batch_size"], cell.config["agent"]["lr"]) == (4, drawn["agent.lr"])
+    assert {tuple(c.point.items()) for c in plan.cells if c.seed == 0} == {tuple(c.point.items()) for c in plan.cells if c.seed}
+
+
+def test_an_adaptive_search_is_one_for_all_seeds_of_a_cell(tmp_path: Path) -> None:
+    run = {**tiny_values(tmp_path)["run"], "eval_every": 2, "num_updates": 6}
+    tune = {"scheduler": "asha", "num_samples": 3}
+    plan = tiny_plan(tmp_path, variants={"baseline": {}}, seeds=[0, 1], run=run, search=LR, tune=tune)
+    assert plan.cells == [] and [search.key for search in plan.searches] == [("plane", n, "baseline") for n in ("bc", "td3_bc")]
+    search = plan.select(["*/bc"]).searches[0]
+    assert (list(search.configs), search.rungs, len(search.trials)) == ([0, 1], [2, 4, 6], 3)
+    name = point_name(search.trials[0])
+    assert search.run(name, 1) == f"plane/bc-baseline-{name}-s1"
+    assert search.config(search.trials[0], 1)["agent"]["lr"] == search.trials[0]["agent.lr"]
+    optuna = tiny_plan(tmp_path, variants={"baseline": {}}, run=run, search=LR, tune={"searcher": "optuna"})
+    assert optuna.searches[0].trials == []
+
+
+def test_a_trial_reports_the_mean_over_its_seeds_and_repeats_nothing(tmp_path: Path) -> None:
+    run = {**tiny_values(tmp_path)["run"], "eval_every": 2}
+    plan = tiny_plan(
+        tmp_path, variants={"baseline": {}}, seeds=[0, 1], run=run, search=LR, tune={"scheduler": "asha"}, columns=["bc"]
+    )
+    search, out, reports = plan.searches[0], tmp_path / "out", []
+    point = search.trials[0]
+    result = run_trial(search, out, "t0", point, reports.append)
+    assert [r["update"] for r in reports] == [2, 4] and result["state"] == "finished"
+    runs = [RunDir(out / search.run("t0", seed)) for seed in (0, 1)]
+    returns = [[line["eval/return_mean"] for line in r.read_metrics() if "eval/return_mean" in line] for r in runs]
+    assert [r["values"] for r in reports] == [list(both) for both in zip(*returns, strict=True)]
+    assert reports[0]["eval/return_mean"] == pytest.approx(sum(reports[0]["values"]) / 2) and returns[0] != returns[1]
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+    again: list[dict[str, Any]] = []
+    run_trial(search, out, "t0", point, again.append)
+    assert again == reports and files == {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+
+
+def test_a_run_that_stops_at_an_evaluation_is_the_run_that_never_stopped(tmp_path: Path) -> None:
+    config = from_dict(RunConfig, {**bc_settings(tmp_path), "num_updates": 8})
+    for rung in (2, 6, 8):
+        train_until(config, tmp_path / "pieces", rung)
+    train(config, tmp_path / "whole")
+    pieces, whole = (RunDir(tmp_path / name).read_metrics() for name in ("pieces", "whole"))
+    times = ("time_s", "time/updates_per_s")
+    assert [{k: v for k, v in line.items() if k not in times} for line in pieces] == [
+        {k: v for k, v in line.items() if k not in times} for line in whole
+    ]
+
+
+def bc_settings(folder: Path) -> dict[str, Any]:
+    values = tiny_values(folder / "data", variants={"baseline": {}}, columns=["bc"])
+    cell = expand(from_dict(Study, {**values, "run": {**values["run"], "eval_every": 2}})).cells[0]
+    assert cell.config is not None
+    return cell.config
+
+
+def test_a_fork_goes_on_from_the_others_state_with_its_own_settings(tmp_path: Path) -> None:
+    values = bc_settings(tmp_path)
+    config = from_dict(RunConfig, values)
+    train_until(config, tmp_path / "donor", 2)
+    point = {"agent.lr": 0.5}
+    other = from_dict(RunConfig, {**values, "agent": {**values["agent"], "lr": 0.5}})
+    donor = RunDir(tmp_path / "donor")
+    made = fork(donor.checkpoint_path(2), donor.path, other, tmp_path / "made", point)
+    assert made.config().agent["lr"] == 0.5 and made.newest_checkpoint() == made.checkpoint_path(2)
+    before, after = (checkpoint.load(run.checkpoint_path(2))[0]["agent"] for run in (donor, made))
+    for key, tensor in before["model"].items():
+        assert torch.equal(tensor, after["model"][key])
+    groups = [state["optimizers"] for state in (before, after)]
+    lrs = [{group["lr"] for optimizer in each.values() for group in optimizer["param_groups"]} for each in groups]
+    assert lrs == [{values["agent"]["lr"]}, {0.5}]
+    moments = [next(iter(next(iter(each.values()))["state"].values()))["exp_avg"] for each in groups]
+    assert torch.equal(*moments) and moments[0].abs().sum() > 0
+    assert lineage(made.path) == [
+        {"run": "donor", "from_update": 0, "from_run": None, "settings": None},
+        {"run": "made", "from_update": 2, "from_run": "donor", "settings": point},
+    ]
+    train(other, made.path, resume=True)
+    assert [line["update"] for line in made.read_metrics() if "eval/return_mean" in line] == [2, 4]
+    assert donor.read_metrics() == made.read_metrics()[: len(donor.read_metrics())]
+    wider = from_dict(RunConfig, {**values, "agent": {**values["agent"], "hidden_dim": 32}})
+    with pytest.raises(ConfigError, match="make another network"):
+        fork(donor.checkpoint_path(2), donor.path, wider, tmp_path / "wider", {})
+
+
+def test_an_online_agent_is_swept_too_in_rows_without_data(tmp_path: Path) -> None:
+    from tests.rllib import fakes
+
+    agent = {"model": {"latent_dim": 8, "encoder_dim": 8, "mlp_dim": 8, "num_critics": 2, "num_bins": 5}}
+    plan_of = {"num_samples": 4, "num_policy": 2, "num_elites": 2, "iterations": 1, "horizon": 2}
+    demonstrations = tiny_values(tmp_path)["datasets"]["plane"]
+    imitates = {"run": {"agent": {**agent, "model": {**agent["model"], "num_bins": 1}, "plan": plan_of}}}
+    values = {
+        "seeds": [0],
+        "run": {
+            **{"num_updates": 8, "updates_per_call": 4, "checkpoint_every": 4, "log_every": 4, "eval_every": 4},
+            **{"batch_size": 4, "eval_episodes": 2, "envs_per_runner": 2},
+            **{"online": {"seed_steps": 24, "num_envs": 2, "updates_per_step": 0.5}, "agent": {"episode_len": 20}},
+        },
+        "variants": {"flat": {}},
+        "datasets": {"plane": {"env": fakes.PLANE}, "shown": demonstrations},
+        "algorithms": {
+            "tdmpc2": {"run": {"agent": {**agent, "plan": plan_of}}},
+            "iq_mpc": imitates,
+        },
+    }
+    solo = tiny_plan(tmp_path, **{**values, "rows": ["plane"], "columns": ["tdmpc2"]})
+    assert solo.cells[0].dataset is None and (solo.cells[0].config or {"dataset": 1})["dataset"] is None
+    asked = iter([False, True])
+    out = tmp_path / "out"
+    outcomes, _ = run_sweep(solo, out, in_process, should_stop=lambda: next(asked, False))
+    shown = tiny_plan(tmp_path, **{**values, "rows": ["shown"], "columns": ["iq_mpc"]})
+    more, _ = run_sweep(shown, out, in_process)
+    assert {o.state for o in more.values()} == {"finished"}, more
+    result = RunDir(out / "shown/iq_mpc-flat-s0").result()
+    assert result is not None and result["updates"] == 8 and result["steps"] >= 24
+    outcomes, _ = run_sweep(solo, out, in_process)
+    assert {o.state for o in outcomes.values()} == {"finished"}, outcomes
+    with pytest.raises(ConfigError, match="needs a uri, or an env"):
+        tiny_plan(tmp_path, datasets={"none": {}})
+    with pytest.raises(ConfigError, match=r"plane/tdmpc2-flat-s0: online.num_runners = 2; a run of a sweep is one process"):
+        run = {**values["run"], "online": {"num_runners": 2}}
+        tiny_plan(tmp_path, **{**values, "run": run, "rows": ["plane"], "columns": ["tdmpc2"]})
+
+
+def test_settings_of_a_search_that_would_move_its_rungs_are_refused(tmp_path: Path) -> None:
+    run = {**tiny_values(tmp_path)["run"], "eval_every": 2}
+    search = {"num_updates": {"choice": [4, 8]}}
+    with pytest.raises(ConfigError, match="search: num_updates; the trials of a search are judged at the same updates"):
+        tiny_plan(tmp_path, variants={"baseline": {}}, run=run, search=search, tune={"scheduler": "asha"})
+
+
+def test_records_are_plain_json(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path, variants={"baseline": {}}, columns=["bc"], search=LR, tune={"num_samples": 2})
+    run_sweep(plan, tmp_path / "out", in_process)
+    study = json.loads((tmp_path / "out/study.json").read_text())
+    assert [cell["point"] for cell in study["cells"]] == [cell.point for cell in plan.cells]

@@ -1,0 +1,273 @@
+"""A search on Tune: its ASHA, its population-based training, its Optuna; each trial trains all seeds of one point.
+
+Tune decides which points are tried and how long; what was learned is in the runs' folders. So nothing is restored from Tune's
+own records: a search that is started again tells Tune what the folders hold, and goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+
+from wmrl_ray.config import ConfigError, check
+from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, quiet_tune
+from wmrl_ray.search import Search
+from wmrl_ray.search_trial import run_trial
+from wmrl_ray.space import Distribution, Point, point_name
+
+TRIAL, POINTER = "trial", "donor.json"
+OnReport = Callable[[str, Values], None]
+OnEnd = Callable[[str, str, str | None], None]  # (name, state, why)
+
+
+def run_search(
+    search: Search,
+    out: Path,
+    *,
+    known: Sequence[Point] = (),
+    skipped: Sequence[str] = (),
+    pruned: dict[str, int] | None = None,
+    on_report: OnReport = lambda name, values: None,
+    on_end: OnEnd = lambda name, state, why: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Runs the search's trials on the Ray that runs already.
+
+    Args:
+        known: points of earlier sessions, which come first: finished ones report what they have.
+        skipped: names of trials that have failed and are not tried again.
+        pruned: names of trials that a scheduler has stopped for good, and the update where; they are not trained any further.
+        on_report: what `search_trial.run_trial` reports.
+        on_end: once for each trial: "finished", "pruned" (stopped early by the scheduler), "failed" or "stopped".
+
+    Raises:
+        ConfigError: more GPUs for a run than the cluster has, or Optuna is asked for and not installed.
+    """
+    spec = search.tune
+    gpus = ray.cluster_resources().get("GPU", 0)
+    check(spec.gpus_per_run <= gpus, f"{spec.gpus_per_run:g} GPUs for each run, but the cluster has {gpus:g}")
+    quiet_tune()
+    folder = out / search.folder / ".tune"
+    shutil.rmtree(folder, ignore_errors=True)
+    stop_file = folder.resolve().with_name(f"{folder.name}.stop")
+    stop_file.unlink(missing_ok=True)
+    listener, working = _Listener(search, on_report, on_end, should_stop), Working()
+    work = tune.with_parameters(_work, search=search, out=out, pruned=pruned or {}, stop_file=stop_file)
+    trainable = tune.with_resources(work, {"cpu": spec.cpus_per_run, "gpu": spec.gpus_per_run})
+    points = [*known, *(p for p in search.trials if p not in known)]
+    points = [point for point in points if point_name(point) not in skipped]
+    num_samples = len(points) if spec.searcher == "random" else spec.num_samples - len(skipped)
+    if num_samples < 1:
+        return
+    config: dict[str, Any] = {TRIAL: tune.grid_search(points)} if spec.searcher == "random" else {}
+    with _seeded(spec.seed):
+        tuner = tune.Tuner(
+            trainable,
+            param_space=config,
+            tune_config=tune.TuneConfig(
+                num_samples=num_samples if spec.searcher != "random" else 1,
+                max_concurrent_trials=spec.max_concurrent,
+                search_alg=_optuna(search, known) if spec.searcher == "optuna" else None,
+                scheduler=_scheduler(search),
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=folder.name,
+                storage_path=str(folder.parent.resolve()),
+                callbacks=[listener, working],
+                failure_config=tune.FailureConfig(max_failures=spec.max_failures),
+                stop=Stopper(should_stop, stop_file, working),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            stop_file.unlink(missing_ok=True)
+    if not listener.has_failed:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], stop_file: Path) -> None:
+    """In an actor of its own."""
+    torch.set_num_threads(1)
+    name = Path(tune.get_context().get_trial_dir()).name  # Why not from config: an exploit replaces that by the donor's
+    point = dict(config.get(TRIAL, config))
+    adopted = _adopted(name, point)
+    stop_at = pruned.get(name)
+
+    def report(values: Values) -> None:
+        if stop_at is not None and values["update"] > stop_at:
+            raise _PrunedBeforeError
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / POINTER).write_text(json.dumps(values))
+            is_population = search.tune.scheduler == "pbt"
+            tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder) if is_population else None)
+
+    from wmrl_ray.data.episode import DataError
+    from wmrl_ray.train import NonFiniteLossError
+
+    def should_end(update: int | None) -> bool:
+        return stop_file.exists() or (stop_at is not None and (update or 0) >= stop_at)
+
+    last: Values = {}
+
+    def keep_last(values: Values) -> None:
+        nonlocal last
+        last = values
+        report(values)
+
+    try:
+        result = run_trial(
+            search, out, name, point, keep_last, adopted=adopted, should_stop=lambda: should_end(last.get("update"))
+        )
+    except _PrunedBeforeError:
+        result = {"state": "pruned", **last}
+    except (ConfigError, DataError, NonFiniteLossError, FloatingPointError) as error:  # would come again
+        tune.report({RESULT: {"state": "failed", "why": str(error)}})
+        return
+    state = "pruned" if result["state"] == "stopped" and stop_at is not None else result["state"]
+    tune.report({**last, RESULT: {"state": state, "why": None}})
+
+
+class _PrunedBeforeError(Exception):
+    """A trial that an earlier session's scheduler stopped has reported all that it has."""
+
+
+def _adopted(name: str, point: Point) -> Values | None:
+    """What this member goes on from, when Tune gave it the checkpoint of another one."""
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        values = json.loads((Path(folder) / POINTER).read_text())
+    if values["name"] == name:
+        return None
+    check("kept" in values, f"{values['name']} has not kept its state at update {values['update']}")
+    return values
+
+
+def _scheduler(search: Search) -> Any:
+    spec, rungs = search.tune, search.rungs
+    about: dict[str, Any] = {"time_attr": "update", "metric": spec.metric, "mode": spec.mode}
+    if spec.scheduler == "asha":
+        from ray.tune.schedulers import ASHAScheduler
+
+        # Why one more: a trial that reaches max_t is stopped there, and its last report would not be its result
+        grace = min(rungs[spec.grace_period - 1 :] or rungs[-1:])
+        return ASHAScheduler(**about, max_t=rungs[-1] + 1, grace_period=grace, reduction_factor=spec.reduction_factor)
+    if spec.scheduler == "pbt":
+        from ray.tune.schedulers import PopulationBasedTraining
+
+        return PopulationBasedTraining(
+            **about,
+            perturbation_interval=spec.perturbation_interval * rungs[0],
+            hyperparam_mutations={TRIAL: {key: _domain(one) for key, one in search.space.items()}},
+            quantile_fraction=spec.quantile_fraction,
+            resample_probability=spec.resample_probability,
+            custom_explore_fn=functools.partial(_clipped, search=search),
+            synch=True,  # Why: members are compared at the same update, and none waits for a donor that is ahead
+            log_config=False,
+        )
+    return None
+
+
+def _clipped(config: Values, search: Search) -> Values:
+    """After Tune's factors 0.8 and 1.2: no setting leaves its distribution."""
+    config[TRIAL] = {key: search.space[key].clip(value) for key, value in config[TRIAL].items()}
+    return config
+
+
+def _optuna(search: Search, known: Sequence[Point]) -> Any:
+    """Optuna's TPE, which begins with what is known already."""
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("tune.searcher = 'optuna' needs Optuna: pip install 'wmrl-ray[optuna]'")
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    spec = search.tune
+    return OptunaSearch(
+        {key: _domain(one) for key, one in search.space.items()},
+        metric=spec.metric,
+        mode=spec.mode,
+        points_to_evaluate=list(known) or None,
+        seed=spec.seed,
+    )
+
+
+def _domain(one: Distribution) -> Any:
+    """As Tune's own."""
+    if one.kind == "choice":
+        return tune.choice(one.values)
+    return getattr(tune, one.kind)(*one.values)
+
+
+def _name(trial: Any) -> str:
+    return point_name(dict(trial.config.get(TRIAL, trial.config)))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Tune's schedulers draw from the process's streams."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+class _Listener(tune.Callback):
+    def __init__(self, search: Search, on_report: OnReport, on_end: OnEnd, should_stop: Callable[[], bool]) -> None:
+        self._search, self._on_report, self._on_end, self._should_stop = search, on_report, on_end, should_stop
+        self._ended: set[str] = set()
+        self.has_failed = False
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Values, **info: Any) -> None:
+        name = self._trial_name(trial)
+        if RESULT in result:
+            self._end(name, result[RESULT]["state"], result[RESULT]["why"])
+        elif "values" in result:
+            self._on_report(name, {key: value for key, value in result.items() if key in self._keys})
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Also of a trial that the scheduler stopped."""
+        self._end(self._trial_name(trial), "stopped" if self._should_stop() else "pruned", None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(self._trial_name(trial), "failed", cause_of(trial))
+
+    @property
+    def _keys(self) -> set[str]:
+        return {"update", "total", "values", "generation", "point", "runs", self._search.tune.metric}
+
+    def _trial_name(self, trial: Any) -> str:
+        return os.path.basename(trial.local_path or trial.path)
+
+    def _end(self, name: str, state: str, why: str | None) -> None:
+        if name in self._ended:
+            return
+        self._ended.add(name)
+        self.has_failed |= state == "failed"
+        self._on_end(name, state, why)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}

@@ -1,0 +1,63 @@
+"""The rows of a study: datasets and tasks, and how to come by what is not on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from wmrl_ray.config import check
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A row. uri: where its data is expected; None: the agent learns from its own steps alone, in `env`. stand_in: the Minari
+    id of our own dataset for the same task, or None.
+
+    family: which of an algorithm's settings it takes. env: to evaluate and step in; None: the dataset's own. not_available:
+    one line, why its cells cannot run here. The rest says how to come by the original: source, the package that makes its HDF5
+    file; ref_scores, the returns that score 0 and 100 (the file does not say); minari, the id of a remake that Minari hosts.
+    """
+
+    uri: str | None = None
+    family: str = ""
+    stand_in: str | None = None
+    source: str | None = None
+    env: str | None = None
+    env_config: dict[str, Any] = field(default_factory=dict)
+    ref_scores: tuple[float, ...] | None = None
+    minari: str | None = None
+    not_available: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self.uri is not None or self.env is not None, "a row needs a uri, or an env where the agent takes its own steps")
+        check(
+            self.ref_scores is None or len(self.ref_scores) == 2,
+            f"ref_scores = {self.ref_scores}; two are needed, the returns that score 0 and 100",
+        )
+
+
+def how_to_get(row: str, spec: DatasetSpec, uri: str) -> str:
+    """One line for a dataset that is not on this machine."""
+    from wmrl_ray.data.makers import MAKERS
+
+    absent = f"dataset {uri!r} is not on this machine"
+    makers = [maker.name for maker in MAKERS.values() if maker.dataset_id == uri]
+    if makers:
+        return f"{absent}; make it: wmrl data make {makers[0]}"
+    if uri.startswith("wmrl/expert/") and spec.env is not None:
+        return f"{absent}; make it with a trained TD-MPC2: wmrl data make expert:{spec.env} --checkpoint RUN"
+    if uri != spec.uri or spec.source is None:
+        return f"{absent}; make, download or import it there (wmrl data --help)"
+    scores = "" if spec.ref_scores is None else " --ref-min {:.10g} --ref-max {:.10g}".format(*spec.ref_scores)
+    line = (
+        f"{absent}; {spec.source} writes its HDF5 file (gym.make({row!r}).get_dataset()), then: "
+        f"wmrl data import FILE {uri} --env {spec.env or 'ENV'}{scores}"
+    )
+    if spec.env is None:
+        line += (
+            f" (ENV: you have to supply an environment in {spec.source}'s coordinates as a Gymnasium "
+            "id, module:id; none of the mazes here is in them)"
+        )
+    if spec.minari:
+        line += f"; or a remake with scores of its own, as uri of this row: minari download {spec.minari}"
+    return line if spec.stand_in is None else f"{line}; or --stand-ins"
