@@ -240,3 +240,36 @@ def test_records_are_plain_json(tmp_path: Path) -> None:
     run_sweep(plan, tmp_path / "out", in_process)
     study = json.loads((tmp_path / "out/study.json").read_text())
     assert [cell["point"] for cell in study["cells"]] == [cell.point for cell in plan.cells]
+
+
+def test_a_member_goes_on_from_anothers_state_in_folders_of_its_own(tmp_path: Path) -> None:
+    """What a population does, without Tune: reports keep the state that others adopt; a restart goes on where it stood."""
+    run = {**tiny_values(tmp_path)["run"], "eval_every": 2, "num_updates": 6}
+    tune = {"scheduler": "pbt", "num_samples": 2}
+    plan = tiny_plan(tmp_path, variants={"baseline": {}}, columns=["bc"], run=run, search=LR, tune=tune)
+    search, out = plan.searches[0], tmp_path / "out"
+    first, second = ({"agent.lr": lr} for lr in (1e-3, 2e-3))
+    reports: list[dict[str, Any]] = []
+    run_trial(search, out, "t1", first, reports.append, should_stop=lambda: bool(reports))
+    (donated,) = reports
+    assert donated["update"] == 2 and (out / donated["kept"] / "s0/manifest.json").exists()
+    run_trial(search, out, "t2", second, reports.append, should_stop=lambda: len(reports) > 1)
+    run_trial(search, out, "t1", first, reports.append)  # the donor goes on, and prunes its checkpoints
+
+    explored = {"agent.lr": 1.2e-3}
+    del reports[:]
+    result = run_trial(search, out, "t2", second | explored, reports.append, adopted=donated)
+    assert [(r["update"], r["generation"], r["point"]) for r in reports] == [(u, 1, explored) for u in (2, 4, 6)]
+    assert result["runs"] == ["plane/bc-baseline-t2-g1-s0"] and reports[0]["values"] == donated["values"]
+    made = RunDir(out / result["runs"][0])
+    assert [step["settings"] for step in lineage(made.path)] == [None, explored]
+    assert lineage(made.path)[1] | {"settings": None} == {
+        "run": made.path.name,
+        "from_update": 2,
+        "from_run": "bc-baseline-t1-s0",
+        "settings": None,
+    }
+    assert made.config().agent["lr"] == 1.2e-3 and RunDir(out / search.run("t2", 0)).config().agent["lr"] == 2e-3
+    del reports[:]
+    run_trial(search, out, "t2", second, reports.append)  # started again with its first settings
+    assert [(r["update"], r["generation"], r["point"]) for r in reports] == [(6, 1, explored)]

@@ -65,6 +65,8 @@ class Member:
         for seed, run in self.runs.items():
             config = from_dict(RunConfig, self.search.config(self.point, seed))
             if (value := _value(run, self.search.tune.metric, rung)) is None:
+                if should_stop():  # Why here: a loop asks after its first call only
+                    return None
                 train_until(config, run.path, rung, should_stop)
                 value = _value(run, self.search.tune.metric, rung)
             if value is None:

@@ -61,6 +61,7 @@ def test_asha_stops_the_worse_settings_and_says_so(tmp_path: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
 
 
+@pytest.mark.slow
 def test_a_population_takes_over_state_and_settings_and_writes_down_when(tmp_path: Path) -> None:
     tune = {"scheduler": "pbt", "num_samples": 3, "quantile_fraction": 0.34, "perturbation_interval": 2, "seed": 1}
     plan, out = plan_of(tmp_path, **tune), tmp_path / "out"
@@ -86,6 +87,7 @@ def test_a_population_takes_over_state_and_settings_and_writes_down_when(tmp_pat
             assert result is not None and result["updates"] == 8
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:
     plan, out = plan_of(tmp_path, scheduler="asha", num_samples=2, max_concurrent=1), tmp_path / "out"
     seen: list[str] = []
@@ -102,6 +104,7 @@ def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert len(record["trials"]) == 2 and {trial["state"] for trial in record["trials"]} <= {"finished", "pruned"}
 
 
+@pytest.mark.slow
 def test_settings_that_fail_are_one_trial_and_not_tried_again_unless_asked(tmp_path: Path) -> None:
     run_settings = {**tiny_values(tmp_path)["run"], "eval_every": 2}
     huge = {"agent.lr": {"choice": [1e-3, 1e30]}}  # the losses of the second are not finite
@@ -125,6 +128,7 @@ def test_settings_that_fail_are_one_trial_and_not_tried_again_unless_asked(tmp_p
     assert any(failed["name"] in job for job in log.jobs)
 
 
+@pytest.mark.slow
 def test_optuna_chooses_and_knows_what_it_chose_before(tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="the extra [optuna] is not installed")
     plan, out = plan_of(tmp_path, searcher="optuna", num_samples=3, max_concurrent=1), tmp_path / "out"
