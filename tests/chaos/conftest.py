@@ -20,7 +20,6 @@ from wmrl_ray.online import train_online
 
 TABLE = "WMRL_CHAOS_TABLE"  # environment variable: the Markdown file to write
 COLUMNS = ("who", "moment", "what happened", "recovery s", "lost")
-_rows: list[tuple[str, ...]] = []
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,7 +72,12 @@ class Row:
         return later[0] - hit["time"]
 
     def write(self, result: str, recovery_s: float | None, lost: str) -> None:
-        _rows.append((self.who, self.moment, result, "" if recovery_s is None else f"{recovery_s:.1f}", lost))
+        """Into the table at once: a row that fails later says nothing, and those before it stay."""
+        if file := os.environ.get(TABLE):
+            cells = (self.who, self.moment, result, "" if recovery_s is None else f"{recovery_s:.1f}", lost)
+            heading = [] if Path(file).exists() else [COLUMNS, ("---",) * len(COLUMNS)]
+            with open(file, "a") as f:
+                f.writelines(f"| {' | '.join(line)} |\n" for line in [*heading, cells])
 
 
 @pytest.fixture
@@ -114,10 +118,3 @@ def _is_alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if (file := os.environ.get(TABLE)) and _rows:
-        lines = [" | ".join(cells) for cells in (COLUMNS, ["---"] * len(COLUMNS), *_rows)]
-        with open(file, "a") as f:
-            f.write("".join(f"| {line} |\n" for line in lines) + "\n")
