@@ -84,7 +84,7 @@ def test_when_nothing_can_run_every_reason_is_given_once(wmrl: Wmrl, tmp_path: P
     ("arguments", "message"),
     [
         (["quick"], "quick is a single run, not a study; start it with: wmrl train quick"),
-        (["table2"], "no study named: table2 (did you mean 'iql_td_mpc/table2'?); there are: iql_td_mpc/k_and_h, "),
+        (["table2"], "no study named: table2 (did you mean 'iql_td_mpc/table2'?); there are: iq_mpc/figure10, "),
         (["nowhere.yaml"], "no such file: nowhere.yaml"),
         (["iql_td_mpc/table2", "--seeds", "0-4"], "--seeds '0-4'; whole numbers are needed"),
         (["iql_td_mpc/table2", "--set", "manager=3"], "--set manager=3; name a setting below it"),
