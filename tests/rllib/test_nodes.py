@@ -88,6 +88,38 @@ def test_learner_actors_may_have_gpus_that_this_machine_lacks(monkeypatch: pytes
 
 
 @pytest.fixture
+def one_node() -> Iterator[None]:
+    """A node of its own with the resources of both roles."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="wmrl-node-")
+    settings: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100 * 2**20, "_temp_dir": folder}
+    ray.init(address="local", num_cpus=5, resources={"runner": 3, "learner": 1}, log_to_driver=False, **settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_every_learner_and_runner_takes_its_resource(one_node: None, tmp_path: Path) -> None:
+    import ray
+
+    left: dict[str, float] = {}
+
+    def look(event: Event) -> None:
+        if event.kind == "update":
+            deadline = time.monotonic() + 10  # what Ray says about it is late
+            while {"runner", "learner"} & set(ray.available_resources()) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            left.update({role: ray.available_resources().get(role, 0.0) for role in ("runner", "learner")})
+
+    config = placed(num_updates=24)
+    assert train_on_ray(config, tmp_path / "run", on_event=look)["finished"]
+    assert left == {"runner": 0.0, "learner": 0.0}  # 2 runners and that of evaluations; 1 learner
+
+
+@pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """A head without CPUs, a node for runners and one for learners; role -> node id."""
     import ray
