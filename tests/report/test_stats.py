@@ -116,6 +116,7 @@ def test_a_profile_is_the_share_of_runs_above_each_score_each_dataset_alike():
 def test_the_probability_of_improvement_counts_pairs_on_each_dataset():
     found = improvement([[2.0, 4.0], [1.0]], [[1.0, 3.0], [1.0]])
     assert found.probability == pytest.approx((3 / 4 + 1 / 2) / 2)  # 2 > 1, 4 > 1, 4 > 3; and a tie
+    assert found.ci_low is not None and found.ci_high is not None
     assert found.ci_low <= found.probability <= found.ci_high
     assert improvement([[2.0]], [[1.0]]) == Improvement(1.0, None, None)
     with pytest.raises(ValueError, match="1 datasets against 2"):
