@@ -123,6 +123,7 @@ def test_demonstrations_of_an_expert_that_sees_images_teach_an_imitator(home: Pa
     )  # the expert has learned nothing
     made = make_demonstrations("DriftImages-v0", expert, num_episodes=6)
     dataset = open_dataset(made)
+    assert made == "wmrl/expert/driftimages-visual-v0"
     assert dataset.card.obs_dim == SHAPE and len(dataset) == 6
     config = RunConfig(
         algorithm="image_imitator",

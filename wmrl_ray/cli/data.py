@@ -96,10 +96,10 @@ def _make_demonstrations(
     from wmrl_ray.data.makers.experts import expert_dataset_id, make_demonstrations
     from wmrl_ray.data.source import check_minari_id, minari_root
 
-    dataset_id = dataset_id or expert_dataset_id(task)
-    check_minari_id(dataset_id)
-    check_free(minari_root() / dataset_id, overwrite)  # Why here too: the expert may take a day to train
     if checkpoint is None:
+        dataset_id = dataset_id or expert_dataset_id(task)
+        check_minari_id(dataset_id)
+        check_free(minari_root() / dataset_id, overwrite)  # Why here too: the expert may take a day to train
         checkpoint = _trained_expert(task, seed, no_ray)
     with progress_bar(f"demonstrations of {task}", "episodes") as progress:
         made = make_demonstrations(

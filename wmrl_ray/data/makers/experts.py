@@ -41,10 +41,10 @@ def paper_episodes(task: str) -> int:
     return 500 if name.startswith(("dog-", "humanoid-")) else 100
 
 
-def expert_dataset_id(task: str) -> str:
-    """`dmc/walker-walk` -> `wmrl/expert/walker-walk-v0`."""
+def expert_dataset_id(task: str, *, of_images: bool = False) -> str:
+    """`dmc/walker-walk` -> `wmrl/expert/walker-walk-v0`, or `wmrl/expert/walker-walk-visual-v0`."""
     name = re.sub(r"[^a-z0-9-]+", "-", re.sub(r"-v\d+$", "", task.rpartition("/")[2]).lower())
-    return f"wmrl/expert/{name}-v0"
+    return f"wmrl/expert/{name}{'-visual' * of_images}-v0"
 
 
 def make_demonstrations(
@@ -82,10 +82,10 @@ def make_demonstrations(
     count = paper_episodes(task) if num_episodes is None else num_episodes
     check(count >= 1, f"{count} episodes; at least 1 is needed")
     check(reference_episodes >= 1, f"reference_episodes = {reference_episodes}; at least 1 is needed")
-    dataset_id = dataset_id or expert_dataset_id(task)
+    policy = Policy.load(checkpoint, resolve_device(device))
+    dataset_id = dataset_id or expert_dataset_id(task, of_images=not isinstance(policy.agent.obs_dim, int))
     check_minari_id(dataset_id)
     check_free(minari_root() / dataset_id, overwrite)
-    policy = Policy.load(checkpoint, resolve_device(device))
     trained_for, env_config = policy.meta["env"], dict(policy.meta.get("env_config") or {})
     if trained_for != task:
         raise DataError(f"{checkpoint} was trained in {trained_for!r}, not in {task!r}; give an expert of {task}")
