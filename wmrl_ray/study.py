@@ -209,7 +209,8 @@ def expand(
     here: dict[str, bool] = {}
     searches: dict[tuple[str, ...], Search] = {}
     space = make_space(study.search)
-    drawn = draw(space, study.tune.num_samples, study.tune.seed) if space else [{}]
+    points = draw(space, study.tune.num_samples, study.tune.seed) if space else [{}]
+    drawn = list({point_name(point): point for point in points}.values())  # a choice may be drawn twice: once is enough
     for row, seed in itertools.product(study.row_names, study.seeds if seeds is None else seeds):
         spec = study.datasets[row]
         uri = spec.stand_in if stand_ins else spec.uri
@@ -231,8 +232,8 @@ def expand(
                 if study.tune.is_adaptive:
                     key = (row, column, variant + suffix)
                     config = make.config(point, f"{prefix}{suffix}-s{seed}")
-                    points = [] if study.tune.searcher == "optuna" else drawn
-                    new = Search(*key[:1], uri, *key[1:], f"{prefix}{suffix}", {}, space, study.tune, points, absent)
+                    first = [] if study.tune.searcher == "optuna" else drawn
+                    new = Search(*key[:1], uri, *key[1:], f"{prefix}{suffix}", {}, space, study.tune, first, absent)
                     searches.setdefault(key, new).configs[seed] = config
                     continue
                 for drawn_point in drawn:

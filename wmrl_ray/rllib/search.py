@@ -29,7 +29,7 @@ from wmrl_ray.search import Search
 from wmrl_ray.search_trial import run_trial
 from wmrl_ray.space import Distribution, Point, point_name
 
-TRIAL, POINTER = "trial", "donor.json"
+TRIAL, POINTER, LAST = "trial", "donor.json", "last"
 OnReport = Callable[[str, Values], None]
 OnEnd = Callable[[str, str, str | None], None]  # (name, state, why)
 
@@ -68,6 +68,7 @@ def run_search(
     listener, working = _Listener(search, on_report, on_end, should_stop), Working()
     work = tune.with_parameters(_work, search=search, out=out, pruned=pruned or {}, stop_file=stop_file)
     trainable = tune.with_resources(work, {"cpu": spec.cpus_per_run, "gpu": spec.gpus_per_run})
+    known = list({point_name(point): point for point in known}.values())
     points = [*known, *(p for p in search.trials if p not in known)]
     points = [point for point in points if point_name(point) not in skipped]
     num_samples = len(points) if spec.searcher == "random" else spec.num_samples - len(skipped)
@@ -110,14 +111,19 @@ def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], sto
     point = dict(config.get(TRIAL, config))
     adopted = _adopted(name, point)
     stop_at = pruned.get(name)
+    is_population = search.tune.scheduler == "pbt"
 
     def report(values: Values) -> None:
         if stop_at is not None and values["update"] > stop_at:
             raise _PrunedBeforeError
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / POINTER).write_text(json.dumps(values))
-            is_population = search.tune.scheduler == "pbt"
-            tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder) if is_population else None)
+        if not is_population:
+            tune.report(values)
+        elif values["update"] == search.rungs[-1]:  # Why hidden from the scheduler: nothing is left to learn after an exploit
+            tune.report({LAST: values})
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / POINTER).write_text(json.dumps(values))
+                tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder))
 
     from wmrl_ray.data.episode import DataError
     from wmrl_ray.train import NonFiniteLossError
@@ -142,7 +148,7 @@ def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], sto
         tune.report({RESULT: {"state": "failed", "why": str(error)}})
         return
     state = "pruned" if result["state"] == "stopped" and stop_at is not None else result["state"]
-    tune.report({**last, RESULT: {"state": state, "why": None}})
+    tune.report({**({} if is_population else last), RESULT: {"state": state, "why": None}})
 
 
 class _PrunedBeforeError(Exception):
@@ -181,6 +187,7 @@ def _scheduler(search: Search) -> Any:
             quantile_fraction=spec.quantile_fraction,
             resample_probability=spec.resample_probability,
             custom_explore_fn=functools.partial(_clipped, search=search),
+            require_attrs=False,
             synch=True,  # Why: members are compared at the same update, and none waits for a donor that is ahead
             log_config=False,
         )
@@ -207,7 +214,7 @@ def _optuna(search: Search, known: Sequence[Point]) -> Any:
         metric=spec.metric,
         mode=spec.mode,
         points_to_evaluate=list(known) or None,
-        seed=spec.seed,
+        seed=spec.seed + len(known),  # Why: what is known draws nothing, and the first seed would suggest it again
     )
 
 
@@ -245,8 +252,8 @@ class _Listener(tune.Callback):
         name = self._trial_name(trial)
         if RESULT in result:
             self._end(name, result[RESULT]["state"], result[RESULT]["why"])
-        elif "values" in result:
-            self._on_report(name, {key: value for key, value in result.items() if key in self._keys})
+        elif "values" in (values := result.get(LAST, result)):
+            self._on_report(name, {key: value for key, value in values.items() if key in self._keys})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Also of a trial that the scheduler stopped."""
