@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -43,7 +44,6 @@ class Nodes:
         def wait() -> None:
             while traps.fired() is None:
                 time.sleep(0.1)
-            self.cluster.remove_node(self.worker, allow_graceful=False)
             self.add()
 
         thread = threading.Thread(target=wait, daemon=True)
@@ -59,7 +59,8 @@ def nodes(traps_folder: Path) -> Iterator[Nodes]:
         found = Nodes(folder)
         yield found
         ray.shutdown()
-        found.cluster.shutdown()
+        with contextlib.suppress(Exception):  # it would end processes that are gone already
+            found.cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
 
