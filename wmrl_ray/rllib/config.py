@@ -138,7 +138,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             "num_eval_runners": self.evaluation_num_env_runners,
             "envs_per_runner": self.num_envs_per_env_runner,
             "learner_resources": dict(self.learner_resources),
-            "runner_resources": {**(self.custom_resources_per_env_runner or {})},
+            "runner_resources": self.custom_resources_per_env_runner or {},
             "online": dict(self.online),
             "agent": dict(self.agent),
         }
