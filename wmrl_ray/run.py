@@ -199,7 +199,7 @@ class RunDir:
     """The folder of a run.
 
     It holds config.json, dataset.json (where there is a dataset), environment.json, metrics.jsonl, trajectories.npz (of vector
-    observations), checkpoints/ and result.json.
+    observations), checkpoints/, result.json, and tensorboard/ unless `track` leaves it out.
     """
 
     def __init__(self, path: Path):

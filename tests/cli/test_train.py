@@ -46,6 +46,7 @@ def test_a_run_goes_from_a_file_to_a_report(wmrl, tiny, tmp_path):
     run = tmp_path / "runs" / "tiny" / "bc-seed3"
     assert files_of(run) == {
         "config.json", "dataset.json", "environment.json", "metrics.jsonl", "trajectories.npz", "checkpoints", "result.json",
+        "tensorboard",
     }  # fmt: skip
     kinds = [event["event"] for event in trained.events]
     assert kinds == ["start", "update", "eval", "checkpoint", "update", "eval", "checkpoint", "result"]

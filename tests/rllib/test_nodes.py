@@ -92,7 +92,7 @@ def one_node() -> Iterator[None]:
     """A node of its own with the resources of both roles."""
     import ray
 
-    folder = tempfile.mkdtemp(prefix="wmrl-node-")
+    folder = tempfile.mkdtemp(prefix="wmrl-place-")
     settings: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100 * 2**20, "_temp_dir": folder}
     ray.init(address="local", num_cpus=5, resources={"runner": 3, "learner": 1}, log_to_driver=False, **settings)
     try:
@@ -127,7 +127,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setattr(services, "get_node", patient(services.get_node))
-    folder = tempfile.mkdtemp(prefix="wmrl-nodes-")
+    folder = tempfile.mkdtemp(prefix="wmrl-places-")
     small: dict[str, Any] = {"object_store_memory": 100 * 2**20}
     cluster = Cluster()
     try:
