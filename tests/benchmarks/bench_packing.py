@@ -98,6 +98,7 @@ def main() -> None:
             loads.append(os.getloadavg()[0])
             one_by_one.append(measured(plan, folder / f"alone{k}", in_process))
             packed.append(measured(plan, folder / f"packed{k}", on_ray(folder / f"packed{k}")))
+            print(f"round {k}: {one_by_one[-1]:.1f} s, packed {packed[-1]:.1f} s, load {loads[-1]:.1f}", flush=True)
     alone, together = statistics.median(one_by_one), statistics.median(packed)
     ideal = alone / CORES
     rows = [

@@ -38,6 +38,7 @@ def run(plan: Plan, out: Path, **kwargs: Any) -> tuple[dict[str, Outcome], Sweep
     return {cell.run: outcome for cell, outcome in results}, log, record
 
 
+@pytest.mark.slow
 def test_asha_stops_the_worse_settings_and_says_so(tmp_path: Path) -> None:
     plan, out = plan_of(tmp_path, scheduler="asha", num_samples=4, reduction_factor=2, max_concurrent=1), tmp_path / "out"
     outcomes, _, record = run(plan, out)
