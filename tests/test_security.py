@@ -231,7 +231,7 @@ def test_pruning_deletes_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None
     for update in (2, 3, 4):
         checkpoint.save(run.checkpoint_path(update), {}, {})
     run.checkpoint_path(1).symlink_to(elsewhere)
-    run.prune_checkpoints(4)
+    run.prune_checkpoints(4, keep=2)
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["00000003", "00000004"]
     assert checkpoint.is_complete(elsewhere)
 

@@ -36,6 +36,7 @@ REQUIRED = (
     "h5py",
     "numpy",
     "scipy",
+    "tensorboardX",
     "safetensors",
     "typer",
     "rich",

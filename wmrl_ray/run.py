@@ -361,15 +361,14 @@ class RunDir:
             if must or not checkpoint.is_full(error):
                 raise
             return f"no checkpoint at update {update:,}: {error.strerror}: {error.filename}; training goes on"
-        self.prune_checkpoints(update)
+        self.prune_checkpoints(update, self.config().num_to_keep)
         return None
 
-    def prune_checkpoints(self, update: int) -> None:
-        """Deletes all but the newest `num_to_keep` checkpoints up to `update`, and what killed processes left half-written.
+    def prune_checkpoints(self, update: int, keep: int) -> None:
+        """Deletes all but the newest `keep` checkpoints up to `update`, and what killed processes left half-written.
 
         `update` is that of a checkpoint just written. Later ones are of a history that is no more: damaged, and passed over.
         """
-        keep = self.config().num_to_keep
         ours = [path for path in self._checkpoints() if int(path.name) <= update]
         leftovers = [p for p in (self.path / "checkpoints").iterdir() if p.name.startswith(".")]
         for path in [*set(self._checkpoints()) - set(ours[-keep:]), *leftovers]:

@@ -46,7 +46,11 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(params=AGENTS)
+# Why not all of AGENTS: other tests' files put fakes of their own there when they are imported
+OURS = [name for name, agent in AGENTS.items() if agent.__module__.startswith("wmrl_ray.")]
+
+
+@pytest.fixture(params=OURS)
 def name(request) -> str:
     return request.param
 
@@ -281,7 +285,7 @@ def test_cuda_graphs_on_a_cpu_are_refused():
         make("tdmpc", compile="cuda_graphs")
 
 
-@pytest.mark.parametrize("name", [name for name, agent in AGENTS.items() if agent.compiles_steps()])
+@pytest.mark.parametrize("name", [name for name in OURS if AGENTS[name].compiles_steps()])
 def test_cuda_graphs_of_whole_steps_are_refused(name):
     with pytest.raises(ConfigError, match="'cuda_graphs'.*use 'default'"):
         make(name, compile="cuda_graphs")

@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.rllib.core.columns import Columns
 
 from tests.rllib import fakes
-from tests.rllib.online_fakes import OwnImagesConfig
+from tests.rllib.online_fakes import OwnImagesConfig, OwnTDMPCConfig
 from wmrl_ray.collect import Collector, Statistics
 from wmrl_ray.rllib import sampling
 from wmrl_ray.rllib.callbacks import read_episode
@@ -41,7 +41,7 @@ class CountedRunners(Runners):
 def runners(monkeypatch: pytest.MonkeyPatch) -> CountedRunners:
     killed: list[Any] = []
     monkeypatch.setattr(sampling.ray, "kill", killed.append)
-    runners = CountedRunners(None, {}, 2)
+    runners = CountedRunners(OwnTDMPCConfig(), {}, 2)
     runners.killed = killed  # type: ignore[attr-defined]
     return runners
 
@@ -123,7 +123,7 @@ def test_ray_killing_a_runner_for_memory_is_a_death_too(runners: CountedRunners,
     class Actor:
         get_collector_state = Asked()
 
-    def get(state: Any) -> Any:
+    def get(state: Any, timeout: float) -> Any:
         if isinstance(state, Exception):
             raise state
         return state

@@ -13,7 +13,7 @@ import pytest
 
 from tests.rllib import fakes
 from wmrl_ray.checkpoint import CheckpointError
-from wmrl_ray.config import ConfigError
+from wmrl_ray.config import ConfigError, to_dict
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.policy import Policy
 from wmrl_ray.rllib.train import train_on_ray
@@ -91,7 +91,7 @@ def test_the_folder_and_the_events_are_those_of_the_loop_without_ray(config: Run
         assert saved["returns"].mean() == pytest.approx(on_ray["eval/return_mean"])
     policy = Policy.load(tmp_path / "ray")
     assert policy.meta["update"] == 24
-    assert policy.meta["run"] == dataclasses.asdict(config)
+    assert policy.meta["run"] == to_dict(config)
 
 
 def test_nothing_is_left_in_rllibs_own_folder(config: RunConfig, tmp_path: Path, rllib_folder: Path) -> None:

@@ -51,14 +51,17 @@ app.add_typer(job.app, name="job")
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
-    """Ours on one line, without the place in the code that it comes from."""
+    """Ours on one line, once, without the place in the code that it comes from."""
     if Path(filename).is_relative_to(Path(__file__).parents[1]):
-        print(f"wmrl: {message}", file=sys.stderr)
+        if str(message) not in _shown:  # Why here: Python forgets what it showed whenever a module changes its filters
+            _shown.add(str(message))
+            print(f"wmrl: {message}", file=sys.stderr)
     else:
         _show_others(message, category, filename, *rest)
 
 
 _show_others = warnings.showwarning
+_shown: set[str] = set()
 
 
 def main() -> None:
