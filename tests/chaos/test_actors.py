@@ -71,7 +71,7 @@ def test_a_runner_stopped(schedule: Any, plain: Path, tmp_path: Path, row: Calla
     assert (result["updates"], result["finished"]) == (120, True)
     if schedule == "synchronous":
         check_whole(tmp_path / "run", result, plain)
-    last = log_of(tmp_path / "run")[-1]
+    last = [entry for entry in log_of(tmp_path / "run") if "loss/model" in entry][-1]
     assert last["online/lost_runners"] == 1
     lost = f"{last['online/lost_steps']:.0f} steps of unfinished episodes"
     line.write("ended and replaced (call_timeout_s = 30)", line.recovery_s(), lost)
