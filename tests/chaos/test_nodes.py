@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,30 +24,21 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 
 class Nodes:
-    """A head without CPUs, and one node with room for one runner, replaced when it is gone."""
+    """A head without CPUs, and two nodes with room for one runner each."""
 
     def __init__(self, folder: str) -> None:
         from ray.cluster_utils import Cluster
 
-        quiet = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, **quiet})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, **SMALL})
         ray.init(address=self.cluster.address, logging_level="ERROR", log_to_driver=False)
-        self.add()
 
-    def add(self) -> None:
-        self.worker = self.cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-        (self.raylet,) = [info.process.pid for info in self.worker.all_processes["raylet"]]
-        traps.name_target("node", self.raylet)
+    def fill_up(self) -> None:
+        """Adds what the row before has killed."""
+        while sum(node["Alive"] for node in ray.nodes()) < 3:
+            self.cluster.add_node(num_cpus=1, **SMALL)
 
-    def replace_when_hit(self) -> threading.Thread:
-        def wait() -> None:
-            while traps.fired() is None:
-                time.sleep(0.1)
-            self.add()
 
-        thread = threading.Thread(target=wait, daemon=True)
-        thread.start()
-        return thread
+SMALL = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +60,10 @@ MOMENTS = {"sampling": ("step", 75), "update": ("sample", 50), "saving": ("get_s
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_node_killed(moment: str, nodes: Nodes, plain: Path, tmp_path: Path, row: Callable[..., Any]) -> None:
     line = row("worker node with the runner", moment)
-    traps.name_target("node", nodes.raylet)
+    nodes.fill_up()
     point, count = MOMENTS[moment]
     traps.arm(point, count=count, target="node")
-    thread = nodes.replace_when_hit()
     result = train_on_ray(config_of(), tmp_path / "run", on_event=line.on_event)
-    thread.join()
     last = check_whole(tmp_path / "run", result, plain)
     _write(line, last)
 
@@ -84,22 +72,21 @@ def test_a_node_killed_with_episodes_that_nobody_had_fetched(
     nodes: Nodes, plain: Path, tmp_path: Path, row: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = row("worker node with the runner", "between sampling and update")
+    nodes.fill_up()
     original, left = OnlineAlgorithm._learn, [3]
 
     def learn(self: OnlineAlgorithm, packets: Any, *args: Any, **kwargs: Any) -> Any:
         left[0] -= bool(packets)
         if packets and left[0] == 0:
-            (traps.folder() / "fired.json").write_text(f'{{"time": {time.time()}, "pid": {nodes.raylet}}}')  # type: ignore[operator]
-            os.kill(nodes.raylet, signal.SIGKILL)
-            gone = nodes.worker.node_id
-            while any(node["Alive"] for node in ray.nodes() if node["NodeID"] == gone):
+            raylet = traps.parent_of(traps.last("step"))
+            (traps.folder() / "fired.json").write_text(f'{{"time": {time.time()}, "pid": {raylet}}}')  # type: ignore[operator]
+            os.kill(raylet, signal.SIGKILL)
+            while sum(node["Alive"] for node in ray.nodes()) == 3:
                 time.sleep(0.1)
         return original(self, packets, *args, **kwargs)
 
     monkeypatch.setattr(OnlineAlgorithm, "_learn", learn)
-    thread = nodes.replace_when_hit()
     result = train_on_ray(config_of(), tmp_path / "run", on_event=line.on_event)
-    thread.join()
     last = check_whole(tmp_path / "run", result, plain)
     assert last["online/lost_steps"] > 0
     _write(line, last)

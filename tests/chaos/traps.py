@@ -40,7 +40,8 @@ def folder() -> Path | None:
 
 def arm(point: str, *, count: int = 1, target: str = "self", signum: int = signal.SIGKILL) -> None:
     """At the `count`-th time that a process passes `point`, `signum` goes to `target`: "self", or whoever passed that point
-    last ("step" for the runner, "sample" for the learner), or the process that `name_target` named so.
+    last ("step" for the runner, "sample" for the learner), or the process that `name_target` named so, or "node", the raylet
+    of the runner.
     """
     home = folder()
     assert home is not None
@@ -55,6 +56,17 @@ def name_target(name: str, pid: int) -> None:
     home = folder()
     assert home is not None
     (home / f"last-{name}").write_text(str(pid))
+
+
+def last(point: str) -> int:
+    """Of whoever passed the point last."""
+    home = folder()
+    assert home is not None
+    return int((home / f"last-{point}").read_text())
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def fired() -> dict[str, Any] | None:
@@ -94,7 +106,13 @@ def reach(point: str) -> None:
         os.rename(home / "trap.json", home / "sprung.json")  # one process only
     except FileNotFoundError:
         return
-    pid = os.getpid() if trap["target"] == "self" else int((home / f"last-{trap['target']}").read_text())
+    pid = (
+        os.getpid()
+        if trap["target"] == "self"
+        else parent_of(last("step"))
+        if trap["target"] == "node"
+        else last(trap["target"])
+    )
     (home / ".fired.json").write_text(json.dumps({"time": time.time(), "pid": pid}))
     os.replace(home / ".fired.json", home / "fired.json")
     os.kill(pid, trap["signal"])
