@@ -17,6 +17,9 @@ from wmrl_ray.core.nets import Normalizer
 Metrics = dict[str, Tensor]
 ObsDim = int | tuple[int, int, int]  # O of vectors, (C, h, w) of images
 
+# Why: a LayerNorm reads five tensors; beyond four (torch's default) its result goes through memory to the activation
+COMPILE_OPTIONS = {"realize_reads_threshold": 100}
+
 
 @dataclass(frozen=True)
 class AgentConfig:
@@ -94,9 +97,10 @@ class Agent:
             for optimizer in self.optimizers.values():
                 adam_state(optimizer)
         if config.compile != "off":
-            mode = "reduce-overhead" if config.compile == "cuda_graphs" else None
+            graphs = config.compile == "cuda_graphs"
+            how: dict[str, Any] = {"mode": "reduce-overhead"} if graphs else {"options": COMPILE_OPTIONS}
             for name in self.compiled_functions:
-                setattr(self, name, torch.compile(getattr(self, name), mode=mode))
+                setattr(self, name, torch.compile(getattr(self, name), **how))
 
     @classmethod
     def compiles_steps(cls) -> bool:
