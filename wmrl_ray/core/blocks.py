@@ -86,7 +86,18 @@ class NormedLinear(nn.Module):
         self.activation = Mish() if activation is None else activation
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() and self.linear.weight.dtype == torch.bfloat16:
+            return self._rounded_once(x)
         return self.finish(self.linear(x))
+
+    def _rounded_once(self, x: Tensor) -> Tensor:
+        """The same in float32 after the product: one kernel, of which the bias is a part.
+
+        Why: torch's product with a bias first copies the bias to every row, a tenth of its time.
+        """
+        n, y = self.norm, F.linear(x, self.linear.weight).float() + self.linear.bias.float()
+        y = F.layer_norm(y, n.normalized_shape, n.weight.float(), n.bias.float(), n.eps)
+        return self.activation(y).to(x.dtype)
 
     def finish(self, x: Tensor) -> Tensor:
         """What follows the product, for callers that compute it in parts."""

@@ -206,6 +206,9 @@ def stacked_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if ONEDNN and min(weight.shape[1:]) >= NARROW and exact and x.device.type == "cpu":
         members = zip(x.unbind(), weight.unbind(), bias.unbind(), strict=True)
         return torch.stack([_OneDnnLinear.apply(a, w.t(), b[0]) for a, w, b in members])
+    if torch.compiler.is_compiling():  # Why: the sum becomes part of what follows; baddbmm first copies the bias to every row
+        product = torch.bmm(x, weight)
+        return product + bias.to(product.dtype)
     return torch.baddbmm(bias, x, weight)
 
 
