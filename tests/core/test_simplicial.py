@@ -192,7 +192,7 @@ def test_dropout_masks_are_their_generators():
 
 def test_images_are_shifted_by_whole_pixels_and_the_border_repeats():
     image = torch.arange(2 * 5 * 5, dtype=torch.uint8).view(1, 2, 5, 5)
-    moved = random_shift(image, torch.tensor([[2, -1]]))
+    moved = random_shift(image, torch.tensor([[2, -1]]), 3)
     padded = np.pad(image[0].numpy(), ((0, 0), (3, 3), (3, 3)), mode="edge")
     assert moved.dtype == torch.uint8
     assert np.array_equal(moved[0].numpy(), padded[:, 3 + 2 : 3 + 2 + 5, 3 - 1 : 3 - 1 + 5])
@@ -201,11 +201,11 @@ def test_images_are_shifted_by_whole_pixels_and_the_border_repeats():
 def test_each_image_of_a_batch_has_its_own_shift():
     images = torch.randint(0, 255, (B, H, 3, 8, 8), dtype=torch.uint8)
     offset = torch.randint(-3, 4, (B, H, 2))
-    moved = random_shift(images, offset)
+    moved = random_shift(images, offset, 3)
     for b in range(B):
         for t in range(H):
-            assert torch.equal(moved[b, t], random_shift(images[b, t], offset[b, t]))
-    assert torch.equal(random_shift(images, torch.zeros(B, H, 2, dtype=torch.long)), images)
+            assert torch.equal(moved[b, t], random_shift(images[b, t], offset[b, t], 3))
+    assert torch.equal(random_shift(images, torch.zeros(B, H, 2, dtype=torch.long), 3), images)
 
 
 def test_pixels_become_latents_on_simplices():

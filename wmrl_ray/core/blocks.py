@@ -240,25 +240,34 @@ class PixelEncoder(nn.Module):
         return simnorm(neighbours.transpose(1, 2).flatten(1), self.group).view(*obs.shape[:-3], -1)
 
 
-def random_shift(images: Tensor, offset: Tensor) -> Tensor:
+def random_shift(images: Tensor, offset: Tensor, limit: int) -> Tensor:
     """Moves images [..., C, h, w] by whole pixels; what comes in repeats the border. Any dtype, kept.
 
+    Why by windows of wider images: pixel by pixel it took four times as long, half of an update on a CPU.
+
     Args:
-        offset: [..., 2] rows and columns of one shift per image; all channels (stacked frames) move together.
+        offset: [..., 2] rows and columns, in [-limit, limit], of one shift per image; all channels (stacked frames) move together.
     """
     C, h, w = images.shape[-3:]
-    flat, moves = images.reshape(-1, C, h, w), offset.reshape(-1, 2)
-    rows = (torch.arange(h, device=images.device) + moves[:, :1]).clamp(0, h - 1)  # [N, h]
-    columns = (torch.arange(w, device=images.device) + moves[:, 1:]).clamp(0, w - 1)
-    each = torch.arange(len(flat), device=images.device).view(-1, 1, 1, 1)
-    channels = torch.arange(C, device=images.device).view(1, -1, 1, 1)
-    return flat[each, channels, rows[:, None, :, None], columns[:, None, None, :]].view(images.shape)
+    flat, corner = images.reshape(-1, C, h, w), offset.reshape(-1, 2) + limit
+    wider = _repeat_border(_repeat_border(flat, limit, -1), limit, -2)
+    windows = wider.unfold(2, h, 1).unfold(3, w, 1)  # [N, C, 2 limit + 1, 2 limit + 1, h, w]
+    each = torch.arange(len(flat), device=images.device)
+    return windows[each, :, corner[:, 0], corner[:, 1]].view(images.shape)
+
+
+def _repeat_border(images: Tensor, times: int, dim: int) -> Tensor:
+    """Both ends along `dim` repeated `times` times."""
+    first, last = images.narrow(dim, 0, 1), images.narrow(dim, -1, 1)
+    shape = list(images.shape)
+    shape[dim] = times
+    return torch.cat([first.expand(shape), images, last.expand(shape)], dim)
 
 
 def shift_images(obs: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     """Images [..., C, h, w] of a batch, each moved by its own whole number of pixels, at most `limit`, in either direction."""
     shape = (*obs.shape[:-3], 2)
-    return random_shift(obs, torch.randint(-limit, limit + 1, shape, generator=generator, device=obs.device))
+    return random_shift(obs, torch.randint(-limit, limit + 1, shape, generator=generator, device=obs.device), limit)
 
 
 def small_normal_init(module: nn.Module) -> None:
