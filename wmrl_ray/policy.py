@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
+from wmrl_ray.config import check, flatten, set_key
 from wmrl_ray.core.agents import Agent, make_agent
 
 
@@ -27,15 +30,22 @@ class Policy:
         self.reset()
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> Policy:
+    def load(cls, path: str | Path, device: str = "cpu", changes: Mapping[str, Any] | None = None) -> Policy:
         """From a checkpoint folder, an RLlib checkpoint of ours (its `policy` folder), or a run (its newest checkpoint).
+
+        Args:
+            changes: settings to act with instead of those it was trained with, such as {"plan": {"num_samples": 64}}.
 
         Raises:
             CheckpointError: nothing there, incomplete, or corrupt.
+            ConfigError: a change that the agent does not know, or of its networks' sizes.
         """
         folder = find_checkpoint(Path(path))
         tree, meta = checkpoint.load(folder, device)
-        settings = {**meta["agent"], "compile": "off"}  # Why: one action is not worth minutes of compiling
+        check("model" not in (changes or {}), f"agent.model cannot be changed: {path} holds the weights of those networks")
+        settings = copy.deepcopy(meta["agent"]) | {"compile": "off"}  # Why: one action is not worth minutes of compiling
+        for key, value in flatten(changes or {}):
+            set_key(settings, key, value)
         obs_dim = meta["obs_dim"] if isinstance(meta["obs_dim"], int) else tuple(meta["obs_dim"])
         agent = make_agent(meta["algorithm"], settings, obs_dim, meta["action_dim"], device=device)
         agent.model.load_state_dict(tree["agent"]["model"])

@@ -110,8 +110,8 @@ def test_a_checkpoint_that_names_no_environment_asks_for_one(wmrl, tiny, tmp_pat
     wmrl("train", tiny, "--no-ray", "--run-dir", run, "--set", "num_updates=10")
     load = Policy.load
 
-    def load_without_env(path: Path) -> Policy:
-        policy = load(path)
+    def load_without_env(path: Path, **others: object) -> Policy:
+        policy = load(path, **others)
         policy.meta["env"] = None
         return policy
 
@@ -145,6 +145,34 @@ def test_another_environment_of_other_size_is_refused(wmrl, tiny, tmp_path):
     outcome = wmrl("evaluate", run, "--env", "Pendulum-v1")
     assert outcome.code == 2
     assert "Pendulum-v1 has 3 observations and 1 actions, the policy 4 and 2" in outcome.err
+
+
+def test_a_policy_can_act_with_other_settings_than_it_was_trained_with(wmrl, tiny, tmp_path):
+    run = tmp_path / "run"
+    wmrl("train", tiny, "--no-ray", "--run-dir", run, "--set", "algorithm=iql_tdmpc", "--set", "num_updates=10", "--set", "agent={}")
+    settings = ("--set", "agent.plan.num_policy=1", "--set", "agent.plan.num_elites=1", "--set", "agent.precision=bfloat16")
+    changed = wmrl("evaluate", run, "--episodes", 1, "--json", *settings)
+    assert changed.code == 0, changed.err
+    assert json.loads(changed.out)["set"] == list(settings[1::2])
+    config = Policy.load(run, changes={"plan": {"num_policy": 1, "num_elites": 1}, "precision": "bfloat16"}).agent.config
+    trained = Policy.load(run).agent.config
+    assert (config.plan.num_policy, config.precision) == (1, "bfloat16") != (trained.plan.num_policy, trained.precision)
+    assert config.gamma == trained.gamma and config.plan.horizon == trained.plan.horizon
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("agent.plan.horizonn=3", "unknown key"),
+        ("agent.model.latent_dim=3", "agent.model cannot be changed"),
+        ("num_updates=3", "only settings of the agent can be changed here"),
+    ],
+)
+def test_a_setting_that_cannot_be_changed_is_refused(wmrl, tiny, tmp_path, setting, message):
+    run = tmp_path / "run"
+    wmrl("train", tiny, "--no-ray", "--run-dir", run, "--set", "num_updates=10")
+    outcome = wmrl("evaluate", run, "--set", setting)
+    assert (outcome.code, outcome.out) == (2, "") and message in outcome.err
 
 
 def test_ffmpeg_is_there():

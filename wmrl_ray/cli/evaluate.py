@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wmrl_ray.config import check
+from wmrl_ray.cli.configs import apply_overrides
+from wmrl_ray.config import ConfigError, check
 from wmrl_ray.video import check_video_path, write_video
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ def evaluate(
     env: Annotated[str | None, typer.Option(help="Another environment than the one it was trained for.")] = None,
     seed: Annotated[int, typer.Option(help="Of the episodes and of the planner's noise.")] = 0,
     num_envs: Annotated[int, typer.Option(help="Environments side by side.")] = 10,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Act otherwise than in training, e.g. agent.plan.horizon=5. Repeatable."),
+    ] = None,
     video: Annotated[Path | None, typer.Option(help="Film episode 0, e.g. out.mp4.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -30,6 +35,10 @@ def evaluate(
     check(episodes >= 1, f"--episodes {episodes}; at least 1 is needed")
     check(num_envs >= 1, f"--num-envs {num_envs}; at least 1 is needed")
     check(seed >= 0, f"--seed {seed}; it must not be negative")
+    changes: dict[str, Any] = {"agent": {}}
+    apply_overrides(changes, overrides or [])
+    for key in changes.keys() - {"agent"}:
+        raise ConfigError(f"--set {key}=...: only settings of the agent can be changed here, e.g. agent.plan.horizon=5")
     if video is not None:
         check_video_path(video)
         if sys.platform == "linux":
@@ -41,7 +50,7 @@ def evaluate(
     from wmrl_ray.policy import Policy
 
     torch.set_num_threads(1)
-    policy = Policy.load(checkpoint)
+    policy = Policy.load(checkpoint, changes=changes["agent"])
     check(
         policy.agent.acts, f"{checkpoint} holds a Manager, which is judged by its Workers: wmrl intents DATASET --manager RUN"
     )
@@ -67,7 +76,7 @@ def evaluate(
         record=False,
         frames=video is not None,
     )
-    numbers = summarize(evaluation, policy.meta, env_id, seed)
+    numbers = summarize(evaluation, policy.meta, env_id, seed) | {"set": list(overrides or [])}
     try:
         if video is not None and evaluation.frames is not None:
             write_video(video, evaluation.frames, frames_per_second(env_id, env_config))
@@ -123,6 +132,8 @@ def describe(numbers: dict[str, Any]) -> str:
     lines.append(f"  length   {numbers['length_mean']:8.1f} steps")
     if numbers["stand_in"] and numbers["score_mean"] is not None:
         lines.append(f"  stand-in: {numbers['stand_in'].split('. ')[0].rstrip('.')}.")
+    if numbers["set"]:
+        lines.append(f"  set      {', '.join(numbers['set'])}")
     if "video" in numbers:
         lines.append(f"  video    {numbers['video']}")
     return "\n".join(lines)
