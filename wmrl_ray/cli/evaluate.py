@@ -26,7 +26,7 @@ def evaluate(
     num_envs: Annotated[int, typer.Option(help="Environments side by side.")] = 10,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Act otherwise than in training, e.g. agent.plan.horizon=5. Repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Act with another setting, e.g. agent.plan.horizon=5. Repeatable."),
     ] = None,
     video: Annotated[Path | None, typer.Option(help="Film episode 0, e.g. out.mp4.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -246,7 +246,7 @@ def random_shift(images: Tensor, offset: Tensor, limit: int) -> Tensor:
     Why by windows of wider images: pixel by pixel it took four times as long, half of an update on a CPU.
 
     Args:
-        offset: [..., 2] rows and columns, in [-limit, limit], of one shift per image; all channels (stacked frames) move together.
+        offset: [..., 2] rows and columns, in [-limit, limit], of one shift per image; all its channels (frames) move together.
     """
     C, h, w = images.shape[-3:]
     flat, corner = images.reshape(-1, C, h, w), offset.reshape(-1, 2) + limit
