@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.studies import run_sweep, tiny_plan, tiny_values
+from tests.test_trackers import read_tensorboard
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.fork import fork, lineage
@@ -150,6 +151,13 @@ def test_a_run_that_stops_at_an_evaluation_is_the_run_that_never_stopped(tmp_pat
     assert [{k: v for k, v in line.items() if k not in times} for line in pieces] == [
         {k: v for k, v in line.items() if k not in times} for line in whole
     ]
+
+
+def test_trackers_see_a_run_that_is_trained_in_pieces_as_one(tmp_path: Path) -> None:
+    config = from_dict(RunConfig, {**bc_settings(tmp_path), "num_updates": 6})
+    for rung in (2, 6):
+        train_until(config, tmp_path / "run", rung)
+    assert set(read_tensorboard(tmp_path / "run/tensorboard")["eval/return_mean"]) == {2, 4, 6}
 
 
 def bc_settings(folder: Path) -> dict[str, Any]:

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from tests.rllib import fakes
-from tests.studies import MANAGER_AGENT, SweepLog, run_sweep, tiny_plan
+from tests.studies import MANAGER_AGENT, SweepLog, run_sweep, tiny_plan, tiny_values
+from tests.test_trackers import read_tensorboard
 from wmrl_ray import intents
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.report import write_report
 from wmrl_ray.run import RunConfig, RunDir
-from wmrl_ray.study import Plan
+from wmrl_ray.study import Plan, Study, expand
 from wmrl_ray.sweep import Job, Outcome, in_process, sweep
 from wmrl_ray.train import train
 
@@ -103,6 +104,15 @@ def test_what_was_stopped_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     outcomes, log = run(plan, out)
     assert set(states(outcomes).values()) == {"finished"}
     assert [update for name, update, _ in log.updates if name.startswith("plane/bc")][0] == 2
+
+
+def test_every_run_of_a_sweep_has_the_trackers_that_it_names(tmp_path: Path) -> None:
+    values = tiny_values(tmp_path / "data", variants={"baseline": {}}, columns=["bc"])
+    silent = {**values, "run": {**values["run"], "track": []}}
+    for name, study in {"with": values, "without": silent}.items():
+        run(expand(from_dict(Study, study)), tmp_path / name)
+    with_tensorboard, without = (tmp_path / name / "plane/bc-baseline-s0/tensorboard" for name in ("with", "without"))
+    assert set(read_tensorboard(with_tensorboard)["eval/return_mean"]) == {4} and not without.exists()
 
 
 def test_workers_of_a_stopped_manager_are_stopped_too(tmp_path: Path) -> None:

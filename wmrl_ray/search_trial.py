@@ -158,18 +158,24 @@ def train_until(config: RunConfig, path: Path, rung: int, should_stop: Callable[
         nonlocal reached
         reached = reached or (event.kind == "eval" and event.update >= rung)
 
-    return loop_of(config)(config, path, resume=True, on_event=on_event, should_stop=lambda: reached or should_stop())
+    return train_here(config, path, on_event, lambda: reached or should_stop())
 
 
-def loop_of(config: RunConfig) -> Callable[..., Values]:
-    """The training loop of one process: offline, or with the agent's own steps."""
-    if config.learns_online:
-        from wmrl_ray.online import train_online
-
-        return train_online
+def train_here(
+    config: RunConfig, path: Path, on_event: Callable[[Event], None], should_stop: Callable[[], bool] = lambda: False
+) -> Values:
+    """Trains the run in this process from where it was left, from a dataset or its own steps, with the trackers it names."""
+    from wmrl_ray.online import train_online
+    from wmrl_ray.trackers import Trackers
     from wmrl_ray.train import train
 
-    return train
+    def for_both(event: Event) -> None:
+        on_event(event)
+        trackers.on_event(event)
+
+    loop = train_online if config.learns_online else train
+    with Trackers.open(config, path) as trackers:
+        return loop(config, path, resume=True, on_event=for_both, should_stop=should_stop)
 
 
 def _value(run: RunDir, metric: str, rung: int) -> float | None:

@@ -164,7 +164,7 @@ def perform(job: Job, on_progress: Callable[[int, int], None], should_stop: Call
     from wmrl_ray.data.episode import DataError
     from wmrl_ray.intents import augmented
     from wmrl_ray.run import Event, RunConfig
-    from wmrl_ray.search_trial import loop_of
+    from wmrl_ray.search_trial import train_here
     from wmrl_ray.train import NonFiniteLossError
 
     def on_event(event: Event) -> None:
@@ -174,9 +174,8 @@ def perform(job: Job, on_progress: Callable[[int, int], None], should_stop: Call
     outcome = Outcome("finished")
     try:
         if job.config is not None:
-            config, folder = from_dict(RunConfig, job.config), Path(job.folder)
-            result = loop_of(config)(config, folder, resume=True, on_event=on_event, should_stop=should_stop)
-            outcome = _of_result(result)
+            config = from_dict(RunConfig, job.config)
+            outcome = _of_result(train_here(config, Path(job.folder), on_event, should_stop))
         if job.vectors is not None and outcome.state == "finished":
             outcome = dataclasses.replace(outcome, dataset=augmented(**job.vectors))
             open_dataset(str(outcome.dataset))  # Why: read once into the cache, before its Workers start side by side
