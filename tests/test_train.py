@@ -88,6 +88,29 @@ def test_stopping_writes_a_checkpoint_and_resuming_gives_the_losses_of_one_go(co
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("update", [20, 40])
+def test_a_stop_during_an_evaluation_saves_at_once_and_the_next_session_repeats_it(config, tmp_path, update):
+    config = dataclasses.replace(config, eval_every=20, eval_episodes=2)
+    train(config, tmp_path / "whole")
+    seen = []
+    stopped = train(
+        config,
+        tmp_path / "parts",
+        on_event=lambda event: seen.append((event.kind, event.update)),
+        should_stop=lambda: ("update", update) in seen,
+    )
+    run = RunDir(tmp_path / "parts")
+    assert (stopped["updates"], stopped["finished"], run.result()) == (update, False, None)
+    assert ("eval", update) not in seen and seen[-2:] == [("checkpoint", update), ("end", update)]
+    assert train(config, run.path, resume=True)["finished"]
+    assert losses(run.path) == losses(tmp_path / "whole")
+    assert evaluations(run.path) == evaluations(tmp_path / "whole")
+
+
+def evaluations(path) -> dict[int, float]:
+    return {line["update"]: line["eval/return_mean"] for line in RunDir(path).read_metrics() if "eval/return_mean" in line}
+
+
 KILLED = """
 import json, os, sys, torch
 from wmrl_ray.config import from_dict

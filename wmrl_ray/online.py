@@ -32,6 +32,7 @@ from wmrl_ray.train import (
     evaluate_run,
     evaluation_env,
     finite_metrics,
+    lacks_evaluation,
     open_run,
     update_steps,
     with_episode_len,
@@ -137,9 +138,20 @@ def train_online(
             missed = run.save_checkpoint(progress.update, lambda path: checkpoint.save(path, tree, meta), must=must)
             event("warning" if missed else "checkpoint", {}, missed or "")
 
+        def assess() -> None:
+            nonlocal last_eval, last_log
+            begun = time.monotonic()
+            metrics = evaluate_run(run, config, agent, env_id, dataset, progress.update, should_stop)
+            last_log = (last_log[0], last_log[1] + time.monotonic() - begun)
+            if metrics is not None:
+                last_eval = metrics
+                event("eval", last_eval)
+
         event("start", {})
         last_eval = run.last_evaluation()
         last_log, update_s = (progress.update, time.monotonic()), 0.0
+        if lacks_evaluation(run, progress):
+            assess()
         while not progress.finished:
             until = progress.update + config.updates_per_call
             tensors, seconds = take_turns(agent, replay, collector, clock, progress.update, until, config.batch_size)
@@ -154,19 +166,17 @@ def train_online(
                 run.log(progress.update, metrics)
                 event("update", metrics)
             if progress.evaluation_due:
-                paused = time.monotonic()
-                last_eval = evaluate_run(run, config, agent, env_id, dataset, progress.update)
-                event("eval", last_eval)
-                last_log = (last_log[0], last_log[1] + time.monotonic() - paused)
+                assess()
             stopping = should_stop is not None and should_stop()
             if progress.due(config.checkpoint_every) or stopping:
                 save(must=progress.finished or stopping)
             if stopping and not progress.finished:
                 break
 
-        result = {"updates": progress.update, "seconds": run.seconds(), "finished": progress.finished}
+        finished = progress.finished and not lacks_evaluation(run, progress)
+        result = {"updates": progress.update, "seconds": run.seconds(), "finished": finished}
         result |= {"steps": collector.num_steps, "episodes": collector.num_episodes, **last_eval}
-        if progress.finished:
+        if finished:
             run.finish(result)
         event("end", last_eval)
         return result

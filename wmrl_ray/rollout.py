@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,10 @@ class Evaluation:
     frames: np.ndarray | None = None
 
 
+class EvaluationStoppedError(Exception):
+    """A stop was asked for before the last episode had ended."""
+
+
 def evaluate(
     agent: Agent,
     env_id: str,
@@ -53,6 +57,7 @@ def evaluate(
     seed: int = 0,
     record: bool = True,
     frames: bool = False,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Runs exactly `num_episodes` episodes without exploration.
 
@@ -73,8 +78,10 @@ def evaluate(
         seed: of the episodes and of the agent's noise.
         record: keep the trajectories, with intents where the environment has them.
         frames: keep pictures of episode 0.
+        should_stop: asked before each step; True ends the evaluation without a result.
 
     Raises:
+        EvaluationStoppedError: `should_stop` said so.
         ConfigError: num_episodes or num_envs < 1, or the environment cannot be made or drawn.
         FloatingPointError: the agent's action is not finite; names episode and step.
     """
@@ -90,7 +97,7 @@ def evaluate(
         if frames:
             slots[0].prepare_frames(inner_id, env_config)
         with _acting_stream(agent, seed), torch.no_grad():
-            return _run(agent, slots, intents, num_episodes, seed, record, frames)
+            return _run(agent, slots, intents, num_episodes, seed, record, frames, should_stop)
     finally:
         for slot in slots:
             slot.close()
@@ -187,7 +194,14 @@ class _Stage(Slot):
 
 
 def _run(
-    agent: Agent, slots: list[_Stage], intents: Intents | None, num_episodes: int, seed: int, record: bool, frames: bool
+    agent: Agent,
+    slots: list[_Stage],
+    intents: Intents | None,
+    num_episodes: int,
+    seed: int,
+    record: bool,
+    frames: bool,
+    should_stop: Callable[[], bool] | None,
 ) -> Evaluation:
     finished: dict[int, tuple[Episode | None, float, int, bool]] = {}  # episode, return, length, success
     upcoming = iter(range(num_episodes))
@@ -218,6 +232,8 @@ def _run(
     plan_state, sums, num_steps, reports_success = None, {}, 0, False
 
     while len(finished) < num_episodes:
+        if should_stop is not None and should_stop():
+            raise EvaluationStoppedError(f"{len(finished)} of {num_episodes} episodes had ended")
         obs = torch.as_tensor(np.stack([slot.obs[-1] for slot in slots]), device=agent.device)  # [W, O]
         first = torch.as_tensor(is_first, device=agent.device)
         reward = torch.tensor([slot.reward[-1] if slot.reward else 0.0 for slot in slots], device=agent.device)

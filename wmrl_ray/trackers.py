@@ -50,7 +50,10 @@ class TensorBoard:
 
 
 class Wandb:
-    """One W&B run for one run folder, resumed with it. Its settings are W&B's own variables (WANDB_MODE=offline, ...)."""
+    """One W&B run for one run folder, resumed with it. Its settings are W&B's own variables (WANDB_MODE=offline, ...).
+
+    Updates that are done again after a crash are points again, at the same `update`.
+    """
 
     def __init__(self, config: RunConfig, run_dir: Path, update: int) -> None:
         import wandb
@@ -76,7 +79,7 @@ class Wandb:
 
 class MLflow:
     """One MLflow run for one run folder, resumed with it; `RUN/mlflow.json` has its id. Without MLFLOW_TRACKING_URI it is kept
-    in `RUN/mlruns`.
+    in `RUN/mlruns`. Updates that are done again after a crash are points again, at the same step.
     """
 
     def __init__(self, config: RunConfig, run_dir: Path, update: int) -> None:
@@ -142,12 +145,15 @@ class Trackers:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._close(self._finished)
+
+    def _close(self, finished: bool) -> None:
         for name, tracker in list(self._open.items()):
-            self._try(name, tracker.close, self._finished)
+            self._try(name, tracker.close, finished)
 
     def on_event(self, event: Event) -> None:
         if event.kind in ("start", "recovery"):  # after a recovery the run goes on from an earlier update
-            self.__exit__()
+            self._close(finished=True)  # Why: it has not failed
             for name in self._config.track if event.kind == "start" else list(self._open):
                 self._try(name, self._begin, name, event.update)
         elif event.kind in ("update", "eval"):

@@ -26,7 +26,7 @@ from wmrl_ray.core.batch import Batch
 from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.intents import intended_states
-from wmrl_ray.rollout import Evaluation, env_dims, evaluate, step_limit
+from wmrl_ray.rollout import Evaluation, EvaluationStoppedError, env_dims, evaluate, step_limit
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
 
 
@@ -179,19 +179,32 @@ def evaluation_metrics(evaluation: Evaluation, dataset: Dataset | None) -> dict[
 
 
 def evaluate_run(
-    run: RunDir, config: RunConfig, agent: Agent, env_id: str, dataset: Dataset | None, update: int
-) -> dict[str, float]:
-    """The agent's evaluation, logged; its trajectories are kept where observations are vectors."""
+    run: RunDir,
+    config: RunConfig,
+    agent: Agent,
+    env_id: str,
+    dataset: Dataset | None,
+    update: int,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, float] | None:
+    """The agent's evaluation, logged; its trajectories are kept where observations are vectors.
+
+    None if a stop was asked for before its end: the checkpoint must not wait, and the run's next session repeats it.
+    """
     of_vectors = isinstance(agent.obs_dim, int)
-    evaluation = evaluate(
-        agent,
-        env_id,
-        config.eval_episodes,
-        env_config=config.env_config,
-        num_envs=config.envs_per_runner,
-        seed=config.seed,
-        record=of_vectors,
-    )
+    try:
+        evaluation = evaluate(
+            agent,
+            env_id,
+            config.eval_episodes,
+            env_config=config.env_config,
+            num_envs=config.envs_per_runner,
+            seed=config.seed,
+            record=of_vectors,
+            should_stop=should_stop,
+        )
+    except EvaluationStoppedError:
+        return None
     metrics = evaluation_metrics(evaluation, dataset)
     run.log(update, metrics)
     if of_vectors:
@@ -247,6 +260,13 @@ class Progress:
         return AGENTS[self.config.algorithm].acts and self.due(self.config.eval_every)
 
 
+def lacks_evaluation(run: RunDir, progress: Progress) -> bool:
+    """A stop broke off the evaluation of the weights at `progress.update`."""
+    if not (progress.update and progress.evaluation_due):
+        return False
+    return not any(line["update"] == progress.update and "eval/return_mean" in line for line in run.read_metrics())
+
+
 def train(
     config: RunConfig,
     run_dir: Path,
@@ -294,9 +314,21 @@ def train(
         missed = run.save_checkpoint(progress.update, lambda path: checkpoint.save(path, tree, meta), must=must)
         event("warning" if missed else "checkpoint", {}, missed or "")
 
+    def assess() -> None:
+        nonlocal last_eval, last_log
+        assert env_id is not None
+        begun = time.monotonic()
+        metrics = evaluate_run(run, config, agent, env_id, dataset, progress.update, should_stop)
+        last_log = (last_log[0], last_log[1] + time.monotonic() - begun)
+        if metrics is not None:
+            last_eval = metrics
+            event("eval", last_eval)
+
     event("start", {})
     last_eval = run.last_evaluation()
     last_log = (progress.update, time.monotonic())
+    if lacks_evaluation(run, progress):
+        assess()
     while not progress.finished:
         metrics = update_many(agent, replay, config.updates_per_call, config.batch_size)
         progress.update += config.updates_per_call
@@ -307,20 +339,16 @@ def train(
             run.log(progress.update, metrics)
             event("update", metrics)
         if progress.evaluation_due:
-            assert env_id is not None
-            paused = time.monotonic()
-            last_eval = evaluate_run(run, config, agent, env_id, dataset, progress.update)
-            event("eval", last_eval)
-            last_log = (last_log[0], last_log[1] + time.monotonic() - paused)
+            assess()
         stopping = should_stop is not None and should_stop()
         if progress.due(config.checkpoint_every) or stopping:
             save(must=progress.finished or stopping)
         if stopping and not progress.finished:
             break
 
-    seconds = run.seconds()
-    result = {"updates": progress.update, "seconds": seconds, "finished": progress.finished, **last_eval}
-    if progress.finished:
+    finished = progress.finished and not lacks_evaluation(run, progress)
+    result = {"updates": progress.update, "seconds": run.seconds(), "finished": finished, **last_eval}
+    if finished:
         run.finish(result)
     event("end", last_eval)
     return result

@@ -115,6 +115,29 @@ def test_a_stopped_and_resumed_run_is_the_run_in_one_go_to_the_bit(config: RunCo
     same_checkpoint(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("update", [20, 60])
+def test_a_stop_during_an_evaluation_does_not_keep_the_checkpoint_waiting(
+    config: RunConfig, tmp_path: Path, update: int
+) -> None:
+    config = dataclasses.replace(config, num_updates=60, log_every=10, eval_every=20, eval_episodes=2)
+    train_online(config, tmp_path / "whole")
+    seen: list[tuple[str, int]] = []
+    stopped = train_online(
+        config,
+        tmp_path / "parts",
+        on_event=lambda event: seen.append((event.kind, event.update)),
+        should_stop=lambda: ("update", update) in seen,
+    )
+    assert (stopped["updates"], stopped["finished"]) == (update, False) and ("eval", update) not in seen
+    assert train_online(config, tmp_path / "parts", resume=True)["finished"]
+    whole, parts = (RunDir(tmp_path / name).read_metrics() for name in ("whole", "parts"))
+    returns = [
+        {line["update"]: line["eval/return_mean"] for line in lines if "eval/return_mean" in line} for lines in (whole, parts)
+    ]
+    assert returns[0] == returns[1] and sorted(returns[0]) == [20, 40, 60]
+    same_checkpoint(tmp_path / "parts", tmp_path / "whole")
+
+
 KILLED = """
 import json, sys
 from tests.fakes import OnlineTDMPC

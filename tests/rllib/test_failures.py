@@ -14,10 +14,13 @@ import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
 
 from tests.rllib import fakes
+from tests.test_trackers import read_tensorboard
+from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.failures import ActorLostError, Failure, RemoteError, as_lost, unwrap
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run import Event, RunConfig, RunDir
+from wmrl_ray.trackers import Trackers
 from wmrl_ray.train import train
 
 
@@ -164,3 +167,27 @@ def test_an_error_of_a_learners_own_still_ends_the_run_with_its_traceback(
     with pytest.raises(RemoteError, match="ValueError: mine"):
         train_on_ray(config, tmp_path / "run", on_event=events.append)
     assert "recovery" not in [event.kind for event in events]
+
+
+def test_a_run_whose_first_session_is_lost_while_it_is_built_has_a_start(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, built = compat.build, []
+
+    def lose_the_first(*arguments: Any) -> Any:
+        built.append(arguments)
+        if len(built) == 1:
+            raise ActorLostError("a learner died")
+        return build(*arguments)
+
+    monkeypatch.setattr(compat, "build", lose_the_first)
+    events: list[Event] = []
+
+    def tell(event: Event) -> None:
+        events.append(event)
+        trackers.on_event(event)
+
+    with Trackers.open(config, tmp_path / "run") as trackers:
+        train_on_ray(config, tmp_path / "run", on_event=tell)
+    assert [event.kind for event in events[:2]] == ["start", "recovery"] and events[-1].kind == "end"
+    assert read_tensorboard(tmp_path / "run/tensorboard")

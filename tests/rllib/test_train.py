@@ -112,6 +112,26 @@ def test_stopped_and_resumed_it_logs_what_an_uninterrupted_run_logs(config: RunC
     assert logged(tmp_path / "run") == logged(tmp_path / "plain")
 
 
+@pytest.mark.parametrize("update", [12, 24])
+def test_a_stop_during_an_evaluation_does_not_keep_the_checkpoint_waiting(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: int
+) -> None:
+    monkeypatch.setattr("wmrl_ray.rllib.train.STOPPING_S", 0.0)
+    config = dataclasses.replace(config, num_eval_runners=1, eval_episodes=60)
+    seen: list[tuple[str, int]] = []
+    first = train_on_ray(
+        config,
+        tmp_path / "run",
+        on_event=lambda event: seen.append((event.kind, event.update)),
+        should_stop=lambda: ("update", update) in seen,
+    )
+    assert (first["updates"], first["finished"]) == (update, False)
+    assert seen[-2:] == [("checkpoint", update), ("end", update)] and ("eval", update) not in seen
+    train_on_ray(config, tmp_path / "run", resume=True, on_event=lambda event: seen.append((event.kind, event.update)))
+    assert [event for event in seen if event[0] == "eval"] == [("eval", 12), ("eval", 24)]
+    assert (tmp_path / "run" / "result.json").exists()
+
+
 def test_with_actors_it_learns_the_same_and_evaluates_beside_training(config: RunConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(config, num_learners=1, num_eval_runners=2, eval_episodes=9)
     events: list[Event] = []

@@ -25,7 +25,15 @@ from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
 from wmrl_ray.rllib.failures import RemoteError, as_lost
 from wmrl_ray.rllib.telemetry import Telemetry
 from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
-from wmrl_ray.train import Progress, build_replay, evaluation_env, open_run, resolve_device, with_episode_len
+from wmrl_ray.train import (
+    Progress,
+    build_replay,
+    evaluation_env,
+    lacks_evaluation,
+    open_run,
+    resolve_device,
+    with_episode_len,
+)
 
 STOPPING_S = 10.0  # that a run which is to stop waits for an evaluation
 MOST_BACKOFF_S = 60.0  # between the loss of an actor and the next session
@@ -74,7 +82,6 @@ def train_on_ray(
     actors = 0 if debug else config.num_learners + config.num_eval_runners + config.online.num_runners
     compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors), logging_level="ERROR", log_to_driver=False)
     on_event = Telemetry(config, run.path).beside(on_event)
-    _warn_of_missing({**config.learner_resources, **config.runner_resources})
     try:
         return _survive(config, run, env_id, on_event, should_stop or (lambda: False), debug)
     finally:
@@ -86,11 +93,18 @@ def _survive(
     config: RunConfig, run: RunDir, env_id: str | None, tell: OnEvent, should_stop: Callable[[], bool], debug: bool
 ) -> dict[str, Any]:
     """Sessions of the run, until one ends without having lost an actor."""
-    failures, lost_at = 0, None
+    failures, lost_at, has_begun = 0, None, False
     cause: str | None = None
+
+    def tell_all(event: Event) -> None:
+        nonlocal has_begun
+        has_begun = has_begun or event.kind == "start"
+        tell(event)
+
     while True:
+        _warn_of_missing({**config.learner_resources, **config.runner_resources})
         try:
-            return _Run(config, run, env_id, tell, debug, cause).train(should_stop)
+            return _Run(config, run, env_id, tell_all, debug, cause, has_begun).train(should_stop)
         except Exception as error:
             lost = as_lost(error, "the run was built")
             if lost is None:
@@ -117,10 +131,10 @@ class _Run:
     """The state of one session of a run: the algorithm, the folder, and what is due next."""
 
     def __init__(
-        self, config: RunConfig, run: RunDir, env_id: str | None, tell: OnEvent, debug: bool, lost: str | None
+        self, config: RunConfig, run: RunDir, env_id: str | None, tell: OnEvent, debug: bool, lost: str | None, has_begun: bool
     ) -> None:
-        """lost: why the session before this one ended, on one line, if there was one."""
-        self.config, self.env_id, self.tell, self.lost = config, env_id, tell, lost
+        """lost: why the session before this one ended, on one line, if there was one. has_begun: one of them told its start."""
+        self.config, self.env_id, self.tell, self.lost, self.has_begun = config, env_id, tell, lost, has_begun
         settings = _settings(config, debug)
         torch.set_num_threads(1)  # Why: as the loop without Ray; actors have one CPU each too
         self.run = run
@@ -141,11 +155,11 @@ class _Run:
     def train(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         config, progress = self.config, self.progress
         try:
-            if self.lost is None:
+            if not self.has_begun:
                 self._event("start", {})
-            else:
+            if self.lost is not None:
                 self._event("recovery", {}, f"{self.lost}; resumed from update {progress.update:,}")
-            if progress.update and progress.evaluation_due and not self._is_evaluated(progress.update):
+            if lacks_evaluation(self.run, progress):
                 self.algorithm.start_evaluation()  # Why: the session that stopped here did not see the end of it
             since = (progress.update, time.monotonic())
             while not progress.finished:
@@ -160,26 +174,26 @@ class _Run:
                     self._record("update", progress.update, metrics)
                 paused = time.monotonic()
                 if progress.evaluation_due:
-                    self._collect_evaluation(None)
-                    self.algorithm.start_evaluation()
+                    self._collect_evaluation(None, should_stop)
+                    if not self.algorithm.is_evaluating:
+                        self.algorithm.start_evaluation()
                 self._collect_evaluation(0.0)
                 since = (since[0], since[1] + time.monotonic() - paused)
                 stopping = should_stop()
                 if progress.due(config.checkpoint_every) or stopping:
-                    # Why wait: a run resumed from this checkpoint would not repeat it. Why not for long when stopping: whoever
-                    # asked may not wait either
-                    self._collect_evaluation(STOPPING_S if stopping and not progress.finished else None)
+                    # Why wait: a run resumed from this checkpoint repeats that of its own update only
+                    self._collect_evaluation(None, should_stop)
                     must = progress.finished or stopping
                     missed = self.run.save_checkpoint(progress.update, self.algorithm.save_to_path, must=must)
                     self._event("warning" if missed else "checkpoint", {}, missed or "")
                 if stopping:
                     break
             if progress.finished:
-                self._collect_evaluation(None)
-            seconds = self.run.seconds()
-            summary = {"updates": progress.update, "seconds": seconds, "finished": progress.finished}
+                self._collect_evaluation(None, should_stop)
+            finished = progress.finished and not lacks_evaluation(self.run, progress)
+            summary = {"updates": progress.update, "seconds": self.run.seconds(), "finished": finished}
             summary |= {**self.algorithm.totals(), **self.last_eval}
-            if progress.finished:
+            if finished:
                 self.run.finish(summary)
             self._event("end", self.last_eval)
             return summary
@@ -190,9 +204,20 @@ class _Run:
         finally:
             self.algorithm.stop()
 
-    def _collect_evaluation(self, timeout_s: float | None) -> None:
-        """Records the evaluation in progress, if there is one and it ends within `timeout_s` (None: waits)."""
-        if not self.algorithm.is_evaluating or (update := self.algorithm.finish_evaluation(timeout_s)) is None:
+    def _collect_evaluation(self, timeout_s: float | None, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Records the evaluation in progress, if there is one and it ends within `timeout_s`.
+
+        None waits for it, but for STOPPING_S only once a stop is asked for: whoever asks may not wait for a checkpoint.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        update = None
+        while self.algorithm.is_evaluating and update is None:
+            if until is None and should_stop():
+                until = time.monotonic() + STOPPING_S
+            update = self.algorithm.finish_evaluation(1.0 if until is None else max(0.0, until - time.monotonic()))
+            if update is None and until is not None and time.monotonic() >= until:
+                return
+        if update is None:
             return
         self.last_eval = self.algorithm.last_evaluation_metrics
         assert self.algorithm.last_evaluation is not None
@@ -201,9 +226,6 @@ class _Run:
         if evaluation.episodes[0].obs.ndim == 2:  # vectors, not images
             self.run.save_trajectories(evaluation, intended_states(evaluation.episodes, self.env_id))
         self._record("eval", update, self.last_eval)
-
-    def _is_evaluated(self, update: int) -> bool:
-        return any(line["update"] == update and "eval/return_mean" in line for line in self.run.read_metrics())
 
     def _record(self, kind: Any, update: int, metrics: dict[str, float]) -> None:
         self.run.log(update, metrics)
