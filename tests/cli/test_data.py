@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 
+from wmrl_ray.cli.data import progress_bar
+
 ID = "wmrl/test-cli/umaze-v0"
 
 
@@ -39,6 +41,16 @@ def test_info_prints_the_card_and_draws_the_states(wmrl, made, tmp_path):
     assert (tmp_path / "states.png").read_bytes().startswith(b"\x89PNG")
     card = json.loads(wmrl("data", "info", made, "--json").out)
     assert (card["num_steps"], card["obs_dim"], card["action_dim"]) == (2000, 4, 2)
+
+
+def test_progress_is_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    with progress_bar("films", "frames") as progress:
+        progress(1, 2000)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("wmrl_ray.cli.data.LINE_EVERY_S", 0.0)
+    with progress_bar("films", "frames") as progress:
+        progress(1000, 2000)
+    assert capsys.readouterr() == ("", "films: 1,000 of 2,000 frames\n")
 
 
 def test_the_mean_score_of_pieces_longer_than_an_episode_is_not_shown(wmrl, made):

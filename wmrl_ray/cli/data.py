@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from wmrl_ray.data.datasets import Dataset
 
 app = typer.Typer(help="Make, list, look at, check and convert datasets.", no_args_is_help=True)
+LINE_EVERY_S = 60.0  # of progress, where there is no terminal
 PICTURES = (".png", ".svg", ".pdf")
 FORMATS = {".npz": "npz", ".hdf5": "hdf5", ".h5": "hdf5", ".parquet": "parquet", ".arrow": "arrow"}
 
@@ -257,19 +259,31 @@ def draw_states(dataset: Dataset, picture: Path) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, None (no progress) elsewhere."""
+def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; elsewhere, as in a job's log, a line on stderr every `LINE_EVERY_S`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield _progress_lines(title, unit)
         return
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=None)
         yield lambda completed, total: bar.update(task, completed=completed, total=total)
+
+
+def _progress_lines(title: str, unit: str) -> Callable[[int, int], None]:
+    said = time.monotonic()
+
+    def progress(completed: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= LINE_EVERY_S:
+            said = time.monotonic()
+            print(f"{title}: {completed:,} of {total:,} {unit}".rstrip(), file=sys.stderr, flush=True)
+
+    return progress
 
 
 def _map_shards(workers: int, use_ray: bool) -> Any:
