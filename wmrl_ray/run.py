@@ -382,7 +382,9 @@ class RunDir:
 
 def describe_environment() -> dict[str, Any]:
     """Versions, revision and hardware: what someone needs to reproduce a run."""
-    packages = ("wmrl-ray", "torch", "ray", "numpy", "gymnasium", "mujoco", "gymnasium-robotics", "minari", "pyarrow")
+    ours = ("wmrl-ray", "torch", "ray", "numpy", "minari", "pyarrow")
+    simulators = ("gymnasium", "mujoco", "gymnasium-robotics", "dm-control", "myosuite", "mani-skill", "sapien")
+    packages = (*ours, *simulators)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

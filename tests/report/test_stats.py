@@ -110,7 +110,15 @@ def test_a_profile_is_the_share_of_runs_above_each_score_each_dataset_alike():
     strata = [[10.0, 20.0], [30.0, 40.0, 50.0, 60.0]]
     share, low, high = performance_profile(strata, np.array([0.0, 10.0, 15.0, 45.0, 60.0]))
     np.testing.assert_allclose(share, [1.0, 0.75, 0.75, 0.25, 0.0])
+    assert low is not None and high is not None
     assert (low <= share).all() and (share <= high).all() and low[1] < high[1]
+
+
+def test_one_seed_on_each_dataset_has_no_interval():
+    strata = [[10.0], [50.0], [90.0]]
+    assert (summarize_strata(strata).ci_low, summarize_strata(strata).ci_high) == (None, None)
+    assert performance_profile(strata, np.array([0.0]))[1:] == (None, None)
+    assert summarize_strata([[10.0], [50.0, 60.0]]).ci_low is not None
 
 
 def test_the_probability_of_improvement_counts_pairs_on_each_dataset():

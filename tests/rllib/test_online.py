@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -12,9 +13,10 @@ import pytest
 
 from tests.rllib import fakes
 from tests.rllib.online_fakes import OwnTDMPC, run_config, small_online
-from wmrl_ray.collect import Collector
+from wmrl_ray.collect import Collector, Statistics
 from wmrl_ray.online import train_online
 from wmrl_ray.policy import Policy
+from wmrl_ray.rllib.online import Tally
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run import OnlineConfig, RunDir
 
@@ -142,3 +144,14 @@ def test_tune_reserves_a_cpu_for_every_runner() -> None:
     config = small_online(num_runners=3).evaluation(evaluation_num_env_runners=2)
     bundles = OwnTDMPC.default_resource_request(config.to_dict()).bundles
     assert len(bundles) == 1 + 3 + 2
+
+
+def test_what_a_checkpoint_brought_counts_in_means_and_not_in_rates() -> None:
+    restored = Statistics(steps=1000, episodes=2, return_sum=10.0, length_sum=1000, act_s=50.0, env_s=5.0)
+    tally = Tally(statistics=copy.deepcopy(restored), before=restored, runner_wait_s=1.0)
+    found = tally.metrics(has_runners=True)
+    assert (found["online/steps_per_s"], found["time/runner_wait_share"], found["online/return_mean"]) == (0.0, 1.0, 5.0)
+    tally.statistics.add(Statistics(steps=30, act_s=1.0))
+    tally.started -= 10.0
+    found = tally.metrics(has_runners=True)
+    assert found["online/steps_per_s"] == pytest.approx(3.0, rel=0.05) and found["time/runner_wait_share"] == 0.5

@@ -66,11 +66,12 @@ def learning_figure(groups: Sequence[Group], colors: Mapping[str, str]) -> str |
 
 
 def profile_figure(profiles: Mapping[str, Any], colors: Mapping[str, str], salt: str) -> str:
-    """Performance profiles: the share of runs, over datasets and seeds, above each score; bands are 95% intervals."""
+    """Performance profiles: the share of runs, over datasets and seeds, above each score; bands are 95% intervals over seeds."""
     figure, axes = _figure(7.2, 3.6)
     for label, (share, low, high) in profiles["curves"].items():
         axes.plot(profiles["tau"], share, color=colors[label], linewidth=1.8, label=label)
-        axes.fill_between(profiles["tau"], low, high, color=colors[label], alpha=0.18, linewidth=0)
+        if low is not None:
+            axes.fill_between(profiles["tau"], low, high, color=colors[label], alpha=0.18, linewidth=0)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("normalised score \N{GREEK SMALL LETTER TAU}")
     axes.set_ylabel("share of runs above \N{GREEK SMALL LETTER TAU}")

@@ -91,11 +91,14 @@ def bootstrap_interval(
 
 def performance_profile(
     strata: Sequence[Sequence[float] | np.ndarray], tau: np.ndarray, *, num_resamples: int = 2_000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """(fraction, low, high) [K]: the share of runs whose score is above tau [K], each dataset counting alike, and the 95%
-    interval at each tau. The area under it from 0 on is the mean; where it crosses a half is the median run.
+    interval at each tau (None where no dataset has two seeds). The area under it from 0 on is the mean; where it crosses a half
+    is the median run.
     """
     share = np.mean([_above(np.asarray(stratum, dtype=np.float64), tau) for stratum in strata], axis=0)
+    if max(map(len, strata)) < 2:
+        return share, None, None
     columns = _resampled(strata, num_resamples, np.random.default_rng(seed))
     low, high = _interval(np.mean([_above(column, tau) for column in columns], axis=0), 0.95)
     return share, low, high
@@ -163,7 +166,8 @@ def summarize_strata(strata: Sequence[Sequence[float] | np.ndarray]) -> Summary:
         raise ValueError("nothing to summarise: no seed has a value")
     if not np.isfinite(values).all():
         raise ValueError(f"cannot summarise values that are not finite: {values.tolist()}")
-    low, high = bootstrap_interval(strata) if len(values) > 1 else (None, None)
+    # Why not of one seed each: resampling one value gives that value, an interval of no width
+    low, high = bootstrap_interval(strata) if max(map(len, strata)) > 1 else (None, None)
     std = float(values.std(ddof=1)) if len(values) > 1 else None
     return Summary(len(values), float(values.mean()), std, float(iqm(values)), low, high)
 

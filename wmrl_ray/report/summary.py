@@ -147,12 +147,16 @@ def _over_datasets(groups: Sequence[Group]) -> dict[str, Any]:
         return {"profiles": None, "improvement": []}
     grid = np.linspace(min(0.0, min(values)), max(100.0, max(values)), PROFILE_POINTS)
     curves = {label: performance_profile(strata, grid) for label, strata in every.items()}
-    profiles = {"tau": grid.tolist(), "curves": {label: [c.tolist() for c in curve] for label, curve in curves.items()}}
+    profiles = {"tau": grid.tolist(), "curves": {label: [_plain(part) for part in curve] for label, curve in curves.items()}}
     pairs = [
         {"first": first, "second": second, **dataclasses.asdict(improvement(every[first], every[second]))}
         for first, second in itertools.combinations(every, 2)
     ]
     return {"profiles": profiles, "improvement": pairs}
+
+
+def _plain(values: np.ndarray | None) -> list[float] | None:
+    return None if values is None else values.tolist()
 
 
 def _on_every_dataset(groups: Sequence[Group]) -> dict[str, list[list[float]]]:

@@ -47,9 +47,13 @@ def _load(learner: OnlineLearner, **kwargs: Any) -> None:
 
 @dataclass
 class Tally:
-    """What happened since it was last taken. Seconds of runners are summed over runners; those of learners are rank 0's."""
+    """What happened since it was last taken. Seconds of runners are summed over runners; those of learners are rank 0's.
+
+    before: the part of `statistics` that a checkpoint brought: it counts in means, but not in what is per second.
+    """
 
     statistics: Statistics = field(default_factory=Statistics)
+    before: Statistics = field(default_factory=Statistics)
     runner_wait_s: float = 0.0
     runner_load_s: float = 0.0
     learner_wait_s: float = 0.0
@@ -75,10 +79,11 @@ class Tally:
         found = {**self.statistics.metrics(), "time/update_s": self.update_s}
         if not has_runners:
             return found
-        worked = self.statistics.act_s + self.statistics.env_s + self.runner_load_s
+        now, before = self.statistics, self.before
+        worked = now.act_s + now.env_s - before.act_s - before.env_s + self.runner_load_s
         learned = self.update_s + self.ingest_s + self.publish_s
         return found | {
-            "online/steps_per_s": self.statistics.steps / max(time.monotonic() - self.started, 1e-9),
+            "online/steps_per_s": (now.steps - before.steps) / max(time.monotonic() - self.started, 1e-9),
             "time/ingest_s": self.ingest_s,
             "time/publish_s": self.publish_s,
             "time/runner_load_s": self.runner_load_s,
@@ -368,7 +373,8 @@ class OnlineAlgorithm(AgentAlgorithm):
 
     def _resume(self, counts: dict[str, Any], collectors: list[dict[str, Any] | None], own_goes_on: bool) -> None:
         """own_goes_on: the learner's collector, of a run without runners, was restored."""
-        self._tally = Tally(statistics=Statistics(**copy.deepcopy(counts["statistics"])))
+        restored = Statistics(**copy.deepcopy(counts["statistics"]))
+        self._tally = Tally(statistics=restored, before=copy.deepcopy(restored))
         drops = not self.online.replay_unfinished
         if self._runners is None:
             self._learner_counts = (counts["steps"], counts["episodes"])
