@@ -54,7 +54,8 @@ def run_search(
         on_end: once for each trial: "finished", "pruned" (stopped early by the scheduler), "failed" or "stopped".
 
     Raises:
-        ConfigError: more GPUs for a run than this machine has, where Ray was started on it, or Optuna is asked for and not installed.
+        ConfigError: more GPUs for a run than this machine has, where Ray was started on it, or Optuna is asked for and
+            not installed.
     """
     spec = search.tune
     check_gpus(spec.gpus_per_run)
