@@ -34,7 +34,8 @@ EXCLUDES += ("*.hdf5", "*.h5", "*.npz", "*.parquet", "*.arrow", "*.mp4")  # data
 UPLOAD_LIMIT = ray_constants.DASHBOARD_CLIENT_MAX_SIZE  # bytes, of one request to the head
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL of a job that is stopped, for a checkpoint; Ray's own is 3
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY(_|$)|API_?KEY", re.IGNORECASE)
-URL_USER = re.compile(r"(?<=//)(?!git@)[^/?#\s]*@")  # user:password@, or a token@; git@ is everyone's
+# user:password@, or a token@; git@ is everyone's. After one slash too: so Ray prints a URL that it takes for a path
+URL_USER = re.compile(r"(?<=[:/]/)(?!git@)[^/?#\s]*@")
 HIDDEN = "***"
 CONNECT_S, ANSWER_S = 10.0, 120.0  # for a request
 QUIET_S = 300.0  # without a line of the log, after which its connection may be dead
