@@ -303,7 +303,7 @@ def test_trajectories_of_a_run_folder_are_never_unpickled(tmp_path: Path, mark: 
     for key in ("obs", "intended", "offsets"):
         np.savez(tmp_path / "trajectories.npz", allow_pickle=True, **{**good, key: planted})  # type: ignore[arg-type]
         run = read_run(tmp_path)
-        with pytest.raises(ConfigError, match=r"not a readable trajectories file \(.*allow_pickle=False"):
+        with pytest.raises(ConfigError, match="not a readable trajectories file"):
             run.intended() if key == "intended" else run.trajectories()
         assert not mark.exists()
     (tmp_path / "trajectories.npz").write_bytes(pickle.dumps(Payload(mark)))
