@@ -293,15 +293,22 @@ def test_an_hdf5_file_reads_no_other_file(kind: str, tmp_path: Path, monkeypatch
 
 
 def test_trajectories_of_a_run_folder_are_never_unpickled(tmp_path: Path, mark: Path) -> None:
-    from wmrl_ray.report import runs
+    from wmrl_ray.report.runs import read_run
 
+    (tmp_path / "config.json").write_text(json.dumps({"algorithm": "bc", "num_updates": 1}))
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "eval/return_mean": 1.0}\n')
+    good = {"obs": np.zeros((3, 2)), "intended": np.zeros((3, 2)), "offsets": np.array([0, 3])}
     planted = np.empty(1, object)
     planted[:] = Payload(mark)
-    np.savez(tmp_path / "trajectories.npz", obs=planted, offsets=planted, returns=planted, lengths=planted, allow_pickle=True)  # type: ignore[arg-type]
-    source = Path(runs.__file__).read_text()
-    assert "allow_pickle=False" in source and "allow_pickle=True" not in source
-    with np.load(tmp_path / "trajectories.npz", allow_pickle=False) as arrays, pytest.raises(ValueError):
-        arrays["obs"]
+    for key in ("obs", "intended", "offsets"):
+        np.savez(tmp_path / "trajectories.npz", allow_pickle=True, **{**good, key: planted})  # type: ignore[arg-type]
+        run = read_run(tmp_path)
+        with pytest.raises(ConfigError, match="not a readable trajectories file"):
+            run.intended() if key == "intended" else run.trajectories()
+        assert not mark.exists()
+    (tmp_path / "trajectories.npz").write_bytes(pickle.dumps(Payload(mark)))
+    with pytest.raises(ConfigError, match="not a readable trajectories file"):
+        read_run(tmp_path).trajectories()
     assert not mark.exists()
 
 

@@ -65,6 +65,7 @@ def test_a_command_that_would_fail_there_fails_here(wmrl, project: Path, argumen
         ("- a", "expected a mapping"),
         ("a: [", "not valid YAML"),
         ("env_vars: {RAY_AUTH_TOKEN: s3cret}", "would show the cluster's token"),
+        ("env_vars: {API_KEY: {s3cret: 1}}", "env_vars.API_KEY in the runtime environment: the value is no string"),
     ],
 )
 def test_a_bad_runtime_environment_is_one_line(wmrl, project: Path, text: str, message: str) -> None:
@@ -80,7 +81,16 @@ def test_secrets_of_the_environment_are_not_printed(wmrl, project: Path) -> None
     outcome = wmrl("job", "submit", "--dry-run", "--runtime-env", "env.yaml", "doctor")
     assert outcome.code == 0
     assert "s3cret" not in outcome.err + outcome.out
-    assert "values shown as *** are sent as they are" in outcome.err
+    assert "values shown as *** are sent as they are; whoever pastes the command must put them in first" in outcome.err
+
+
+def test_passwords_in_urls_are_not_printed(wmrl, project: Path) -> None:
+    url = "https://me:s3cret@h/simple"
+    (project / "env.yaml").write_text(f"pip: {{packages: [x], pip_install_options: ['--index-url {url}']}}")
+    outcome = wmrl("job", "submit", "--dry-run", "--runtime-env", "env.yaml", "data", "info", url)
+    assert outcome.code == 0
+    assert "s3cret" not in outcome.err + outcome.out
+    assert "--index-url https://***@h/simple" in outcome.err and "must put them in first" in outcome.err
 
 
 @pytest.mark.parametrize("text", ["learner=1", "[1]", '{"learner": true}'])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,26 @@ def test_the_requirements_are_those_of_the_project() -> None:
         printed("dcm")
     for extras in re.findall(r"EXTRAS=([\w,]+)", TEXT):
         printed(extras)
+
+
+def documented(text: str) -> dict[str, dict[str, str]]:
+    """Build arguments of each `docker build` in `text`, by the name of its image."""
+    commands: dict[str, dict[str, str]] = {}
+    for line in re.findall(r"^(?:# )?(docker build .*)$", text, re.MULTILINE):
+        words = shlex.split(line)
+        given = [word for flag, word in pairwise(words) if flag == "--build-arg"]
+        commands[words[words.index("-t") + 1].partition(":")[0]] = dict(word.split("=", 1) for word in given)
+        assert words[2:4] == ["-f", "docker/Dockerfile"] and words[-1] == "."
+    return commands
+
+
+def test_the_documented_commands_agree_and_give_the_cpu_image_a_torch_for_cpus() -> None:
+    commands = documented(TEXT)
+    assert commands == documented((ROOT / "deploy" / "README.md").read_text())
+    assert commands["wmrl-ray-cpu"]["TORCH_INDEX"].endswith("/cpu")  # the empty default is a torch with CUDA
+    assert "TORCH_INDEX" not in commands["wmrl-ray-gpu"] and commands["wmrl-ray-gpu"]["RAY_IMAGE"].endswith("-gpu")
+    declared = set(re.findall(r"^ARG (\w+)=", TEXT, re.MULTILINE))
+    assert all(arguments.keys() <= declared for arguments in commands.values())
 
 
 # A base without a network: busybox, a user 1000, and commands of the names that the Dockerfile runs, which say what they got.

@@ -256,6 +256,18 @@ def test_the_jobs_entry_point_is_a_command_of_ours_that_resumes_on_shared_storag
     assert set(yaml.safe_load(job["spec"]["runtimeEnvYAML"])) <= {"env_vars", "working_dir", "pip"}
 
 
+def test_the_submitted_command_of_the_readme_is_the_gpu_jobs(wmrl_options: Any) -> None:
+    text = (ROOT / "deploy" / "README.md").read_text().replace("\\\n", " ")
+    (line,) = (line for line in text.splitlines() if line.startswith("wmrl job submit "))
+    words = shlex.split(line)
+    words = words[words.index("--") + 1 :]
+    wmrl_options(words)
+    kustomization = yaml.safe_load((KUBERAY / "jobs" / "gpu" / "kustomization.yaml").read_text())
+    (patch,) = (p["patch"] for p in kustomization["patches"] if p["target"]["kind"] == "RayJob")
+    (entry,) = (one["value"] for one in yaml.safe_load(patch) if one["path"] == "/spec/entrypoint")
+    assert words == shlex.split(entry)[3:]
+
+
 def test_ray_has_the_version_of_the_constraints() -> None:
     pinned = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ray=="))
     (cluster,) = (d for d in m.base() if d["kind"] == "RayCluster")

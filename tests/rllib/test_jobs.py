@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 from ray._private.runtime_env import packaging
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
@@ -89,7 +90,11 @@ def test_a_folder_stands_for_its_files_unless_one_is_half_of_it() -> None:
         ({"workingdir": "."}, r"unknown key 'workingdir' \(did you mean 'working_dir'\?\)"),
         ({"env_var": {}}, "did you mean 'env_vars'"),
         ({"_ray_commit": "x"}, "unknown key '_ray_commit'"),
-        ({"env_vars": {"A": 1}}, "is refused: .*must be of type Dict"),
+        ({"env_vars": {"A": 1}}, "env_vars.A in the runtime environment: the value is no string"),
+        ({"env_vars": {"A": ["s3cret"]}}, "env_vars.A in the runtime environment: the value is no string"),
+        ({"env_vars": {1: "s3cret"}}, "env_vars.1 in the runtime environment: the name is no string"),
+        ({"env_vars": ["A=s3cret"]}, "env_vars in the runtime environment: a mapping"),
+        ({"pip": "https://me:s3cret@h/x"}, r"is refused: .*\*\*\*@h/x"),
         ({"pip": 3}, "refused"),
         ({"excludes": "runs"}, "a list of patterns is needed"),
         ({"working_dir": "/no/such/folder"}, "no such folder"),
@@ -146,6 +151,31 @@ def test_values_that_look_like_secrets_are_sent_but_not_shown() -> None:
     assert not any(secret in (plan.ray_command() or "") for secret in ("k1", "k2", "k3"))
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:s3cret@h/simple", "https://***@h/simple"),
+        ("x @ git+https://s3cret@h/x.git@v1", "x @ git+https://***@h/x.git@v1"),
+        ("--extra-index-url=https://me:s3@cret@h:8080/x?a=b@c", "--extra-index-url=https://***@h:8080/x?a=b@c"),
+        ("git+ssh://git@h/x.git", "git+ssh://git@h/x.git"),
+        ("https://h:8080/x@v1 a@b", "https://h:8080/x@v1 a@b"),
+        ("s3://bucket/project.zip", "s3://bucket/project.zip"),
+    ],
+)
+def test_the_user_of_a_url_is_hidden_and_nothing_else(text: str, shown: str) -> None:
+    assert jobs.without_users({"a": [{"b": text}]}) == {"a": [{"b": shown}]}
+
+
+def test_passwords_in_urls_are_sent_but_not_shown() -> None:
+    url = "https://me:s3cret@h/simple"
+    env = {"pip": {"packages": ["x"], "pip_install_options": [f"--index-url={url}"]}, "env_vars": {"PIP_INDEX_URL": url}}
+    env["working_dir"] = "https://me:s3cret@h/project.zip"  # type: ignore[assignment]
+    plan = plan_job(["data", "info", url], working_dir=None, runtime_env=env)
+    printed = json.dumps(plan.shown_env()) + (plan.ray_command("http://me:s3cret@h:8265") or "")
+    assert "s3cret" not in printed and printed.count("***@h") == 8
+    assert plan.runtime_env["env_vars"]["PIP_INDEX_URL"] == url and url in plan.entrypoint
+
+
 def test_a_stopped_job_has_time_for_a_checkpoint_unless_the_user_says_otherwise() -> None:
     name = "RAY_JOB_STOP_WAIT_TIME_S"
     assert plan_job(["doctor"], working_dir=None).runtime_env["env_vars"] == {name: "60"}
@@ -195,6 +225,118 @@ def test_the_log_of_a_job_that_has_ended_is_printed_whole() -> None:
     seen: list[str] = []
     Job("x", client=FakeClient(["all of it"], ended=True)).follow(seen.append)
     assert seen == ["all of it"]
+
+
+class Clock:
+    """`time` of the module under test: sleeping takes none."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Restarting(FakeClient):
+    """Its dashboard is away for `away` requests once a connection has broken."""
+
+    def __init__(self, away: int, error: Exception, **kwargs: Any) -> None:
+        super().__init__(["one\n", "two\n", "three\n"], (1,), **kwargs)
+        self.away, self.error = away, error
+
+    def _answers(self) -> None:
+        if not self.breaks and self.away:
+            self.away -= 1
+            raise self.error
+
+    def get_job_status(self, name: str) -> JobStatus:
+        self._answers()
+        return super().get_job_status(name)
+
+    def get_job_logs(self, name: str) -> str:
+        self._answers()
+        return super().get_job_logs(name)
+
+
+AWAY = [
+    ConnectionError("no"),
+    requests.exceptions.ReadTimeout("Read timed out."),
+    RuntimeError("Request failed with status code 503: no upstream."),
+]
+
+
+@pytest.mark.parametrize("error", AWAY, ids=lambda error: type(error).__name__)
+def test_a_dashboard_that_restarts_is_waited_for_and_not_for_ever(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "time", clock := Clock())
+    seen: list[str] = []
+    assert Job("x", client=Restarting(20, error)).follow(seen.append) == JobStatus.SUCCEEDED
+    assert "".join(seen) == "one\ntwo\nthree\n"
+    assert 20 <= clock.now < 30
+    monkeypatch.setattr(jobs, "time", clock := Clock())
+    with pytest.raises(ConfigError):
+        Job("x", client=Restarting(1_000, error)).follow(seen.append)
+    assert jobs.PATIENCE_S <= clock.now < jobs.PATIENCE_S + 5
+
+
+@pytest.mark.parametrize("error", [AuthenticationError("no"), RuntimeError("status code 404: Job x does not exist.")])
+def test_a_refusal_is_not_waited_for(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "time", clock := Clock())
+    with pytest.raises(ConfigError):
+        Job("x", client=Restarting(1_000, error)).follow(lambda text: None)
+    assert clock.now == 1.0
+
+
+@pytest.mark.parametrize("away", [0, 5])
+def test_the_rest_of_the_log_is_fetched_where_the_job_ends_while_the_connection_is_broken(
+    away: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending(Restarting):
+        async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+            try:
+                async for text in super().tail_job_logs(name):
+                    yield text
+            finally:
+                self.ended = True
+
+    monkeypatch.setattr(jobs, "time", Clock())
+    seen: list[str] = []
+    Job("x", client=Ending(away, ConnectionError("no"))).follow(seen.append)
+    assert seen == ["one\n", "two\nthree\n"]
+
+
+def test_a_connection_that_says_nothing_more_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(FakeClient):
+        async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+            if not self.breaks:
+                async for text in super().tail_job_logs(name):
+                    yield text
+                return
+            self.breaks.clear()
+            yield "one\n"
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(jobs, "QUIET_S", 0.05)
+    monkeypatch.setattr(jobs, "time", Clock())
+    seen: list[str] = []
+    Job("x", client=Silent(["one\n", "two\n"], (1,))).follow(seen.append)
+    assert seen == ["one\n", "two\n"]
+
+
+def test_every_request_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def request(method: str, url: str, **kwargs: Any) -> Any:
+        given.append(kwargs["timeout"])
+        said = {"logs": "x"} if url.endswith("/logs") else {"ray_version": "2.54.1"}
+        return SimpleNamespace(status_code=200, text="", raise_for_status=lambda: None, json=lambda: said)
+
+    monkeypatch.setattr(requests, "request", request)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert jobs.connect("http://127.0.0.1:1").get_job_logs("x") == "x"
+    assert len(given) >= 2 and set(given) == {(jobs.CONNECT_S, jobs.ANSWER_S)}
 
 
 @pytest.mark.parametrize(("code", "expected"), [(0, 0), (2, 2), (None, 1), (-9, 1)])

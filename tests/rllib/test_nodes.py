@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,55 @@ def test_learner_actors_may_have_gpus_that_this_machine_lacks(monkeypatch: pytes
     for here in (placed(device="cuda", num_learners=0), placed(device="cuda")):
         with pytest.raises(ConfigError, match="torch sees 0 GPUs"):
             train._settings(here, debug=True)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+@pytest.mark.parametrize("which", ["sweep", "search"])
+def test_gpus_that_an_autoscaler_may_bring_are_waited_for_and_those_of_this_machine_are_not(
+    is_ours: bool, which: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ray._private import worker
+
+    from wmrl_ray.rllib import search, trials
+
+    class PassedError(Exception):
+        """The check let it through."""
+
+    def passed() -> None:
+        raise PassedError
+
+    monkeypatch.setattr(worker, "_global_node", SimpleNamespace(is_head=lambda: is_ours))
+    monkeypatch.setattr(trials.ray, "cluster_resources", lambda: {"CPU": 1.0})
+    for module in (trials, search):
+        monkeypatch.setattr(module, "quiet_tune", passed)
+
+    def run(gpus: float) -> None:
+        if which == "sweep":
+            trials.run_trials(lambda spec, report: {}, {"a": 1}, folder=tmp_path, gpus_per_trial=gpus)
+        else:
+            search.run_search(SimpleNamespace(tune=SimpleNamespace(gpus_per_run=gpus)), tmp_path)  # type: ignore[arg-type]
+
+    with warnings.catch_warnings(), pytest.raises(PassedError):
+        warnings.simplefilter("error")
+        run(0.0)
+    message = "0.5 GPUs for each run, but the cluster has 0"
+    if is_ours:
+        with pytest.raises(ConfigError, match=message):
+            run(0.5)
+    else:
+        with (
+            pytest.warns(UserWarning, match=f"{message} now: waiting for its autoscaler") as warned,
+            pytest.raises(PassedError),
+        ):
+            run(0.5)
+        assert len(warned) == 1
+
+
+def test_without_a_ray_or_through_rays_client_nothing_was_started_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import worker
+
+    monkeypatch.setattr(worker, "_global_node", None)
+    assert not compat.started_ray()
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def submit(
     Ctrl-C stops following, not the job. Tokens are Ray's: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN.
     """
     check_command(command, Path() if no_upload else working_dir)
-    from wmrl_ray.rllib.jobs import Job, Resources, plan_job
+    from wmrl_ray.rllib.jobs import Job, Resources, plan_job, without_users
 
     plan = plan_job(
         command,
@@ -79,7 +79,7 @@ def submit(
         _show_plan(plan, address, no_wait)
         return
     job = Job.submit(plan, address)
-    _note(f"submitted {job.submission_id}: {plan.entrypoint}")
+    _note(f"submitted {job.submission_id}: {without_users(plan.entrypoint)}")
     if no_wait:
         _note(_what_next(job))
         print(job.submission_id)
@@ -199,12 +199,13 @@ def _show_plan(plan: JobPlan, address: str | None, no_wait: bool) -> None:
     """The command line alone on stdout."""
     import yaml
 
-    from wmrl_ray.rllib.jobs import HIDDEN
+    from wmrl_ray.rllib.jobs import HIDDEN, without_users
 
     shown = yaml.safe_dump(plan.shown_env(), default_flow_style=None, sort_keys=False, width=10_000)
-    _note(f"entry point: {plan.entrypoint}\nruntime environment:\n" + "".join(f"  {line}\n" for line in shown.splitlines()))
-    if HIDDEN in shown:
-        _note(f"values shown as {HIDDEN} are sent as they are")
+    entry = without_users(plan.entrypoint)
+    _note(f"entry point: {entry}\nruntime environment:\n" + "".join(f"  {line}\n" for line in shown.splitlines()))
+    if HIDDEN in shown + entry:
+        _note(f"values shown as {HIDDEN} are sent as they are; whoever pastes the command must put them in first")
     if (line := plan.ray_command(address, no_wait=no_wait)) is None:
         _note("Ray's own command line cannot carry the quotes of this entry point; wmrl job submit can")
     else:

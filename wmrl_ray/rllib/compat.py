@@ -39,6 +39,14 @@ def in_local_mode() -> bool:
     return worker._mode() == getattr(worker, "LOCAL_MODE", object())
 
 
+def started_ray() -> bool:
+    """Whether the Ray that runs was started by this process, on this machine: such a cluster never grows."""
+    from ray._private import worker
+
+    node = worker._global_node  # Why not a note in `init`: a user's own `ray.init()` counts too
+    return node is not None and node.is_head()
+
+
 def init(*, local_mode: bool = False, debug: bool = False, num_cpus: int | None = None, **kwargs: Any) -> None:
     """`ray.init` with the settings that behave the same on every supported version; nothing if Ray already runs.
 

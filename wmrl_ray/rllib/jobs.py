@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import list2cmdline
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import requests
@@ -34,7 +34,18 @@ EXCLUDES += ("*.hdf5", "*.h5", "*.npz", "*.parquet", "*.arrow", "*.mp4")  # data
 UPLOAD_LIMIT = ray_constants.DASHBOARD_CLIENT_MAX_SIZE  # bytes, of one request to the head
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL of a job that is stopped, for a checkpoint; Ray's own is 3
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY(_|$)|API_?KEY", re.IGNORECASE)
+# user:password@, or a token@; git@ is everyone's. After one slash too: so Ray prints a URL that it takes for a path
+URL_USER = re.compile(r"(?<=[:/]/)(?!git@)[^/?#\s]*@")
 HIDDEN = "***"
+CONNECT_S, ANSWER_S = 10.0, 120.0  # for a request
+QUIET_S = 300.0  # without a line of the log, after which its connection may be dead
+PATIENCE_S = 60.0  # with a dashboard that restarts, while a job is followed
+
+T = TypeVar("T")
+
+
+class UnreachableError(ConfigError):
+    """Nobody answers, or not in time, or the server fails: a moment later it may be different."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +68,13 @@ class JobPlan:
     submission_id: str | None = None
 
     def shown_env(self) -> dict[str, Any]:
-        """The runtime environment without the values of variables that look like secrets."""
+        """The runtime environment without the values of variables that look like secrets, and without users of URLs."""
         variables = self.runtime_env["env_vars"]
-        return {**self.runtime_env, "env_vars": {n: HIDDEN if SECRET.search(n) else v for n, v in variables.items()}}
+        shown = {**self.runtime_env, "env_vars": {n: HIDDEN if SECRET.search(n) else v for n, v in variables.items()}}
+        return without_users(shown)
 
     def ray_command(self, address: str | None = None, *, no_wait: bool = False) -> str | None:
-        """The same as a command line of Ray's own CLI; None where that cannot carry the entry point's quotes."""
+        """The same as a command line of Ray's own CLI, without secrets; None where it cannot carry the entry point's quotes."""
         # Why split: Ray's CLI joins its arguments by the rules of another shell than the one that runs the entry point
         words = self.entrypoint.split(" ")
         if list2cmdline(words) != self.entrypoint:
@@ -77,7 +89,7 @@ class JobPlan:
             ("--runtime-env-json", json.dumps(self.shown_env())),
         ]
         given = [word for name, value in options if value for word in (name, str(value))]
-        return shlex.join(["ray", "job", "submit", *given, *["--no-wait"] * no_wait, "--", *words])
+        return shlex.join(without_users(["ray", "job", "submit", *given, *["--no-wait"] * no_wait, "--", *words]))
 
 
 def plan_job(
@@ -124,9 +136,14 @@ def check_runtime_env(env: Mapping[str, Any]) -> None:
             key in known,
             f"unknown key {key!r}{did_you_mean(str(key), known)} in the runtime environment; known: {', '.join(known)}",
         )
-    for name in env.get("env_vars") or {}:
+    variables = env.get("env_vars") or {}
+    check(isinstance(variables, Mapping), "env_vars in the runtime environment: a mapping such as {MUJOCO_GL: egl} is needed")
+    for name, value in variables.items():
+        # Why not Ray's check: it would print the value
+        check(isinstance(name, str), f"env_vars.{name} in the runtime environment: the name is no string; put it in quotes")
+        check(isinstance(value, str), f"env_vars.{name} in the runtime environment: the value is no string; put it in quotes")
         check(
-            not str(name).startswith("RAY_AUTH_TOKEN"),
+            not name.startswith("RAY_AUTH_TOKEN"),
             f"env_vars.{name} would show the cluster's token to all who can see its jobs; drop it: the nodes have it already",
         )
     excludes = env.get("excludes", [])
@@ -136,7 +153,16 @@ def check_runtime_env(env: Mapping[str, Any]) -> None:
     try:
         RuntimeEnv(**rest)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the runtime environment is refused: {_one_line(error)}") from None
+        raise ConfigError(f"the runtime environment is refused: {without_users(_one_line(error))}") from None
+
+
+def without_users(value: Any) -> Any:
+    """A copy in which no URL has its `user:password@`, however deep it lies."""
+    if isinstance(value, str):
+        return URL_USER.sub(f"{HIDDEN}@", value)
+    if isinstance(value, Mapping):
+        return {without_users(key): without_users(one) for key, one in value.items()}
+    return [without_users(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def uploaded_files(folder: Path, excludes: Sequence[str]) -> dict[Path, int]:
@@ -240,27 +266,43 @@ class Job:
 
     def follow(self, write: Callable[[str], None]) -> JobStatus:
         """Passes the log on as it grows, from its beginning, until the job has ended."""
-        written = 0
+        written, is_whole = 0, False
 
         async def tail() -> None:
             nonlocal written
             seen = 0
-            async for text in self._client.tail_job_logs(self.submission_id):
-                if (new := text[max(0, written - seen) :]) != "":
-                    write(new)
-                seen += len(text)
-                written = max(written, seen)
+            # Why no heartbeat: Ray's server does not read from this socket, so it would answer no ping
+            async with asyncio.timeout(QUIET_S) as limit:
+                async for text in self._client.tail_job_logs(self.submission_id):
+                    limit.reschedule(asyncio.get_running_loop().time() + QUIET_S)
+                    if (new := text[max(0, written - seen) :]) != "":
+                        write(new)
+                    seen += len(text)
+                    written = max(written, seen)
 
-        while not (status := self.status()).is_terminal():
+        while not (status := self._patiently(self.status)).is_terminal():
             try:
                 asyncio.run(tail())
-            except (RuntimeError, aiohttp.ClientError):  # a proxy's timeout, a dashboard that restarts: it starts over
+            except (RuntimeError, TimeoutError, aiohttp.ClientError):  # a proxy's timeout, a dashboard that restarts
+                is_whole = False  # it starts over, unless the job ends before
                 time.sleep(1.0)
             else:
+                is_whole = True
                 time.sleep(0.2)  # the log ends a moment before the job does
-        if written == 0:  # it was over before anyone could look
-            write(self.logs())
+        if (written == 0 or not is_whole) and (rest := self._patiently(self.logs)[written:]):
+            write(rest)
         return status
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """`ask()`, and again for `PATIENCE_S` while the dashboard is away."""
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return ask()
+            except UnreachableError:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(1.0)
 
     def exit_code(self) -> int:
         """Of the command, as far as Ray knows it: 0 where it succeeded, 1 where it was stopped or never started."""
@@ -275,7 +317,14 @@ class Job:
 def connect(address: str | None) -> JobSubmissionClient:
     """Raises ConfigError: nobody answers there, or the token is missing or wrong."""
     with _explained(address):
-        return JobSubmissionClient(address)
+        return _Client(address)
+
+
+class _Client(JobSubmissionClient):
+    """Ray's own, which waits for ever for an answer."""
+
+    def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> requests.Response:  # type: ignore[override]
+        return super()._do_request(method, endpoint, **({"timeout": (CONNECT_S, ANSWER_S)} | kwargs))
 
 
 class _explained:  # noqa: N801 - reads as a statement
@@ -294,14 +343,18 @@ class _explained:  # noqa: N801 - reads as a statement
                 "RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to the cluster's own"
             ) from None
         if isinstance(error, ConnectionError | requests.exceptions.ConnectionError):
-            raise ConfigError(
+            raise UnreachableError(
                 f"no Ray cluster answers at {self.where}; --address is the dashboard's, such as http://127.0.0.1:8265 (on "
                 "Kubernetes: kubectl port-forward service/NAME-head-svc 8265:8265; of a ray up cluster: ray dashboard FILE)"
             ) from None
+        if isinstance(error, requests.exceptions.Timeout | requests.exceptions.ChunkedEncodingError):
+            raise UnreachableError(f"the cluster at {self.where} has not answered: {_one_line(error)}") from None
         if isinstance(error, RuntimeError) and "does not exist" in str(error):
             raise ConfigError(f"no such job at {self.where}: {_one_line(error)}") from None
         if isinstance(error, RuntimeError) and "status code" in str(error):
-            raise ConfigError(f"the cluster at {self.where} refuses: {_one_line(error)}") from None
+            # Why by the number: a proxy says 502 or 503 while the dashboard behind it restarts
+            kind_of = UnreachableError if re.search(r"status code 5\d\d", str(error)) else ConfigError
+            raise kind_of(f"the cluster at {self.where} refuses: {_one_line(error)}") from None
 
 
 def _one_line(error: object) -> str:

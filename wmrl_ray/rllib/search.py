@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray import tune
 
 from wmrl_ray.config import ConfigError, check
-from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, quiet_tune
+from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, check_gpus, quiet_tune
 from wmrl_ray.search import Search
 from wmrl_ray.search_trial import run_trial
 from wmrl_ray.space import Distribution, Point, point_name
@@ -55,11 +54,11 @@ def run_search(
         on_end: once for each trial: "finished", "pruned" (stopped early by the scheduler), "failed" or "stopped".
 
     Raises:
-        ConfigError: more GPUs for a run than the cluster has, or Optuna is asked for and not installed.
+        ConfigError: more GPUs for a run than this machine has, where Ray was started on it, or Optuna is asked for and
+            not installed.
     """
     spec = search.tune
-    gpus = ray.cluster_resources().get("GPU", 0)
-    check(spec.gpus_per_run <= gpus, f"{spec.gpus_per_run:g} GPUs for each run, but the cluster has {gpus:g}")
+    check_gpus(spec.gpus_per_run)
     quiet_tune()
     folder = out / search.folder / ".tune"
     shutil.rmtree(folder, ignore_errors=True)

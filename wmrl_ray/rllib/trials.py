@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from ray import cloudpickle, tune
 
 from wmrl_ray.config import check
+from wmrl_ray.rllib import compat
 
 Values = dict[str, Any]
 STOP_S = 20.0  # from being asked to stop until trials that have not ended by then are ended
@@ -73,10 +75,9 @@ def run_trials(
         should_stop: asked all the time. True tells the trials, and ends those that have not ended by themselves `STOP_S` later.
 
     Raises:
-        ConfigError: more GPUs per trial than the cluster has.
+        ConfigError: more GPUs per trial than this machine has, where Ray was started on it.
     """
-    gpus = ray.cluster_resources().get("GPU", 0)
-    check(gpus_per_trial <= gpus, f"{gpus_per_trial:g} GPUs for each run, but the cluster has {gpus:g}")
+    check_gpus(gpus_per_trial)
     quiet_tune()
     shutil.rmtree(folder, ignore_errors=True)
     stop_file = folder.resolve().with_name(f"{folder.name}.stop")  # Why a file: the folder is shared by all nodes already
@@ -107,6 +108,15 @@ def run_trials(
     if not any(outcome.error for outcome in outcomes.values()):
         shutil.rmtree(folder, ignore_errors=True)
     return outcomes
+
+
+def check_gpus(per_run: float) -> None:
+    """Raises ConfigError for more GPUs than there are, or only warns where Ray was joined: an autoscaler may bring them."""
+    if per_run <= (gpus := ray.cluster_resources().get("GPU", 0)):
+        return
+    said = f"{per_run:g} GPUs for each run, but the cluster has {gpus:g}"
+    check(not compat.started_ray(), said)
+    warnings.warn(f"{said} now: waiting for its autoscaler to bring a node with GPUs", stacklevel=3)
 
 
 def quiet_tune() -> None:
