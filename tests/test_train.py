@@ -1,6 +1,7 @@
 """The reference loop, on a small dataset that the maker really makes."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -157,6 +158,30 @@ def test_a_corrupt_newest_checkpoint_is_passed_over(config, tmp_path):
     with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="all 2 checkpoints"):
         train(config, tmp_path / "run", resume=True)
     assert run.read_metrics()  # nothing was lost
+
+
+def test_lines_of_the_log_wait_until_a_full_disk_has_room(config, tmp_path, monkeypatch):
+    run = RunDir.create(tmp_path / "run", config, None)
+    run.open_metrics(0)
+    run.log(1, {"loss/model": 1.0})
+    number = errno.ENOSPC
+
+    def full(*arguments, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wmrl_ray.run.open", full, raising=False)
+        with pytest.warns(UserWarning, match="No space left on device: lines of .*metrics.jsonl wait") as told:
+            run.log(2, {"loss/model": 2.0})
+            run.log(3, {"loss/model": 3.0})
+        assert len(told) == 1 and [line["update"] for line in RunDir(run.path).read_metrics()] == [1]
+        assert [line["update"] for line in run.read_metrics()] == [1, 2, 3]
+    run.log(4, {"loss/model": 4.0})
+    assert [line["update"] for line in RunDir(run.path).read_metrics()] == [1, 2, 3, 4]
+    number = errno.EIO
+    monkeypatch.setattr("wmrl_ray.run.open", full, raising=False)
+    with pytest.raises(OSError, match="metrics.jsonl"):
+        run.log(5, {})
 
 
 def test_a_run_is_not_resumed_with_settings_that_learn_something_else(config, tmp_path):

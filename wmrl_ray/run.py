@@ -204,6 +204,7 @@ class RunDir:
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        self._waiting: list[str] = []  # lines of the log that found no room on the disk
 
     # -- writing ------------------------------------------------------------------------------------------------------------
 
@@ -236,19 +237,29 @@ class RunDir:
         kept = [line for line in self.read_metrics() if line["update"] <= start_update]
         self._time_before = kept[-1]["time_s"] if kept else 0.0
         _write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        self._waiting.clear()
         self._started = time.monotonic()
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Raises OSError when it cannot be written: then no part of the line is there."""
+        """On a full disk the line waits, with a warning, until a later one is written.
+
+        Raises OSError when it cannot be written for another reason: then no part of the line is there.
+        """
         line = {"update": update, "time_s": round(self.seconds(), 3), **metrics}
-        file = self.path / "metrics.jsonl"
+        file, waited = self.path / "metrics.jsonl", len(self._waiting)
+        self._waiting.append(json.dumps(line) + "\n")
         before = file.stat().st_size if file.exists() else 0
         try:
             with open(file, "a") as f:
-                f.write(json.dumps(line) + "\n")
+                f.write("".join(self._waiting))
         except OSError as error:
             os.truncate(file, before)
-            raise OSError(error.errno, error.strerror, str(file)) from None
+            if not checkpoint.is_full(error):
+                raise OSError(error.errno, error.strerror, str(file)) from None
+            if not waited:
+                warnings.warn(f"{error.strerror}: lines of {file} wait until there is room", stacklevel=2)
+        else:
+            self._waiting.clear()
 
     def seconds(self) -> float:
         """Training time of this run, earlier sessions included."""
@@ -275,8 +286,16 @@ class RunDir:
         }
         if intended is not None:
             arrays["intended"] = np.concatenate(intended).astype(np.float32)
-        np.savez_compressed(partial, **arrays)
-        os.replace(partial, self.path / "trajectories.npz")
+        try:
+            np.savez_compressed(partial, **arrays)
+            os.replace(partial, self.path / "trajectories.npz")
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            if not checkpoint.is_full(error):
+                raise
+            warnings.warn(
+                f"{error.strerror}: {self.path / 'trajectories.npz'} is not that of the last evaluation", stacklevel=2
+            )
 
     def finish(self, result: Mapping[str, Any]) -> None:
         _write_json(self.path / "result.json", dict(result))
@@ -297,9 +316,10 @@ class RunDir:
         return from_dict(RunConfig, json.loads((self.path / "config.json").read_text()))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of metrics.jsonl; a half-written last line (kill -9) is skipped."""
+        """All complete lines of metrics.jsonl, and those that wait for room; a half-written last line (kill -9) is skipped."""
         file = self.path / "metrics.jsonl"
-        return list(_complete_lines(file)) if file.exists() else []
+        written = list(_complete_lines(file)) if file.exists() else []
+        return written + [json.loads(line) for line in self._waiting]
 
     def difference(self, config: RunConfig) -> str | None:
         """In what `config` would learn something else than the run did so far: "lr = 0.1: it was started with 0.2", or None."""

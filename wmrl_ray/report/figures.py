@@ -66,7 +66,7 @@ def learning_figure(groups: Sequence[Group], colors: Mapping[str, str]) -> str |
 
 
 def profile_figure(profiles: Mapping[str, Any], colors: Mapping[str, str], salt: str) -> str:
-    """Performance profiles: the share of runs, over datasets and seeds, above each score; bands are 95% intervals over seeds."""
+    """Performance profiles: the share of runs, over datasets and seeds, above each score; bands: 95% intervals over seeds."""
     figure, axes = _figure(7.2, 3.6)
     for label, (share, low, high) in profiles["curves"].items():
         axes.plot(profiles["tau"], share, color=colors[label], linewidth=1.8, label=label)
