@@ -277,7 +277,26 @@ def test_a_member_goes_on_from_anothers_state_in_folders_of_its_own(tmp_path: Pa
         "from_run": "bc-baseline-t1-s0",
         "settings": None,
     }
+    assert reports[0]["kept"] == "plane/bc-baseline-search/kept/t2-g1-00000002"  # beside what generation 0 left at this rung
+    mine, own, theirs = (
+        checkpoint.load(out / search.folder / "kept" / kept / "s0")[0]["agent"]["model"]
+        for kept in ("t2-g1-00000002", "t2-g0-00000002", "t1-g0-00000002")
+    )
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert any(not torch.equal(own[key], theirs[key]) for key in mine)
     assert made.config().agent["lr"] == 1.2e-3 and RunDir(out / search.run("t2", 0)).config().agent["lr"] == 2e-3
     del reports[:]
     run_trial(search, out, "t2", second, reports.append)  # started again with its first settings
     assert [(r["update"], r["generation"], r["point"]) for r in reports] == [(6, 1, explored)]
+
+
+def test_a_member_keeps_what_others_may_still_come_for(tmp_path: Path) -> None:
+    """A donor at update 4 runs on to 8, where the next exploit is, while exploiters wait for a slot."""
+    run = {**tiny_values(tmp_path)["run"], "eval_every": 2, "num_updates": 10}
+    tune = {"scheduler": "pbt", "num_samples": 2, "perturbation_interval": 2}
+    plan = tiny_plan(tmp_path, variants={"baseline": {}}, columns=["bc"], run=run, search=LR, tune=tune)
+    search, out = plan.searches[0], tmp_path / "out"
+    reports: list[dict[str, Any]] = []
+    run_trial(search, out, "t1", {"agent.lr": 1e-3}, reports.append)
+    kept = sorted(path.name for path in (out / search.folder / "kept").iterdir())
+    assert kept == ["t1-g0-00000004", "t1-g0-00000006", "t1-g0-00000008"]

@@ -125,6 +125,7 @@ def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], sto
                 (Path(folder) / POINTER).write_text(json.dumps(values))
                 tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder))
 
+    from wmrl_ray.checkpoint import CheckpointError
     from wmrl_ray.data.episode import DataError
     from wmrl_ray.train import NonFiniteLossError
 
@@ -144,7 +145,7 @@ def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], sto
         )
     except _PrunedBeforeError:
         result = {"state": "pruned", **last}
-    except (ConfigError, DataError, NonFiniteLossError, FloatingPointError) as error:  # would come again
+    except (ConfigError, DataError, CheckpointError, NonFiniteLossError, FloatingPointError) as error:  # would come again
         tune.report({RESULT: {"state": "failed", "why": str(error)}})
         return
     state = "pruned" if result["state"] == "stopped" and stop_at is not None else result["state"]
