@@ -184,7 +184,7 @@ def _scheduler(search: Search) -> Any:
         return PopulationBasedTraining(
             **about,
             perturbation_interval=spec.perturbation_interval * rungs[0],
-            hyperparam_mutations={TRIAL: {key: _domain(one) for key, one in search.space.items()}},
+            hyperparam_mutations={TRIAL: {key: _mutation(one) for key, one in search.space.items()}},
             quantile_fraction=spec.quantile_fraction,
             resample_probability=spec.resample_probability,
             custom_explore_fn=functools.partial(_clipped, search=search),
@@ -224,6 +224,11 @@ def _domain(one: Distribution) -> Any:
     if one.kind == "choice":
         return tune.choice(one.values)
     return getattr(tune, one.kind)(*one.values)
+
+
+def _mutation(one: Distribution) -> Any:
+    """As a population explores it: a choice goes to its neighbour in the list, which Tune would multiply as a domain."""
+    return list(one.values) if one.kind == "choice" else _domain(one)
 
 
 def _name(trial: Any) -> str:
