@@ -74,6 +74,10 @@ def test_every_end_is_in_a_corner_and_what_leaves_the_space_is_clipped() -> None
         ({"tune": {"schedular": "asha"}}, r"unknown key 'tune.schedular' \(did you mean 'scheduler'\?\)"),
         ({"search": LR, "tune": {"scheduler": "ashe"}}, "tune.scheduler = 'ashe'"),
         ({"search": LR, "tune": {"scheduler": "pbt", "searcher": "optuna", "num_samples": 4}}, "a population starts at random"),
+        (
+            {"search": LR, "tune": {"scheduler": "pbt", "num_samples": 4, "max_concurrent": 3}},
+            "members take turns by themselves",
+        ),
         ({"search": LR, "tune": {"scheduler": "asha", "num_samples": 4}}, "eval_every = 0; tune.scheduler judges runs"),
         (
             {"search": {"agent.lr": {"uniform": [-1, 1]}}, "tune": {"searcher": "optuna"}, "run": {"eval_every": 2}},

@@ -50,6 +50,11 @@ class TuneSpec:
             f"scheduler = 'pbt' with searcher = {self.searcher!r}; a population starts at random: drop one of them",
         )
         check(self.scheduler != "pbt" or self.num_samples >= 2, f"num_samples = {self.num_samples}; a population is 2 or more")
+        check(
+            self.scheduler != "pbt" or self.max_concurrent is None or self.max_concurrent >= self.num_samples,
+            f"max_concurrent = {self.max_concurrent} with a population of num_samples = {self.num_samples}, whose members take "
+            "turns by themselves and wait for each other; leave max_concurrent out",
+        )
 
     @property
     def is_adaptive(self) -> bool:

@@ -26,7 +26,7 @@ from ray import tune
 from wmrl_ray.config import ConfigError, check
 from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, quiet_tune
 from wmrl_ray.search import Search
-from wmrl_ray.search_trial import run_trial
+from wmrl_ray.search_trial import Member, run_trial
 from wmrl_ray.space import Distribution, Point, point_name
 
 TRIAL, POINTER, LAST = "trial", "donor.json", "last"
@@ -74,7 +74,8 @@ def run_search(
     num_samples = len(points) if spec.searcher == "random" else spec.num_samples - len(skipped)
     if num_samples < 1:
         return
-    config: dict[str, Any] = {TRIAL: tune.grid_search(points)} if spec.searcher == "random" else {}
+    trials = [{"name": (name := point_name(point)), "point": _now(search, out, name, point)} for point in points]
+    config: dict[str, Any] = {TRIAL: tune.grid_search(trials)} if spec.searcher == "random" else {}
     with _seeded(spec.seed):
         tuner = tune.Tuner(
             trainable,
@@ -108,7 +109,7 @@ def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], sto
     """In an actor of its own."""
     torch.set_num_threads(1)
     name = Path(tune.get_context().get_trial_dir()).name  # Why not from config: an exploit replaces that by the donor's
-    point = dict(config.get(TRIAL, config))
+    point = dict(config[TRIAL]["point"] if TRIAL in config else config)
     adopted = _adopted(name, point)
     stop_at = pruned.get(name)
     is_population = search.tune.scheduler == "pbt"
@@ -179,12 +180,12 @@ def _scheduler(search: Search) -> Any:
         grace = min(rungs[spec.grace_period - 1 :] or rungs[-1:])
         return ASHAScheduler(**about, max_t=rungs[-1] + 1, grace_period=grace, reduction_factor=spec.reduction_factor)
     if spec.scheduler == "pbt":
-        from ray.tune.schedulers import PopulationBasedTraining
+        from wmrl_ray.rllib.population import Population
 
-        return PopulationBasedTraining(
+        return Population(
             **about,
             perturbation_interval=spec.perturbation_interval * rungs[0],
-            hyperparam_mutations={TRIAL: {key: _mutation(one) for key, one in search.space.items()}},
+            hyperparam_mutations={TRIAL: {"point": {key: _mutation(one) for key, one in search.space.items()}}},
             quantile_fraction=spec.quantile_fraction,
             resample_probability=spec.resample_probability,
             custom_explore_fn=functools.partial(_clipped, search=search),
@@ -197,8 +198,8 @@ def _scheduler(search: Search) -> Any:
 
 def _clipped(config: Values, search: Search) -> Values:
     """After Tune's factors 0.8 and 1.2: no setting leaves its distribution."""
-    config[TRIAL] = {key: search.space[key].clip(value) for key, value in config[TRIAL].items()}
-    return config
+    point = {key: search.space[key].clip(value) for key, value in config[TRIAL]["point"].items()}
+    return {**config, TRIAL: {**config[TRIAL], "point": point}}
 
 
 def _optuna(search: Search, known: Sequence[Point]) -> Any:
@@ -231,8 +232,13 @@ def _mutation(one: Distribution) -> Any:
     return list(one.values) if one.kind == "choice" else _domain(one)
 
 
+def _now(search: Search, out: Path, name: str, point: Point) -> Point:
+    """The trial's settings: a member of a population keeps the name of those that it began with, and goes on with others."""
+    return Member(search, out, name, point).point if search.tune.scheduler == "pbt" else point
+
+
 def _name(trial: Any) -> str:
-    return point_name(dict(trial.config.get(TRIAL, trial.config)))
+    return trial.config[TRIAL]["name"] if TRIAL in trial.config else point_name(dict(trial.config))
 
 
 @contextlib.contextmanager
