@@ -62,6 +62,18 @@ def test_a_member_that_goes_on_tells_tune_what_its_settings_are_now(tmp_path: Pa
     assert [creator(SimpleNamespace(config={"trial": trial})) for trial in trials] == [first, second]
 
 
+@pytest.mark.parametrize(("gpus", "asked", "device"), [(0, "auto", "cpu"), (0.5, "auto", "cuda"), (0, "cuda:1", "cuda:1")])
+def test_trials_get_the_device_and_the_folder_that_they_are_to_have(
+    tmp_path: Path, tuner: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gpus: float, asked: str, device: str
+) -> None:
+    search = search_of(tmp_path, scheduler="asha", num_samples=2, gpus_per_run=gpus)
+    search.configs[0]["device"] = asked
+    monkeypatch.chdir(tmp_path)
+    module.run_search(search, Path("out"))
+    assert tuner["out"] == tmp_path / "out"
+    assert tuner["search"].config(search.trials[0], 0)["device"] == device
+
+
 @pytest.mark.parametrize("choices", [[8, 16, 32], ["adam", "sgd"], [True, False], [None, 0.5]])
 def test_a_population_explores_a_choice_among_its_choices(tmp_path: Path, choices: list[Any]) -> None:
     setting = "agent.x"

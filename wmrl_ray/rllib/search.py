@@ -7,6 +7,7 @@ own records: a search that is started again tells Tune what the folders hold, an
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -61,9 +62,11 @@ def run_search(
     gpus = ray.cluster_resources().get("GPU", 0)
     check(spec.gpus_per_run <= gpus, f"{spec.gpus_per_run:g} GPUs for each run, but the cluster has {gpus:g}")
     quiet_tune()
+    out = out.resolve()  # Why: a worker may stand in another folder
+    search = _on_device(search)
     folder = out / search.folder / ".tune"
     shutil.rmtree(folder, ignore_errors=True)
-    stop_file = folder.resolve().with_name(f"{folder.name}.stop")
+    stop_file = folder.with_name(f"{folder.name}.stop")
     stop_file.unlink(missing_ok=True)
     listener, working = _Listener(search, on_report, on_end, should_stop), Working()
     work = tune.with_parameters(_work, search=search, out=out, pruned=pruned or {}, stop_file=stop_file)
@@ -90,7 +93,7 @@ def run_search(
             ),
             run_config=tune.RunConfig(
                 name=folder.name,
-                storage_path=str(folder.parent.resolve()),
+                storage_path=str(folder.parent),
                 callbacks=[listener, working],
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
                 stop=Stopper(should_stop, stop_file, working),
@@ -230,6 +233,13 @@ def _domain(one: Distribution) -> Any:
 def _mutation(one: Distribution) -> Any:
     """As a population explores it: a choice goes to its neighbour in the list, which Tune would multiply as a domain."""
     return list(one.values) if one.kind == "choice" else _domain(one)
+
+
+def _on_device(search: Search) -> Search:
+    """Without GPUs of their own runs keep off those they may see, as a sweep's plain ones do."""
+    device = "cuda" if search.tune.gpus_per_run > 0 else "cpu"
+    configs = {seed: {**c, "device": device} if c["device"] == "auto" else c for seed, c in search.configs.items()}
+    return dataclasses.replace(search, configs=configs)
 
 
 def _now(search: Search, out: Path, name: str, point: Point) -> Point:
