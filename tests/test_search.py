@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.studies import run_sweep, tiny_plan, tiny_values
+from tests.studies import SweepLog, run_sweep, tiny_plan, tiny_values
 from tests.test_trackers import read_tensorboard
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.fork import fork, lineage
 from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.search import Search
 from wmrl_ray.search_trial import run_trial, train_until
 from wmrl_ray.space import corners, draw, make_space, point_name
-from wmrl_ray.study import Study, expand
-from wmrl_ray.sweep import in_process
+from wmrl_ray.study import Plan, Study, expand
+from wmrl_ray.sweep import in_process, sweep
 from wmrl_ray.train import train
 
 LR = {"agent.lr": {"loguniform": [1e-4, 1e-2]}}
@@ -304,3 +306,27 @@ def test_a_member_keeps_what_others_may_still_come_for(tmp_path: Path) -> None:
     run_trial(search, out, "t1", {"agent.lr": 1e-3}, reports.append)
     kept = sorted(path.name for path in (out / search.folder / "kept").iterdir())
     assert kept == ["t1-g0-00000004", "t1-g0-00000006", "t1-g0-00000008"]
+
+
+def in_this_process(search: Search, out: Path, *, on_report: Any, on_end: Any, **_: Any) -> None:
+    """A search without Tune: all trials to their end."""
+    for point in search.trials:
+        name = point_name(point)
+        on_end(name, run_trial(search, out, name, point, lambda values, name=name: on_report(name, values))["state"], None)
+
+
+def test_a_search_of_runs_with_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+    def plan_of(**changes: Any) -> Plan:
+        run = {**tiny_values(tmp_path)["run"], "eval_every": 2, **changes}
+        tune = {"scheduler": "asha", "num_samples": 2}
+        return tiny_plan(tmp_path, variants={"baseline": {}}, columns=["bc"], run=run, search=LR, tune=tune)
+
+    def go(plan: Plan) -> set[str]:
+        return {o.state for _, o in sweep(plan, tmp_path / "out", in_process, SweepLog(), run_search=in_this_process)}
+
+    plan = plan_of()
+    assert go(plan) == {"finished"} == go(plan_of(eval_episodes=3))  # what may change, may change
+    name = plan.searches[0].run(point_name(plan.searches[0].trials[0]), 0)
+    message = f"{name} holds another run, batch_size = 4: it was started with 8; choose another --out"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        go(plan_of(batch_size=4))

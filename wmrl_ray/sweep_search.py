@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wmrl_ray.config import ConfigError, check
+from wmrl_ray.config import ConfigError, check, from_dict
 from wmrl_ray.search import Search
 from wmrl_ray.space import point_name
 from wmrl_ray.study import Cell
@@ -108,6 +108,23 @@ class Record:
         content = {"schema": SCHEMA, **about, "space": self._space, "scheduler": self.search.tune.scheduler}
         content |= {"searcher": self.search.tune.searcher, "trials": list(self.trials.values()), "best": self.best}
         write_json(self.path, content)
+
+
+def check_same(search: Search, out: Path) -> None:
+    """Raises ConfigError for a folder that holds a run of this search with other settings than it would have now."""
+    from wmrl_ray.run import RunConfig
+    from wmrl_ray.search_trial import Member
+
+    recorded = {name: trial["point"] for name, trial in Record(search, out).trials.items() if trial["point"] is not None}
+    for name, point in ({point_name(point): point for point in search.trials} | recorded).items():
+        member = Member(search, out, name, point)  # Why: one of a population has other settings than it began with
+        for seed, run in member.runs.items():
+            if not run.exists():
+                continue
+            if difference := run.difference(from_dict(RunConfig, search.config(member.point, seed))):
+                raise ConfigError(
+                    f"{run.path} holds another run, {difference}; choose another --out, or set it aside with --resume fresh"
+                )
 
 
 def carry_out(
