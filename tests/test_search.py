@@ -21,6 +21,7 @@ from wmrl_ray.search_trial import run_trial, train_until
 from wmrl_ray.space import corners, draw, make_space, point_name
 from wmrl_ray.study import Plan, Study, expand
 from wmrl_ray.sweep import in_process, sweep
+from wmrl_ray.sweep_search import Record
 from wmrl_ray.train import train
 
 LR = {"agent.lr": {"loguniform": [1e-4, 1e-2]}}
@@ -330,3 +331,37 @@ def test_a_search_of_runs_with_other_settings_is_refused_by_name(tmp_path: Path)
     message = f"{name} holds another run, batch_size = 4: it was started with 8; choose another --out"
     with pytest.raises(ConfigError, match=re.escape(message)):
         go(plan_of(batch_size=4))
+
+
+def test_what_a_trial_has_reached_is_not_forgotten_when_it_reports_it_again(tmp_path: Path) -> None:
+    run = {**tiny_values(tmp_path)["run"], "eval_every": 2}
+    tune = {"scheduler": "asha", "num_samples": 3}
+    search = tiny_plan(tmp_path, variants={"baseline": {}}, columns=["bc"], run=run, search=LR, tune=tune).searches[0]
+
+    def report(name: str, update: int, generation: int = 0) -> None:
+        about = {"point": search.trials[0], "runs": [f"{name}-{generation}"], "generation": generation, "values": [1.0]}
+        record.report(name, {"update": update, **about})
+
+    def is_now(name: str) -> tuple[str, int]:
+        trial = Record(search, tmp_path).trials[name]
+        return trial["state"], trial["updates"]
+
+    record = Record(search, tmp_path)
+    for update in (2, 4):
+        report("whole", update)
+    record.end("whole", "pruned", None)  # ASHA has a rung at the last update when it is a grace period times its factor
+    assert is_now("whole") == ("finished", 4)
+    report("part", 2)
+    record.end("part", "pruned", None)
+    record = Record(search, tmp_path)
+    for name in ("whole", "part"):
+        report(name, 2)
+    assert (is_now("whole"), is_now("part")) == (("finished", 4), ("pruned", 2))
+    record.end("whole", "pruned", None)
+    assert is_now("whole") == ("finished", 4)
+    report("part", 4)
+    assert is_now("part") == ("running", 4)
+    report("part", 2, generation=1)  # a member that has taken another's state
+    assert is_now("part") == ("running", 2) and record.trials["part"]["runs"] == ["part-1"]
+    record.end("part", "failed", "why")
+    assert is_now("part") == ("failed", 2)

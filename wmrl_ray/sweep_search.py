@@ -68,19 +68,20 @@ class Record:
 
     def report(self, name: str, values: dict[str, Any]) -> None:
         trial = self.trials.setdefault(name, {"name": name, "values": {}})
-        trial |= {
-            "point": values["point"],
-            "state": "running",
-            "updates": values["update"],
-            "runs": values["runs"],
-            "why": None,
-        }
-        trial["generation"] = values["generation"]
+        generation, update = values["generation"], values["update"]
+        # Why not taken for progress: a trial that is started again reports all it has, and may be stopped in the midst of it
+        is_known = trial.get("generation") == generation and update <= trial["updates"]
+        if not is_known or trial["state"] not in ("finished", "pruned"):
+            trial |= {"state": "running", "why": None}
+        if not is_known:
+            trial |= {"point": values["point"], "updates": update, "runs": values["runs"], "generation": generation}
         trial["values"][str(values["update"])] = values["values"]
         self.write()
 
     def end(self, name: str, state: str, why: str | None) -> Trial:
         trial = self.trials.setdefault(name, {"name": name, "values": {}, "point": None, "updates": 0, "runs": []})
+        if trial["updates"] >= self.search.rungs[-1] and (trial.get("state") == "finished" or state in ("pruned", "stopped")):
+            state, why = "finished", None  # Why: a scheduler may judge at the last update too, where nothing is left to stop
         trial |= {"state": state, "why": why}
         self.write()
         return trial
