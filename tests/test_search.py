@@ -115,6 +115,18 @@ def test_random_points_are_cells_each_on_every_seed(tmp_path: Path) -> None:
     assert {tuple(c.point.items()) for c in plan.cells if c.seed == 0} == {tuple(c.point.items()) for c in plan.cells if c.seed}
 
 
+def test_a_managers_settings_are_drawn_for_those_who_have_one(tmp_path: Path) -> None:
+    search: dict[str, Any] = {"manager.agent.skip": {"choice": [1, 2]}, "batch_size": {"choice": [4, 8]}}
+    plan = tiny_plan(tmp_path, columns=["bc"], search=search, tune={"num_samples": 40})
+    points = {name: [c.point for c in plan.cells if c.variant.startswith(name)] for name in ("baseline", "intents")}
+    assert sorted(point["batch_size"] for point in points["baseline"]) == [4, 8]
+    assert all(point.keys() == {"batch_size"} for point in points["baseline"])
+    assert len(points["intents"]) == 4 and len(plan.managers) == 2
+    only = {"manager.agent.skip": {"choice": [1, 2]}}
+    plan = tiny_plan(tmp_path, columns=["bc"], search=only, tune={"num_samples": 12})
+    assert [cell.run for cell in plan.cells if not cell.manager] == ["plane/bc-baseline-s0"]
+
+
 def test_an_adaptive_search_is_one_for_all_seeds_of_a_cell(tmp_path: Path) -> None:
     run = {**tiny_values(tmp_path)["run"], "eval_every": 2, "num_updates": 6}
     tune = {"scheduler": "asha", "num_samples": 3}

@@ -187,3 +187,15 @@ def test_a_stop_awaits_those_at_work_and_not_the_paused(tmp_path: Path) -> None:
     assert not stopper.stop_all()
     second.status = Trial.PAUSED
     assert stopper.stop_all()
+
+
+def test_optuna_suggests_no_point_twice_and_ends_when_there_is_no_other(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra [optuna] is not installed")
+    space = {"batch_size": {"choice": [4, 8, 16, 32]}}
+    search = search_of(tmp_path, space, searcher="optuna", num_samples=8, seed=1)
+    searcher = module._optuna(search, [{"batch_size": 8}], [point_name({"batch_size": 32})])
+    points = [searcher.suggest(str(number)) for number in range(4)]
+    assert points[0] == {"batch_size": 8} and sorted(point["batch_size"] for point in points[:3]) == [4, 8, 16]
+    assert points[3] == searcher.FINISHED
+    searcher.on_trial_result("0", {"result": {"state": "failed"}})
+    searcher.on_trial_complete("0", {"eval/return_mean": 1.0})

@@ -86,7 +86,7 @@ def run_search(
             tune_config=tune.TuneConfig(
                 num_samples=num_samples if spec.searcher != "random" else 1,
                 max_concurrent_trials=spec.max_concurrent,
-                search_alg=_optuna(search, known) if spec.searcher == "optuna" else None,
+                search_alg=_optuna(search, known, skipped) if spec.searcher == "optuna" else None,
                 scheduler=_scheduler(search),
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
@@ -205,21 +205,23 @@ def _clipped(config: Values, search: Search) -> Values:
     return {**config, TRIAL: {**config[TRIAL], "point": point}}
 
 
-def _optuna(search: Search, known: Sequence[Point]) -> Any:
+def _optuna(search: Search, known: Sequence[Point], skipped: Sequence[str] = ()) -> Any:
     """Optuna's TPE, which begins with what is known already."""
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("tune.searcher = 'optuna' needs Optuna: pip install 'wmrl-ray[optuna]'")
     import optuna
-    from ray.tune.search.optuna import OptunaSearch
+
+    from wmrl_ray.rllib.searcher import Distinct
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     spec = search.tune
-    return OptunaSearch(
+    return Distinct(
         {key: _domain(one) for key, one in search.space.items()},
         metric=spec.metric,
         mode=spec.mode,
         points_to_evaluate=list(known) or None,
         seed=spec.seed + len(known),  # Why: what is known draws nothing, and the first seed would suggest it again
+        skipped=skipped,
     )
 
 
