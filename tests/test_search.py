@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +17,13 @@ from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.fork import fork, lineage
 from wmrl_ray.run import RunConfig, RunDir
-from wmrl_ray.search import Search
+from wmrl_ray.search import METRICS, Search
 from wmrl_ray.search_trial import run_trial, train_until
 from wmrl_ray.space import corners, draw, make_space, point_name
 from wmrl_ray.study import Plan, Study, expand
 from wmrl_ray.sweep import in_process, sweep
 from wmrl_ray.sweep_search import Record
-from wmrl_ray.train import train
+from wmrl_ray.train import evaluation_metrics, train
 
 LR = {"agent.lr": {"loguniform": [1e-4, 1e-2]}}
 KINDS = {
@@ -69,6 +70,7 @@ def test_every_end_is_in_a_corner_and_what_leaves_the_space_is_clipped() -> None
         ({"search": {"agent.lr": {"uniform": [2, 1]}}}, "the first must be below the second"),
         ({"search": {"agent.lr": {"loguniform": [0, 1]}}}, "a logarithm needs positive bounds"),
         ({"search": {"agent.lr": {"randint": [0.5, 1]}}}, "whole numbers are needed"),
+        ({"search": {"agent.lr": {"quniform": [1, 10, 4]}}}, "both bounds must be multiples of the step 4"),
         ({"search": {"agent.lr": {"choice": [1, 1]}}}, "one of them is there twice"),
         ({"search": {"agent.lrr": {"uniform": [1, 2]}}}, r"plane/bc-baseline-t.*unknown key 'agent.lrr'"),
         ({"search": LR, "grid": {"agent.lr": [0.1]}}, "agent.lr: in grid and in search"),
@@ -85,6 +87,11 @@ def test_every_end_is_in_a_corner_and_what_leaves_the_space_is_clipped() -> None
         (
             {"search": {"agent.lr": {"uniform": [-1, 1]}}, "tune": {"searcher": "optuna"}, "run": {"eval_every": 2}},
             r"plane/bc-baseline, {'agent.lr': -1}: agent: lr = -1.0; it must be positive",
+        ),
+        ({"search": LR, "tune": {"num_samples": 4, "max_concurrent": 2}}, "max_concurrent = 2 without scheduler or searcher"),
+        (
+            {"search": LR, "tune": {"scheduler": "asha", "metric": "eval/return_men"}},
+            r"tune: metric = 'eval/return_men' \(did you mean 'eval/return_mean'\?\)",
         ),
         ({"run": {"num_learners": 2}}, "num_learners = 2; a run of a sweep is one process"),
     ],
@@ -377,3 +384,11 @@ def test_what_a_trial_has_reached_is_not_forgotten_when_it_reports_it_again(tmp_
     assert is_now("part") == ("running", 2) and record.trials["part"]["runs"] == ["part-1"]
     record.end("part", "failed", "why")
     assert is_now("part") == ("failed", 2)
+
+
+def test_the_metrics_that_a_search_takes_are_those_of_evaluations() -> None:
+    names = {"plan/nan_frac": 0.0, "plan/value_mean": 0.0, "plan/std_mean": 0.0}
+    about = {"returns": [1.0], "lengths": [1], "act_metrics": names, "reports_success": True, "successes": [True]}
+    evaluation: Any = SimpleNamespace(**about)
+    dataset: Any = SimpleNamespace(card=SimpleNamespace(has_scale=True), normalized_score=lambda value: value)
+    assert set(evaluation_metrics(evaluation, dataset)) == set(METRICS)
