@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from tests.studies import run_sweep, tiny_plan, tiny_values
+from tests.studies import SweepLog, run_sweep, tiny_plan, tiny_values
 from tests.test_trackers import read_tensorboard
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.fork import fork, lineage
 from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.search import METRICS, Search
 from wmrl_ray.search_trial import run_trial, train_until
 from wmrl_ray.space import corners, draw, make_space, point_name
-from wmrl_ray.study import Study, expand
-from wmrl_ray.sweep import in_process
-from wmrl_ray.train import train
+from wmrl_ray.study import Plan, Study, expand
+from wmrl_ray.sweep import in_process, sweep
+from wmrl_ray.sweep_search import Record
+from wmrl_ray.train import evaluation_metrics, train
 
 LR = {"agent.lr": {"loguniform": [1e-4, 1e-2]}}
 KINDS = {
@@ -66,6 +70,7 @@ def test_every_end_is_in_a_corner_and_what_leaves_the_space_is_clipped() -> None
         ({"search": {"agent.lr": {"uniform": [2, 1]}}}, "the first must be below the second"),
         ({"search": {"agent.lr": {"loguniform": [0, 1]}}}, "a logarithm needs positive bounds"),
         ({"search": {"agent.lr": {"randint": [0.5, 1]}}}, "whole numbers are needed"),
+        ({"search": {"agent.lr": {"quniform": [1, 10, 4]}}}, "both bounds must be multiples of the step 4"),
         ({"search": {"agent.lr": {"choice": [1, 1]}}}, "one of them is there twice"),
         ({"search": {"agent.lrr": {"uniform": [1, 2]}}}, r"plane/bc-baseline-t.*unknown key 'agent.lrr'"),
         ({"search": LR, "grid": {"agent.lr": [0.1]}}, "agent.lr: in grid and in search"),
@@ -74,10 +79,19 @@ def test_every_end_is_in_a_corner_and_what_leaves_the_space_is_clipped() -> None
         ({"tune": {"schedular": "asha"}}, r"unknown key 'tune.schedular' \(did you mean 'scheduler'\?\)"),
         ({"search": LR, "tune": {"scheduler": "ashe"}}, "tune.scheduler = 'ashe'"),
         ({"search": LR, "tune": {"scheduler": "pbt", "searcher": "optuna", "num_samples": 4}}, "a population starts at random"),
+        (
+            {"search": LR, "tune": {"scheduler": "pbt", "num_samples": 4, "max_concurrent": 3}},
+            "members take turns by themselves",
+        ),
         ({"search": LR, "tune": {"scheduler": "asha", "num_samples": 4}}, "eval_every = 0; tune.scheduler judges runs"),
         (
             {"search": {"agent.lr": {"uniform": [-1, 1]}}, "tune": {"searcher": "optuna"}, "run": {"eval_every": 2}},
             r"plane/bc-baseline, {'agent.lr': -1}: agent: lr = -1.0; it must be positive",
+        ),
+        ({"search": LR, "tune": {"num_samples": 4, "max_concurrent": 2}}, "max_concurrent = 2 without scheduler or searcher"),
+        (
+            {"search": LR, "tune": {"scheduler": "asha", "metric": "eval/return_men"}},
+            r"tune: metric = 'eval/return_men' \(did you mean 'eval/return_mean'\?\)",
         ),
         ({"run": {"num_learners": 2}}, "num_learners = 2; a run of a sweep is one process"),
     ],
@@ -106,6 +120,18 @@ def test_random_points_are_cells_each_on_every_seed(tmp_path: Path) -> None:
     assert cell.variant == f"baseline-batch_size4-{point_name(drawn)}" and cell.run == f"plane/bc-{cell.variant}-s1"
     assert cell.config is not None and (cell.config["batch_size"], cell.config["agent"]["lr"]) == (4, drawn["agent.lr"])
     assert {tuple(c.point.items()) for c in plan.cells if c.seed == 0} == {tuple(c.point.items()) for c in plan.cells if c.seed}
+
+
+def test_a_managers_settings_are_drawn_for_those_who_have_one(tmp_path: Path) -> None:
+    search: dict[str, Any] = {"manager.agent.skip": {"choice": [1, 2]}, "batch_size": {"choice": [4, 8]}}
+    plan = tiny_plan(tmp_path, columns=["bc"], search=search, tune={"num_samples": 40})
+    points = {name: [c.point for c in plan.cells if c.variant.startswith(name)] for name in ("baseline", "intents")}
+    assert sorted(point["batch_size"] for point in points["baseline"]) == [4, 8]
+    assert all(point.keys() == {"batch_size"} for point in points["baseline"])
+    assert len(points["intents"]) == 4 and len(plan.managers) == 2
+    only = {"manager.agent.skip": {"choice": [1, 2]}}
+    plan = tiny_plan(tmp_path, columns=["bc"], search=only, tune={"num_samples": 12})
+    assert [cell.run for cell in plan.cells if not cell.manager] == ["plane/bc-baseline-s0"]
 
 
 def test_an_adaptive_search_is_one_for_all_seeds_of_a_cell(tmp_path: Path) -> None:
@@ -277,7 +303,92 @@ def test_a_member_goes_on_from_anothers_state_in_folders_of_its_own(tmp_path: Pa
         "from_run": "bc-baseline-t1-s0",
         "settings": None,
     }
+    assert reports[0]["kept"] == "plane/bc-baseline-search/kept/t2-g1-00000002"  # beside what generation 0 left at this rung
+    mine, own, theirs = (
+        checkpoint.load(out / search.folder / "kept" / kept / "s0")[0]["agent"]["model"]
+        for kept in ("t2-g1-00000002", "t2-g0-00000002", "t1-g0-00000002")
+    )
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert any(not torch.equal(own[key], theirs[key]) for key in mine)
     assert made.config().agent["lr"] == 1.2e-3 and RunDir(out / search.run("t2", 0)).config().agent["lr"] == 2e-3
     del reports[:]
     run_trial(search, out, "t2", second, reports.append)  # started again with its first settings
     assert [(r["update"], r["generation"], r["point"]) for r in reports] == [(6, 1, explored)]
+
+
+def test_a_member_keeps_what_others_may_still_come_for(tmp_path: Path) -> None:
+    """A donor at update 4 runs on to 8, where the next exploit is, while exploiters wait for a slot."""
+    run = {**tiny_values(tmp_path)["run"], "eval_every": 2, "num_updates": 10}
+    tune = {"scheduler": "pbt", "num_samples": 2, "perturbation_interval": 2}
+    plan = tiny_plan(tmp_path, variants={"baseline": {}}, columns=["bc"], run=run, search=LR, tune=tune)
+    search, out = plan.searches[0], tmp_path / "out"
+    reports: list[dict[str, Any]] = []
+    run_trial(search, out, "t1", {"agent.lr": 1e-3}, reports.append)
+    kept = sorted(path.name for path in (out / search.folder / "kept").iterdir())
+    assert kept == ["t1-g0-00000004", "t1-g0-00000006", "t1-g0-00000008"]
+
+
+def in_this_process(search: Search, out: Path, *, on_report: Any, on_end: Any, **_: Any) -> None:
+    """A search without Tune: all trials to their end."""
+    for point in search.trials:
+        name = point_name(point)
+        on_end(name, run_trial(search, out, name, point, lambda values, name=name: on_report(name, values))["state"], None)
+
+
+def test_a_search_of_runs_with_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+    def plan_of(**changes: Any) -> Plan:
+        run = {**tiny_values(tmp_path)["run"], "eval_every": 2, **changes}
+        tune = {"scheduler": "asha", "num_samples": 2}
+        return tiny_plan(tmp_path, variants={"baseline": {}}, columns=["bc"], run=run, search=LR, tune=tune)
+
+    def go(plan: Plan) -> set[str]:
+        return {o.state for _, o in sweep(plan, tmp_path / "out", in_process, SweepLog(), run_search=in_this_process)}
+
+    plan = plan_of()
+    assert go(plan) == {"finished"} == go(plan_of(eval_episodes=3))  # what may change, may change
+    name = plan.searches[0].run(point_name(plan.searches[0].trials[0]), 0)
+    message = f"{name} holds another run, batch_size = 4: it was started with 8; choose another --out"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        go(plan_of(batch_size=4))
+
+
+def test_what_a_trial_has_reached_is_not_forgotten_when_it_reports_it_again(tmp_path: Path) -> None:
+    run = {**tiny_values(tmp_path)["run"], "eval_every": 2}
+    tune = {"scheduler": "asha", "num_samples": 3}
+    search = tiny_plan(tmp_path, variants={"baseline": {}}, columns=["bc"], run=run, search=LR, tune=tune).searches[0]
+
+    def report(name: str, update: int, generation: int = 0) -> None:
+        about = {"point": search.trials[0], "runs": [f"{name}-{generation}"], "generation": generation, "values": [1.0]}
+        record.report(name, {"update": update, **about})
+
+    def is_now(name: str) -> tuple[str, int]:
+        trial = Record(search, tmp_path).trials[name]
+        return trial["state"], trial["updates"]
+
+    record = Record(search, tmp_path)
+    for update in (2, 4):
+        report("whole", update)
+    record.end("whole", "pruned", None)  # ASHA has a rung at the last update when it is a grace period times its factor
+    assert is_now("whole") == ("finished", 4)
+    report("part", 2)
+    record.end("part", "pruned", None)
+    record = Record(search, tmp_path)
+    for name in ("whole", "part"):
+        report(name, 2)
+    assert (is_now("whole"), is_now("part")) == (("finished", 4), ("pruned", 2))
+    record.end("whole", "pruned", None)
+    assert is_now("whole") == ("finished", 4)
+    report("part", 4)
+    assert is_now("part") == ("running", 4)
+    report("part", 2, generation=1)  # a member that has taken another's state
+    assert is_now("part") == ("running", 2) and record.trials["part"]["runs"] == ["part-1"]
+    record.end("part", "failed", "why")
+    assert is_now("part") == ("failed", 2)
+
+
+def test_the_metrics_that_a_search_takes_are_those_of_evaluations() -> None:
+    names = {"plan/nan_frac": 0.0, "plan/value_mean": 0.0, "plan/std_mean": 0.0}
+    about = {"returns": [1.0], "lengths": [1], "act_metrics": names, "reports_success": True, "successes": [True]}
+    evaluation: Any = SimpleNamespace(**about)
+    dataset: Any = SimpleNamespace(card=SimpleNamespace(has_scale=True), normalized_score=lambda value: value)
+    assert set(evaluation_metrics(evaluation, dataset)) == set(METRICS)

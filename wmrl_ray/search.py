@@ -10,10 +10,19 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from wmrl_ray.config import ConfigError, check, from_dict, set_key, to_dict
+from wmrl_ray.config import ConfigError, check, did_you_mean, from_dict, set_key, to_dict
 from wmrl_ray.space import Point, Space, corners
 
 Settings = dict[str, Any]  # of runs, as in a training YAML
+
+# What `train.evaluation_metrics` has; a success, a score and a plan not everywhere.
+METRICS = tuple(
+    f"eval/{name}"
+    for name in (
+        *("return_mean", "return_std", "length_mean", "episodes", "success_mean", "score_mean", "score_std"),
+        *("plan_nan_frac", "plan_value_mean", "plan_std_mean"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,15 @@ class TuneSpec:
         for name in ("seed", "cpus_per_run", "gpus_per_run", "max_failures"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
         check(self.max_concurrent is None or self.max_concurrent >= 1, f"max_concurrent = {self.max_concurrent}; at least 1")
+        check(
+            self.max_concurrent is None or self.is_adaptive,
+            f"max_concurrent = {self.max_concurrent} without scheduler or searcher; points that are drawn at random are plain "
+            "runs, as many at a time as there is room for: set cpus_per_run instead",
+        )
+        check(
+            self.metric in METRICS,
+            f"metric = {self.metric!r}{did_you_mean(self.metric, METRICS)}; evaluations have {', '.join(METRICS)}",
+        )
         check(self.reduction_factor > 1, f"reduction_factor = {self.reduction_factor}; it must be above 1")
         check(0 < self.quantile_fraction <= 0.5, f"quantile_fraction = {self.quantile_fraction}; it must be in (0, 0.5]")
         check(0 <= self.resample_probability <= 1, f"resample_probability = {self.resample_probability}; it must be in [0, 1]")
@@ -50,6 +68,11 @@ class TuneSpec:
             f"scheduler = 'pbt' with searcher = {self.searcher!r}; a population starts at random: drop one of them",
         )
         check(self.scheduler != "pbt" or self.num_samples >= 2, f"num_samples = {self.num_samples}; a population is 2 or more")
+        check(
+            self.scheduler != "pbt" or self.max_concurrent is None or self.max_concurrent >= self.num_samples,
+            f"max_concurrent = {self.max_concurrent} with a population of num_samples = {self.num_samples}, whose members take "
+            "turns by themselves and wait for each other; leave max_concurrent out",
+        )
 
     @property
     def is_adaptive(self) -> bool:

@@ -75,7 +75,10 @@ class Member:
         return values
 
     def keep(self, rung: int) -> Path:
-        """A copy of the seeds' checkpoints at `rung`, which others may continue from while the runs go on and prune theirs."""
+        """A copy of the seeds' checkpoints at `rung`, which others may continue from while the runs go on and prune theirs.
+
+        Older ones are deleted: a member that runs on reaches the next exploit, and waits there for all who continue from it.
+        """
         folder = self._kept(rung)
         for seed, run in self.runs.items():
             target = folder / f"s{seed}"
@@ -83,8 +86,11 @@ class Member:
                 source = run.checkpoint_path(rung)
                 check(source.exists(), f"{source} is not there, and others cannot continue from it")
                 shutil.copytree(source, target, copy_function=_link)
-        for old in sorted(folder.parent.glob(f"{self.name}-*"))[:-2]:
-            shutil.rmtree(old, ignore_errors=True)
+        rungs = self.search.rungs
+        oldest = rungs[max(0, rungs.index(rung) - self.search.tune.perturbation_interval)]
+        for old in folder.parent.glob(f"{self.name}-g*-*"):
+            if int(old.name.rpartition("-")[2]) < oldest:
+                shutil.rmtree(old, ignore_errors=True)
         return folder
 
     def adopt(self, donor: Values, point: Point) -> None:
@@ -100,7 +106,8 @@ class Member:
         self.record()
 
     def _kept(self, rung: int) -> Path:
-        return self.out / self.search.folder / "kept" / f"{self.name}-{rung:08d}"
+        """Why with the generation: after an adoption a member stands at a rung for the second time, in another state."""
+        return self.out / self.search.folder / "kept" / f"{self.name}-g{self.generation}-{rung:08d}"
 
 
 def run_trial(

@@ -23,7 +23,7 @@ Point = dict[str, Any]  # dotted setting -> value
 KINDS: dict[str, int | None] = {
     "uniform": 2,  # [low, high)
     "loguniform": 2,
-    "quniform": 3,  # low, high, step: multiples of the step from low to high, both possible
+    "quniform": 3,  # low, high, step: multiples of the step from low to high, which are multiples too, and both possible
     "randint": 2,  # low to high - 1, as in NumPy and Tune
     "lograndint": 2,
     "choice": None,
@@ -113,6 +113,10 @@ def _distribution(setting: str, entry: Mapping[str, Any]) -> Distribution:
     check("log" not in kind or low > 0, f"{where}; a logarithm needs positive bounds")
     check(kind not in WHOLE or all(float(v).is_integer() for v in values), f"{where}; whole numbers are needed")
     check(kind != "quniform" or 0 < values[2] <= high - low, f"{where}; the step must be positive, and not beyond the range")
+    check(  # Why: Tune's and Optuna's quantities are multiples of the step
+        kind != "quniform" or all(math.isclose(v / values[2], round(v / values[2]), abs_tol=1e-7) for v in (low, high)),
+        f"{where}; both bounds must be multiples of the step {values[-1]}",
+    )
     return Distribution(kind, [int(v) for v in values] if kind in WHOLE else values)
 
 

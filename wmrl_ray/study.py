@@ -210,7 +210,6 @@ def expand(
     searches: dict[tuple[str, ...], Search] = {}
     space = make_space(study.search)
     points = draw(space, study.tune.num_samples, study.tune.seed) if space else [{}]
-    drawn = list({point_name(point): point for point in points}.values())  # a choice may be drawn twice: once is enough
     for row, seed in itertools.product(study.row_names, study.seeds if seeds is None else seeds):
         spec = study.datasets[row]
         uri = spec.stand_in if stand_ins else spec.uri
@@ -228,6 +227,8 @@ def expand(
                 cells.append(replace(cell, blocked=reason))
                 continue
             make = _Maker(settings, column, row, base, variant)
+            own_points = map(make.of_variant, points)
+            drawn = list({point_name(point): point for point in own_points}.values())  # once is enough of what is drawn twice
             for point, suffix in make.grid():
                 if study.tune.is_adaptive:
                     key = (row, column, variant + suffix)
@@ -320,9 +321,13 @@ class _Maker:
             return suffix
         return self._suffix(mine, dict(flatten(self.manager({}))), f"{MANAGER}.") if mine else ""
 
+    def of_variant(self, axes: Mapping[str, Any]) -> dict[str, Any]:
+        """Without a Manager's where the variant has none."""
+        return {axis: value for axis, value in axes.items() if self.variant == "intents" or not _is_managers(axis)}
+
     def grid(self) -> Iterator[tuple[Point, str]]:
         """(point of the grid, its suffix in folder names); the point that changes nothing has no suffix."""
-        grid = {axis: v for axis, v in self.settings.study.grid.items() if self.variant == "intents" or not _is_managers(axis)}
+        grid = self.of_variant(self.settings.study.grid)
         if not grid:
             yield {}, ""
             return

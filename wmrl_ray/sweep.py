@@ -19,7 +19,7 @@ from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.results import Ledger
 from wmrl_ray.study import Cell, Plan, Settings
 from wmrl_ray.sweep_folder import locked, set_aside, write_study
-from wmrl_ray.sweep_search import RunSearch, carry_out
+from wmrl_ray.sweep_search import RunSearch, carry_out, check_same
 
 if TYPE_CHECKING:
     from wmrl_ray.rllib.trials import Outcome as TrialOutcome
@@ -106,6 +106,9 @@ def sweep(
     with locked(out):
         done = _finished(plan, out)
         _check_vectors(plan, out, done)
+        for search in plan.searches:
+            if not search.blocked:
+                check_same(search, out)
         write_study(plan, out)
         ledger = Ledger(plan, out, listener)
         failed = {} if resume == "errored" else dict(ledger.failed)

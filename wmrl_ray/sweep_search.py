@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wmrl_ray.config import ConfigError, check
+from wmrl_ray.config import ConfigError, check, from_dict
 from wmrl_ray.search import Search
 from wmrl_ray.space import point_name
 from wmrl_ray.study import Cell
@@ -68,19 +68,20 @@ class Record:
 
     def report(self, name: str, values: dict[str, Any]) -> None:
         trial = self.trials.setdefault(name, {"name": name, "values": {}})
-        trial |= {
-            "point": values["point"],
-            "state": "running",
-            "updates": values["update"],
-            "runs": values["runs"],
-            "why": None,
-        }
-        trial["generation"] = values["generation"]
+        generation, update = values["generation"], values["update"]
+        # Why not taken for progress: a trial that is started again reports all it has, and may be stopped in the midst of it
+        is_known = trial.get("generation") == generation and update <= trial["updates"]
+        if not is_known or trial["state"] not in ("finished", "pruned"):
+            trial |= {"state": "running", "why": None}
+        if not is_known:
+            trial |= {"point": values["point"], "updates": update, "runs": values["runs"], "generation": generation}
         trial["values"][str(values["update"])] = values["values"]
         self.write()
 
     def end(self, name: str, state: str, why: str | None) -> Trial:
         trial = self.trials.setdefault(name, {"name": name, "values": {}, "point": None, "updates": 0, "runs": []})
+        if trial["updates"] >= self.search.rungs[-1] and (trial.get("state") == "finished" or state in ("pruned", "stopped")):
+            state, why = "finished", None  # Why: a scheduler may judge at the last update too, where nothing is left to stop
         trial |= {"state": state, "why": why}
         self.write()
         return trial
@@ -108,6 +109,23 @@ class Record:
         content = {"schema": SCHEMA, **about, "space": self._space, "scheduler": self.search.tune.scheduler}
         content |= {"searcher": self.search.tune.searcher, "trials": list(self.trials.values()), "best": self.best}
         write_json(self.path, content)
+
+
+def check_same(search: Search, out: Path) -> None:
+    """Raises ConfigError for a folder that holds a run of this search with other settings than it would have now."""
+    from wmrl_ray.run import RunConfig
+    from wmrl_ray.search_trial import Member
+
+    recorded = {name: trial["point"] for name, trial in Record(search, out).trials.items() if trial["point"] is not None}
+    for name, point in ({point_name(point): point for point in search.trials} | recorded).items():
+        member = Member(search, out, name, point)  # Why: one of a population has other settings than it began with
+        for seed, run in member.runs.items():
+            if not run.exists():
+                continue
+            if difference := run.difference(from_dict(RunConfig, search.config(member.point, seed))):
+                raise ConfigError(
+                    f"{run.path} holds another run, {difference}; choose another --out, or set it aside with --resume fresh"
+                )
 
 
 def carry_out(

@@ -7,6 +7,7 @@ own records: a search that is started again tells Tune what the folders hold, an
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -25,7 +26,7 @@ from ray import tune
 from wmrl_ray.config import ConfigError, check
 from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, check_gpus, quiet_tune
 from wmrl_ray.search import Search
-from wmrl_ray.search_trial import run_trial
+from wmrl_ray.search_trial import Member, run_trial
 from wmrl_ray.space import Distribution, Point, point_name
 
 TRIAL, POINTER, LAST = "trial", "donor.json", "last"
@@ -60,9 +61,11 @@ def run_search(
     spec = search.tune
     check_gpus(spec.gpus_per_run)
     quiet_tune()
+    out = out.resolve()  # Why: a worker may stand in another folder
+    search = _on_device(search)
     folder = out / search.folder / ".tune"
     shutil.rmtree(folder, ignore_errors=True)
-    stop_file = folder.resolve().with_name(f"{folder.name}.stop")
+    stop_file = folder.with_name(f"{folder.name}.stop")
     stop_file.unlink(missing_ok=True)
     listener, working = _Listener(search, on_report, on_end, should_stop), Working()
     work = tune.with_parameters(_work, search=search, out=out, pruned=pruned or {}, stop_file=stop_file)
@@ -73,7 +76,8 @@ def run_search(
     num_samples = len(points) if spec.searcher == "random" else spec.num_samples - len(skipped)
     if num_samples < 1:
         return
-    config: dict[str, Any] = {TRIAL: tune.grid_search(points)} if spec.searcher == "random" else {}
+    trials = [{"name": (name := point_name(point)), "point": _now(search, out, name, point)} for point in points]
+    config: dict[str, Any] = {TRIAL: tune.grid_search(trials)} if spec.searcher == "random" else {}
     with _seeded(spec.seed):
         tuner = tune.Tuner(
             trainable,
@@ -81,14 +85,14 @@ def run_search(
             tune_config=tune.TuneConfig(
                 num_samples=num_samples if spec.searcher != "random" else 1,
                 max_concurrent_trials=spec.max_concurrent,
-                search_alg=_optuna(search, known) if spec.searcher == "optuna" else None,
+                search_alg=_optuna(search, known, skipped) if spec.searcher == "optuna" else None,
                 scheduler=_scheduler(search),
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
                 name=folder.name,
-                storage_path=str(folder.parent.resolve()),
+                storage_path=str(folder.parent),
                 callbacks=[listener, working],
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
                 stop=Stopper(should_stop, stop_file, working),
@@ -107,7 +111,7 @@ def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], sto
     """In an actor of its own."""
     torch.set_num_threads(1)
     name = Path(tune.get_context().get_trial_dir()).name  # Why not from config: an exploit replaces that by the donor's
-    point = dict(config.get(TRIAL, config))
+    point = dict(config[TRIAL]["point"] if TRIAL in config else config)
     adopted = _adopted(name, point)
     stop_at = pruned.get(name)
     is_population = search.tune.scheduler == "pbt"
@@ -124,6 +128,7 @@ def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], sto
                 (Path(folder) / POINTER).write_text(json.dumps(values))
                 tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder))
 
+    from wmrl_ray.checkpoint import CheckpointError
     from wmrl_ray.data.episode import DataError
     from wmrl_ray.train import NonFiniteLossError
 
@@ -143,7 +148,7 @@ def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], sto
         )
     except _PrunedBeforeError:
         result = {"state": "pruned", **last}
-    except (ConfigError, DataError, NonFiniteLossError, FloatingPointError) as error:  # would come again
+    except (ConfigError, DataError, CheckpointError, NonFiniteLossError, FloatingPointError) as error:  # would come again
         tune.report({RESULT: {"state": "failed", "why": str(error)}})
         return
     state = "pruned" if result["state"] == "stopped" and stop_at is not None else result["state"]
@@ -177,12 +182,12 @@ def _scheduler(search: Search) -> Any:
         grace = min(rungs[spec.grace_period - 1 :] or rungs[-1:])
         return ASHAScheduler(**about, max_t=rungs[-1] + 1, grace_period=grace, reduction_factor=spec.reduction_factor)
     if spec.scheduler == "pbt":
-        from ray.tune.schedulers import PopulationBasedTraining
+        from wmrl_ray.rllib.population import Population
 
-        return PopulationBasedTraining(
+        return Population(
             **about,
             perturbation_interval=spec.perturbation_interval * rungs[0],
-            hyperparam_mutations={TRIAL: {key: _domain(one) for key, one in search.space.items()}},
+            hyperparam_mutations={TRIAL: {"point": {key: _mutation(one) for key, one in search.space.items()}}},
             quantile_fraction=spec.quantile_fraction,
             resample_probability=spec.resample_probability,
             custom_explore_fn=functools.partial(_clipped, search=search),
@@ -195,25 +200,27 @@ def _scheduler(search: Search) -> Any:
 
 def _clipped(config: Values, search: Search) -> Values:
     """After Tune's factors 0.8 and 1.2: no setting leaves its distribution."""
-    config[TRIAL] = {key: search.space[key].clip(value) for key, value in config[TRIAL].items()}
-    return config
+    point = {key: search.space[key].clip(value) for key, value in config[TRIAL]["point"].items()}
+    return {**config, TRIAL: {**config[TRIAL], "point": point}}
 
 
-def _optuna(search: Search, known: Sequence[Point]) -> Any:
+def _optuna(search: Search, known: Sequence[Point], skipped: Sequence[str] = ()) -> Any:
     """Optuna's TPE, which begins with what is known already."""
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("tune.searcher = 'optuna' needs Optuna: pip install 'wmrl-ray[optuna]'")
     import optuna
-    from ray.tune.search.optuna import OptunaSearch
+
+    from wmrl_ray.rllib.searcher import Distinct
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     spec = search.tune
-    return OptunaSearch(
+    return Distinct(
         {key: _domain(one) for key, one in search.space.items()},
         metric=spec.metric,
         mode=spec.mode,
         points_to_evaluate=list(known) or None,
         seed=spec.seed + len(known),  # Why: what is known draws nothing, and the first seed would suggest it again
+        skipped=skipped,
     )
 
 
@@ -224,8 +231,25 @@ def _domain(one: Distribution) -> Any:
     return getattr(tune, one.kind)(*one.values)
 
 
+def _mutation(one: Distribution) -> Any:
+    """As a population explores it: a choice goes to its neighbour in the list, which Tune would multiply as a domain."""
+    return list(one.values) if one.kind == "choice" else _domain(one)
+
+
+def _on_device(search: Search) -> Search:
+    """Without GPUs of their own runs keep off those they may see, as a sweep's plain ones do."""
+    device = "cuda" if search.tune.gpus_per_run > 0 else "cpu"
+    configs = {seed: {**c, "device": device} if c["device"] == "auto" else c for seed, c in search.configs.items()}
+    return dataclasses.replace(search, configs=configs)
+
+
+def _now(search: Search, out: Path, name: str, point: Point) -> Point:
+    """The trial's settings: a member of a population keeps the name of those that it began with, and goes on with others."""
+    return Member(search, out, name, point).point if search.tune.scheduler == "pbt" else point
+
+
 def _name(trial: Any) -> str:
-    return point_name(dict(trial.config.get(TRIAL, trial.config)))
+    return trial.config[TRIAL]["name"] if TRIAL in trial.config else point_name(dict(trial.config))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 import torch
 from ray import cloudpickle, tune
+from ray.tune.experiment import Trial
 
 from wmrl_ray.config import check
 from wmrl_ray.rllib import compat
@@ -141,19 +142,27 @@ def _name(trial: Any) -> str:
 
 
 class Working(tune.Callback):
-    """The ids of the trials that are at work."""
+    """Which trials are at work."""
 
     def __init__(self) -> None:
-        self.ids: set[str] = set()
+        self._started: dict[str, Any] = {}
+
+    @property
+    def ids(self) -> set[str]:
+        """Without those that a scheduler has paused: they have no process, and nothing will end them."""
+        return {key for key, trial in self._started.items() if trial.status != Trial.PAUSED}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ids.add(trial.trial_id)
+        self._started[trial.trial_id] = trial
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ids.discard(trial.trial_id)
+        self._started.pop(trial.trial_id, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ids.discard(trial.trial_id)
+        self._started.pop(trial.trial_id, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Why: Tune writes it to disk for a restore, which is not done here
 
 
 class Stopper(tune.Stopper):
