@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.optuna.optuna_search import OptunaSearch, OptunaTrialState
 
 from wmrl_ray.space import point_name
 
@@ -23,15 +23,13 @@ class Distinct(OptunaSearch):
         self._suggested = set(skipped)
 
     def suggest(self, trial_id: str) -> Any:
-        from optuna.trial import TrialState
-
         for _ in range(NUM_TRIES):
             point = super().suggest(trial_id) or {}
             if (name := point_name(point)) not in self._suggested:
                 self._suggested.add(name)
                 return point
             # Why failed: what failed teaches Optuna nothing, and the next point is drawn afresh
-            self._ot_study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+            self._ot_study.tell(self._ot_trials.pop(trial_id), state=OptunaTrialState.FAIL)
         return self.FINISHED  # the space seems to have no other points
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
