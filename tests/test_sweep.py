@@ -19,9 +19,9 @@ from wmrl_ray import intents
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.report import write_report
-from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.run import OnEvent, RunConfig, RunDir
 from wmrl_ray.study import Plan, Study, expand
-from wmrl_ray.sweep import Job, Outcome, in_process, sweep
+from wmrl_ray.sweep import Job, Outcome, in_process, perform, sweep
 from wmrl_ray.train import train
 
 
@@ -113,6 +113,18 @@ def test_every_run_of_a_sweep_has_the_trackers_that_it_names(tmp_path: Path) -> 
         run(expand(from_dict(Study, study)), tmp_path / name)
     with_tensorboard, without = (tmp_path / name / "plane/bc-baseline-s0/tensorboard" for name in ("with", "without"))
     assert set(read_tensorboard(with_tensorboard)["eval/return_mean"]) == {4} and not without.exists()
+
+
+def test_a_listener_hears_every_event_of_its_run(tmp_path: Path) -> None:
+    cell = tiny_plan(tmp_path, variants={"baseline": {}}, columns=["bc"]).cells[0]
+    heard: list[tuple[str, Path, str]] = []
+
+    def listener(config: RunConfig, folder: Path) -> OnEvent:
+        return lambda event: heard.append((config.algorithm, folder, event.kind))
+
+    perform(Job("a", str(tmp_path / "a"), cell.config), lambda update, total: None, listener=listener)
+    assert {(name, folder) for name, folder, _ in heard} == {("bc", tmp_path / "a")}
+    assert [kind for _, _, kind in heard] == ["start", "update", "checkpoint", "update", "eval", "checkpoint", "end"]
 
 
 def test_workers_of_a_stopped_manager_are_stopped_too(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from wmrl_ray.sweep_search import RunSearch, carry_out, check_same
 if TYPE_CHECKING:
     from wmrl_ray.rllib.trials import Outcome as TrialOutcome
     from wmrl_ray.rllib.trials import Report
-    from wmrl_ray.run import RunDir
+    from wmrl_ray.run import OnEvent, RunConfig, RunDir
     from wmrl_ray.search import Search
 
 State = Literal["finished", "failed", "stopped", "waiting", "blocked", "pruned"]  # pruned: stopped early by a scheduler
@@ -158,9 +158,16 @@ def _of_search(
     return carry_out(search, out, run_search, listener, retries_failed=resume == "errored", should_stop=should_stop)
 
 
-def perform(job: Job, on_progress: Callable[[int, int], None], should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+def perform(
+    job: Job,
+    on_progress: Callable[[int, int], None],
+    should_stop: Callable[[], bool] = lambda: False,
+    listener: Callable[[RunConfig, Path], OnEvent] | None = None,
+) -> Outcome:
     """Does the job here, from where it was left. What would come again is an outcome: a user's error, or losses or actions
     that are not finite. Other errors raise.
+
+    listener: makes what hears the run's events too, of its configuration and folder.
     """
     from wmrl_ray.checkpoint import CheckpointError
     from wmrl_ray.data.datasets import open_dataset
@@ -173,12 +180,15 @@ def perform(job: Job, on_progress: Callable[[int, int], None], should_stop: Call
     def on_event(event: Event) -> None:
         if event.kind in ("start", "update"):
             on_progress(event.update, event.total)
+        if hears is not None:
+            hears(event)
 
-    outcome = Outcome("finished")
+    outcome, hears = Outcome("finished"), None
     try:
         if job.config is not None:
-            config = from_dict(RunConfig, job.config)
-            outcome = _of_result(train_here(config, Path(job.folder), on_event, should_stop))
+            config, folder = from_dict(RunConfig, job.config), Path(job.folder)
+            hears = None if listener is None else listener(config, folder)
+            outcome = _of_result(train_here(config, folder, on_event, should_stop))
         if job.vectors is not None and outcome.state == "finished":
             outcome = dataclasses.replace(outcome, dataset=augmented(**job.vectors))
             open_dataset(str(outcome.dataset))  # Why: read once into the cache, before its Workers start side by side
@@ -322,7 +332,12 @@ def _on_device(job: Job, device: str) -> Job:
 
 
 def _perform_in_trial(job: Job, report: Report) -> dict[str, Any]:
-    outcome = perform(job, lambda update, total: report({"update": update, "total": total}), report.should_stop)
+    from wmrl_ray.rllib.telemetry import Telemetry
+
+    def listener(config: RunConfig, folder: Path) -> OnEvent:
+        return Telemetry(config, folder).on_event
+
+    outcome = perform(job, lambda update, total: report({"update": update, "total": total}), report.should_stop, listener)
     return dataclasses.asdict(outcome)
 
 
