@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pbt import _explore
@@ -43,7 +44,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         def fit(self) -> None: ...
 
-    monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
     monkeypatch.setattr(module.tune, "with_parameters", with_parameters)
     monkeypatch.setattr(module.tune, "Tuner", Tuner)
     return given
