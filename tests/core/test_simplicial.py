@@ -18,6 +18,7 @@ from wmrl_ray.core.blocks import (
     random_shift,
 )
 from wmrl_ray.core.models.simplicial import SimplicialModel, SimplicialModelConfig, TargetCritic
+from wmrl_ray.core.nets import stacked_product
 
 B, H, O, A, Z = 2, 3, 5, 6, 8  # noqa: E741
 SMALL = SimplicialModelConfig(latent_dim=Z, encoder_dim=16, mlp_dim=12, num_critics=5, simnorm_dim=4, num_bins=11)
@@ -183,6 +184,28 @@ def test_a_dropout_mask_drops_its_share_everywhere_alike_and_independently(rate)
     assert (by_place - rate).abs().max() < 5 * spread / 2000**0.5
     flat = dropped.flatten() - rate
     assert abs((flat[1:] * flat[:-1]).mean().item()) < 5 * spread**2 / 200_000**0.5  # neighbours are uncorrelated
+
+
+@pytest.mark.parametrize("activation", [None, SimNorm(8)])
+def test_what_is_compiled_in_bfloat16_is_the_layer_rounded_less_often(monkeypatch, activation):
+    layer, x = NormedLinear(12, 32, activation), torch.randn(64, 12)
+    for parameter in (layer.linear.bias, layer.norm.weight, layer.norm.bias):
+        torch.nn.init.normal_(parameter)
+    exact = layer(x)
+    layer.bfloat16()
+    rounded = layer(x.bfloat16())
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    compiled = layer(x.bfloat16())
+    assert compiled.dtype == rounded.dtype == torch.bfloat16 and not torch.equal(compiled, rounded)
+    assert torch.allclose(compiled.float(), exact, atol=0.1, rtol=0.05)
+    assert (compiled.float() - exact).abs().mean() <= (rounded.float() - exact).abs().mean()
+
+
+def test_a_compiled_stacked_product_has_its_bias(monkeypatch):
+    x, weight, bias = torch.randn(2, 5, 3), torch.randn(2, 3, 4), torch.randn(2, 1, 4)
+    expected = stacked_product(x, weight, bias)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.allclose(stacked_product(x, weight, bias), expected, atol=1e-6)
 
 
 def test_dropout_masks_are_their_generators():
