@@ -35,6 +35,28 @@ def test_elu_gives_torchs_values_and_gradients(dtype):
     assert nets.ELU()(torch.tensor([torch.nan])).isnan()
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_compiled_network_gives_the_same_values_and_gradients(monkeypatch, precision):
+    """Its biases join the activations, its last column's product the last activation, and its ELU is not torch's."""
+    monkeypatch.setattr(nets, "ONEDNN", False)  # whatever this machine's processor
+    torch.manual_seed(0)
+    network, x = mlp(5, [40], 1), torch.randn(7, 5, requires_grad=True)
+    torch.nn.init.normal_(network[-1].bias)  # type: ignore[arg-type]
+    inputs = [x, *network.parameters()]
+    compiled = torch.compile(lambda x: network(x))
+
+    def results(function):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            y = function(x)
+            with torch.no_grad():
+                alone = function(x)
+        return [alone.float(), y.detach().float(), *torch.autograd.grad(y.float().square().sum(), inputs)]
+
+    tolerance = 1e-5 if precision == torch.float32 else 2e-2
+    for ours, expected in zip(results(compiled), results(network), strict=True):
+        assert ours.shape == expected.shape and torch.allclose(ours, expected, atol=tolerance, rtol=tolerance)
+
+
 def test_linear_runs_in_bfloat16_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert Linear(40, 30)(torch.randn(3, 40)).dtype == torch.bfloat16

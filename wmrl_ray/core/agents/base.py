@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wmrl_ray.config import check
 from wmrl_ray.core.batch import Batch
+from wmrl_ray.core.memory import keep_freed_memory
 from wmrl_ray.core.nets import Normalizer
 
 Metrics = dict[str, Tensor]
@@ -70,6 +71,7 @@ class Agent:
         )
         self.config, self.obs_dim, self.action_dim = config, obs_dim, action_dim
         self.device = torch.device(device)
+        keep_freed_memory()
         self._compiled_steps = config.compile != "off" and self.compiles_steps()
         check(
             config.compile != "cuda_graphs" or not self._compiled_steps,
