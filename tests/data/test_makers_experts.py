@@ -95,6 +95,21 @@ def test_a_pass_that_is_broken_off_goes_on_with_what_it_has(home: Path, monkeypa
     assert open_dataset(resumed).card.sha256 == open_dataset(whole).card.sha256
 
 
+def test_the_expert_acts_with_other_settings_when_asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[str] = []
+    act = Pusher.act
+
+    def noted(self: Pusher, *args: Any, **options: Any) -> Any:
+        settings.append(self.config.precision)
+        return act(self, *args, **options)
+
+    monkeypatch.setattr(Pusher, "act", noted)
+    expert = saved(home / "expert")
+    make_demonstrations("Drift-v0", expert, num_episodes=2, reference_episodes=2, changes={"precision": "bfloat16"})
+    assert set(settings) == {"bfloat16"}
+    assert 'acting with {"precision": "bfloat16"}' in open_dataset("wmrl/expert/drift-v0").card.description
+
+
 def test_what_is_no_expert_of_the_task_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="was trained in 'Pendulum-v1', not in 'Drift-v0'"):
         make_demonstrations("Drift-v0", saved(home / "other", env="Pendulum-v1"), num_episodes=2)

@@ -107,6 +107,15 @@ def _read_source(name: str) -> Source:
     raise ConfigError(f"no configuration named {name!r}{did_you_mean(name, names)}; there are: {known}; or give a YAML file")
 
 
+def agent_overrides(overrides: list[str]) -> dict[str, Any]:
+    """The `agent` part of `--set` where an agent that exists acts with other settings; ConfigError for any other key."""
+    changes: dict[str, Any] = {"agent": {}}
+    apply_overrides(changes, overrides)
+    for key in changes.keys() - {"agent"}:
+        raise ConfigError(f"--set {key}=...: only settings of the agent can be changed here, e.g. agent.plan.horizon=5")
+    return changes["agent"]
+
+
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
     """Applies `agent.plan.horizon=3`, ... to `values`; the right-hand side is read as YAML.
 

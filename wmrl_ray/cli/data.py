@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wmrl_ray.cli.configs import agent_overrides
 from wmrl_ray.config import check, did_you_mean, to_dict
 
 if TYPE_CHECKING:
@@ -52,17 +53,27 @@ def make(
         typer.Option(help="expert:TASK: run or checkpoint of the expert; default: one is trained by the shipped config."),
     ] = None,
     episodes: Annotated[int | None, typer.Option(help="expert:TASK: number of demonstrations; default: the paper's.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="expert:TASK: the expert acts with another setting, e.g. agent.compile=default. Repeatable.",
+        ),
+    ] = None,
     no_ray: Annotated[bool, typer.Option("--no-ray", help="expert:TASK: train the expert in this process.")] = False,
 ) -> None:
     """Make a stand-in for a D4RL dataset with the same recipe, or an expert's demonstrations; written as a Minari dataset."""
     check(workers >= 0, f"--workers {workers}; it must not be negative")
     if name.startswith("expert:"):
         check(workers == 0 and not use_ray, "demonstrations are made in one process; drop --workers and --ray")
-        _make_demonstrations(
-            name.removeprefix("expert:"), checkpoint, episodes, seed, dataset_id, reference_episodes, overwrite, no_ray
-        )
+        task, changes = name.removeprefix("expert:"), agent_overrides(overrides or [])
+        _make_demonstrations(task, checkpoint, episodes, seed, dataset_id, reference_episodes, overwrite, changes, no_ray)
         return
-    check(checkpoint is None and episodes is None, f"--checkpoint and --episodes are for expert:TASK, not for {name}")
+    check(
+        checkpoint is None and episodes is None and not overrides,
+        f"--checkpoint, --episodes and --set are for expert:TASK, not for {name}",
+    )
     from wmrl_ray.data.makers import MAKERS, make_dataset
 
     check(name in MAKERS, f"no maker {name!r}{did_you_mean(name, MAKERS)}; there are: {', '.join(MAKERS)}")
@@ -90,6 +101,7 @@ def _make_demonstrations(
     dataset_id: str | None,
     reference_episodes: int,
     overwrite: bool,
+    changes: dict[str, Any],
     no_ray: bool,
 ) -> None:
     """Prints the id, and on stderr what the expert earns."""
@@ -112,6 +124,7 @@ def _make_demonstrations(
             seed=seed,
             dataset_id=dataset_id,
             overwrite=overwrite,
+            changes=changes,
             progress=progress,
         )
     card = open_dataset(made).card

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wmrl_ray.cli.configs import apply_overrides
-from wmrl_ray.config import ConfigError, check
+from wmrl_ray.cli.configs import agent_overrides
+from wmrl_ray.config import check
 from wmrl_ray.video import check_video_path, write_video
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ def evaluate(
     check(episodes >= 1, f"--episodes {episodes}; at least 1 is needed")
     check(num_envs >= 1, f"--num-envs {num_envs}; at least 1 is needed")
     check(seed >= 0, f"--seed {seed}; it must not be negative")
-    changes: dict[str, Any] = {"agent": {}}
-    apply_overrides(changes, overrides or [])
-    for key in changes.keys() - {"agent"}:
-        raise ConfigError(f"--set {key}=...: only settings of the agent can be changed here, e.g. agent.plan.horizon=5")
+    changes = agent_overrides(overrides or [])
     if video is not None:
         check_video_path(video)
         if sys.platform == "linux":
@@ -50,7 +47,7 @@ def evaluate(
     from wmrl_ray.policy import Policy
 
     torch.set_num_threads(1)
-    policy = Policy.load(checkpoint, changes=changes["agent"])
+    policy = Policy.load(checkpoint, changes=changes)
     check(
         policy.agent.acts, f"{checkpoint} holds a Manager, which is judged by its Workers: wmrl intents DATASET --manager RUN"
     )

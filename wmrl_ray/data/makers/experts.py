@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def make_demonstrations(
     device: str = "auto",
     dataset_id: str | None = None,
     overwrite: bool = False,
+    changes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> str:
     """Collects the expert's episodes into a Minari dataset and returns its id.
@@ -69,6 +70,7 @@ def make_demonstrations(
         seed: of the episodes, the planner's noise and the random policy.
         dataset_id: default `expert_dataset_id(task)`.
         overwrite: replace a dataset of that id.
+        changes: settings of the agent to act with instead of the checkpoint's, such as {"precision": "bfloat16"}.
         progress: called with (episodes made, all episodes).
 
     Raises:
@@ -82,7 +84,7 @@ def make_demonstrations(
     count = paper_episodes(task) if num_episodes is None else num_episodes
     check(count >= 1, f"{count} episodes; at least 1 is needed")
     check(reference_episodes >= 1, f"reference_episodes = {reference_episodes}; at least 1 is needed")
-    policy = Policy.load(checkpoint, resolve_device(device))
+    policy = Policy.load(checkpoint, resolve_device(device), changes)
     dataset_id = dataset_id or expert_dataset_id(task, of_images=not isinstance(policy.agent.obs_dim, int))
     check_minari_id(dataset_id)
     check_free(minari_root() / dataset_id, overwrite)
@@ -91,7 +93,9 @@ def make_demonstrations(
         raise DataError(f"{checkpoint} was trained in {trained_for!r}, not in {task!r}; give an expert of {task}")
 
     of_expert = hashlib.sha256((find_checkpoint(Path(checkpoint)) / "manifest.json").read_bytes()).hexdigest()
-    key = hashlib.sha256(json.dumps([task, of_expert, env_config, seed, reference_episodes]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps([task, of_expert, env_config, seed, reference_episodes, changes or {}]).encode()
+    ).hexdigest()[:16]
     parts = minari_root() / ".parts" / f"{dataset_id.replace('/', '-')}-{key}"
     random = _random_returns(task, env_config, reference_episodes, seed, parts / "random.npz")
     episodes: list[Episode] = []
@@ -111,8 +115,8 @@ def make_demonstrations(
         env_id=task,
         description=(
             f"Demonstrations of {task} (env_config {json.dumps(env_config)}): {count} episodes of a {policy.meta['algorithm']} "
-            f"agent's evaluation policy after {policy.meta['update']:,} updates (checkpoint sha256 {of_expert[:12]}), seed "
-            f"{seed}. "
+            f"agent's evaluation policy after {policy.meta['update']:,} updates (checkpoint sha256 {of_expert[:12]}"
+            f"{f', acting with {json.dumps(changes)}' if changes else ''}), seed {seed}. "
             f"Reference scores: random policy {random.mean():.4g} over {len(random)} episodes (score 0), these demonstrations "
             f"{returns.mean():.4g}, standard deviation {returns.std():.4g} over episodes (score 100)."
         ),
