@@ -51,6 +51,16 @@ def test_episodes_are_what_the_environment_answered() -> None:
     assert len({tuple(episode.obs[0]) for episode in episodes}) == len(episodes)  # every one from its own seed
 
 
+def test_collecting_in_pieces_that_stop_where_an_episode_ends_changes_nothing() -> None:
+    whole, pieces = Collector("Drift-v0", num_envs=2, seed=5), Collector("Drift-v0", num_envs=2, seed=5)
+    expected, found, counts = whole.collect(None, 60), [], []
+    while pieces.num_steps < 120:
+        found.append(pieces.collect(None, 60 - pieces.num_steps // 2, until_end=True))
+        counts.append(pieces.take_statistics().steps)
+    assert same([episode for piece in found for episode in piece], expected)
+    assert all(found[:-1]) and sum(counts) == 120 and len(found) > 3
+
+
 def test_random_actions_fill_the_whole_range() -> None:
     actions = np.concatenate([e.action for e in Collector("Drift-v0", num_envs=4).collect(None, 200)])
     assert actions.min() < -0.98 and actions.max() > 0.98 and abs(actions.mean()) < 0.05

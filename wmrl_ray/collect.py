@@ -128,8 +128,11 @@ class Collector:
         """Of the unfinished episodes."""
         return sum(len(slot.action) for slot in self._slots)
 
-    def collect(self, agent: Agent | None, num_steps: int) -> list[Episode]:
+    def collect(self, agent: Agent | None, num_steps: int, *, until_end: bool = False) -> list[Episode]:
         """Takes `num_steps` steps in every environment: the exploring agent's, or without one uniformly random ones.
+
+        Args:
+            until_end: stops after the first step with which an episode ends.
 
         Returns: the episodes that ended, in the order of their ends; within a step by environment.
 
@@ -153,6 +156,8 @@ class Collector:
             self._statistics.steps += len(actions)
             self._statistics.act_s += acted - started
             self._statistics.env_s += time.monotonic() - acted
+            if ended and until_end:
+                break
         return ended
 
     def take_statistics(self) -> Statistics:

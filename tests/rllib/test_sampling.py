@@ -20,7 +20,7 @@ from wmrl_ray.rllib.callbacks import read_episode
 from wmrl_ray.rllib.env_runner import PlannerEnvRunner
 from wmrl_ray.rllib.failures import Failure, RemoteError
 from wmrl_ray.rllib.module import IS_FIRST, LAST_REWARD, AgentModule
-from wmrl_ray.rllib.sampling import Answer, Runners
+from wmrl_ray.rllib.sampling import Answer, Order, Runners
 
 
 class CountedRunners(Runners):
@@ -131,6 +131,17 @@ def test_ray_killing_a_runner_for_memory_is_a_death_too(runners: CountedRunners,
     runners.actors = [Actor(), Actor()]
     monkeypatch.setattr(sampling.ray, "get", get)
     assert runners.collector_states(7) == ([None, None], [0])  # one died, the other had not collected yet
+
+
+def test_an_order_ends_with_an_episode_so_that_it_cannot_die_with_its_runner() -> None:
+    runner = PlannerEnvRunner.__new__(PlannerEnvRunner)
+    runner._collector, runner._session, runner._answered = Collector(fakes.PLANE, num_envs=2), 1, None
+    order = Order(1000, session=1, seed=(0,), weights=None)
+    for _ in range(3):
+        answer, episodes = runner.collect(order)
+        assert isinstance(answer, Answer)
+        assert 1 <= len(episodes) <= 2 and answer.lengths == [len(episode) for episode in episodes]
+        assert answer.statistics.steps <= 2 * max(answer.lengths)
 
 
 def test_a_runner_has_no_collector_of_a_session_in_which_it_was_not_asked() -> None:

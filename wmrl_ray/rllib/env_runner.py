@@ -94,7 +94,8 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
     # -- learning online ------------------------------------------------------------------------------------------------------
 
     def collect(self, order: Order) -> tuple[Answer | Failure, list[Episode]]:
-        """Takes the steps of `order` in this runner's environments, whose episodes go on from one order to the next.
+        """Takes the steps of `order` in this runner's environments, whose episodes go on from one order to the next, but none
+        after the first with which an episode ends: what has ended leaves this process at once, and cannot die with it.
 
         Returns: what the driver reads, and the episodes that ended. An error is a value: the driver raises it.
         """
@@ -114,7 +115,7 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         if order.weights is not None:
             self._take(order.weights)
         load_s = time.monotonic() - begun
-        episodes = collector.collect(None if order.weights is None else self.module.agent, order.num_steps)
+        episodes = collector.collect(None if order.weights is None else self.module.agent, order.num_steps, until_end=True)
         lengths = [len(episode) for episode in episodes]
         return Answer(lengths, collector.take_statistics(), load_s, wait_s), episodes
 

@@ -198,20 +198,22 @@ class OnlineAlgorithm(AgentAlgorithm):
     def _collect(self, turn: Turn) -> list[Packet]:
         """The turn's steps of every runner; their episodes, in the order of the runners."""
         assert self._runners is not None
-        sent = {}
-        for runner in range(self.online.num_runners):
-            sent[runner] = self._runners.ask(runner, self._order(runner, turn.steps, turn.random))
-        packets = []
-        for runner in range(self.online.num_runners):
-            while (answer := self._runners.answer(runner, sent[runner][0])) is None:
-                self._ledger.lose(runner)  # and the one that replaces it takes this turn's steps
-                sent[runner] = self._runners.ask(runner, self._order(runner, turn.steps, turn.random))
-            self._ledger.enter(runner, answer.statistics.steps, answer.lengths)
-            self._tally.add_answer(answer)
-            if answer.lengths:
-                packets.append(Packet([sent[runner][1]], answer.lengths))
+        packets: list[list[Packet]] = [[] for _ in range(self.online.num_runners)]
+        left = dict.fromkeys(range(self.online.num_runners), turn.steps)  # an answer comes as soon as an episode ends
+        while left:
+            sent = {runner: self._runners.ask(runner, self._order(runner, n, turn.random)) for runner, n in left.items()}
+            for runner, steps in list(left.items()):
+                while (answer := self._runners.answer(runner, sent[runner][0])) is None:
+                    self._ledger.lose(runner)  # and the one that replaces it takes these steps
+                    sent[runner] = self._runners.ask(runner, self._order(runner, steps, turn.random))
+                self._ledger.enter(runner, answer.statistics.steps, answer.lengths)
+                self._tally.add_answer(answer)
+                if answer.lengths:
+                    packets[runner].append(Packet([sent[runner][1]], answer.lengths))
+                left[runner] -= answer.statistics.steps // self.online.num_envs
+            left = {runner: steps for runner, steps in left.items() if steps > 0}
         self._collectors = []
-        return packets
+        return [packet for of_runner in packets for packet in of_runner]
 
     def _at_once(self, schedule: Schedule, until: int) -> None:
         """Runners and learners work, each as far as the schedule lets it, until the learners' next call has ended."""

@@ -33,7 +33,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Order:
-    """What a runner does next: `num_steps` steps in each of its environments.
+    """What a runner does next: `num_steps` steps in each of its environments, or fewer: up to the first that ends an episode.
 
     weights: None while actions are random. session: a runner makes a new collector, of this seed, at the first order of each;
     collector: the state in which that starts (and whether its unfinished episodes go on).
@@ -48,7 +48,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of an order; the episodes that ended are an object of their own, which the driver never opens.
+    """What became of an order; the episodes that ended are an object of their own, which the driver never opens. (Ray itself
+    carries objects below 100 kB, such as an episode of a cartpole, in the driver's memory; others go from node to node.)
 
     lengths: steps of those episodes. load_s: taking new weights. wait_s: between the last answer and this order.
     """
