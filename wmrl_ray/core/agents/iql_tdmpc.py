@@ -61,12 +61,6 @@ class Config(LatentAgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 < self.expectile < 1, f"expectile = {self.expectile}; it must be in (0, 1)")
-        check(self.beta >= 0, f"beta = {self.beta}; it must not be negative")
-        check(self.largest_weight > 0, f"largest_weight = {self.largest_weight}; it must be positive")
-        check(
-            self.log_std_min < self.log_std_max,
-            f"log_std_min = {self.log_std_min}, log_std_max = {self.log_std_max}; the first must be smaller",
-        )
         check(0 < self.action_margin < 1, f"action_margin = {self.action_margin}; it must be in (0, 1)")
 
 
