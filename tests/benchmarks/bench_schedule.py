@@ -247,7 +247,8 @@ def main() -> None:
     costs = measure()
     print(f"{machine()}\nmeasured here, ms: " + ", ".join(f"{name} {1e3 * getattr(costs, name):.2f}" for name in MEASURED))
     print(
-        f"assumed: {1e3 * costs.transfer:.0f} ms for the weights to another node, {costs.runners_per_node} runners on each; episodes of 500 steps\n"
+        f"assumed: {1e3 * costs.transfer:.0f} ms for the weights to another node, {costs.runners_per_node} runners on each; "
+        "episodes of 500 steps\n"
     )
     lines = []
     for plan_ms, (update, rate, steps) in itertools.product(arguments.plan_ms, SCENARIOS):
