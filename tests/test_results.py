@@ -15,7 +15,7 @@ from tests.studies import SweepLog, run_sweep, tiny_plan
 from wmrl_ray import results
 from wmrl_ray.config import ConfigError
 from wmrl_ray.results import COLUMNS, read_results, schema, write_results
-from wmrl_ray.run import RunDir
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.study import Plan
 from wmrl_ray.sweep import Job, Outcome, in_process, sweep
 

@@ -16,7 +16,8 @@ from tests.test_trackers import read_tensorboard
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.fork import fork, lineage
-from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.search import METRICS, Search
 from wmrl_ray.search_trial import run_trial, train_until
 from wmrl_ray.space import corners, draw, make_space, point_name

@@ -15,7 +15,8 @@ from typing import Any
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, check, to_dict
 from wmrl_ray.core.agents import Agent, agent_config, make_agent
-from wmrl_ray.run import FROM_ENVIRONMENT, RunConfig, RunDir
+from wmrl_ray.run.config import FROM_ENVIRONMENT, RunConfig
+from wmrl_ray.run.folder import RunDir
 
 LINEAGE = "lineage.json"
 # Of an optimiser's groups: what comes with the new settings and not with the old state.

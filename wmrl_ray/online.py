@@ -23,7 +23,8 @@ from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.rollout import step_limit
-from wmrl_ray.run import Event, OnEvent, OnlineConfig, RunConfig
+from wmrl_ray.run.config import OnlineConfig, RunConfig
+from wmrl_ray.run.events import Event, OnEvent
 from wmrl_ray.train import (
     Progress,
     build_agent,

@@ -147,7 +147,7 @@ def rows_of(path: Path, cell: dict[str, Any]) -> list[Row]:
 def _config(values: dict[str, Any]) -> tuple[str, str]:
     """(JSON, hash) of a config.json."""
     from wmrl_ray.config import flatten
-    from wmrl_ray.run import MAY_CHANGE
+    from wmrl_ray.run.config import MAY_CHANGE
 
     dataset = values.get("dataset")
     values = {**values, "dataset": Path(dataset).name if dataset and Path(str(dataset)).is_absolute() else dataset}

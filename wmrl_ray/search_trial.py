@@ -18,7 +18,9 @@ from typing import Any
 from wmrl_ray.config import check, from_dict
 from wmrl_ray.data.files import write_json
 from wmrl_ray.fork import fork
-from wmrl_ray.run import Event, RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.search import Search
 from wmrl_ray.space import Point
 

@@ -27,7 +27,9 @@ from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.intents import intended_states
 from wmrl_ray.rollout import Evaluation, EvaluationStoppedError, env_dims, evaluate, step_limit
-from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event, OnEvent
+from wmrl_ray.run.folder import RunDir
 
 
 class NonFiniteLossError(RuntimeError):

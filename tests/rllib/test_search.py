@@ -15,7 +15,7 @@ from wmrl_ray.fork import lineage
 from wmrl_ray.results import read_results
 from wmrl_ray.rllib import search as module
 from wmrl_ray.rllib.search import run_search
-from wmrl_ray.run import RunDir
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.study import Plan
 from wmrl_ray.sweep import Outcome, on_ray
 
