@@ -1,7 +1,6 @@
 """The reference loop, on a small dataset that the maker really makes."""
 
 import dataclasses
-import errno
 import json
 import os
 import signal

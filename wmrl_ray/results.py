@@ -60,8 +60,12 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "config": (STRING, "JSON: the run's config.json, datasets at a path by the path's last part"),
     "config_sha256": (STRING, "of `config` without what does not change what is learned: equal hashes learn alike"),
     "lineage": (STRING, "JSON: the runs that it continues, and where it changed its settings; null for a run of one piece"),
-    "git_revision": (STRING, "revision of the code; null outside a checkout"),
+    "git_revision": (STRING, "revision of the code that the run began with; null outside a checkout"),
     "git_dirty": (BOOL, "the code differed from the revision"),
+    "git_revisions": (
+        STRING,
+        "JSON: [[update from where on, revision], ...] of a run resumed with other code; null for one revision",
+    ),
     "python": (STRING, "version"),
     "packages": (STRING, "JSON: package -> version"),
 }
@@ -132,6 +136,7 @@ def rows_of(path: Path, cell: dict[str, Any]) -> list[Row]:
         "lineage": lineage.read_text() if lineage.exists() else None,
         "git_revision": revision or None,
         "git_dirty": bool(plus) if revision else None,
+        "git_revisions": _revisions(run.sessions),
         "python": run.environment.get("python"),
         "packages": json.dumps(run.environment.get("packages") or {}, sort_keys=True),
     }
@@ -142,6 +147,13 @@ def rows_of(path: Path, cell: dict[str, Any]) -> list[Row]:
         own = {"update": line["update"], "time_s": line.get("time_s"), "steps": steps.get(line["update"])}
         rows.append({**about, **measured, **own, "is_last": line is run.evaluations[-1]})
     return rows or [{**about, "is_last": False}]
+
+
+def _revisions(sessions: Sequence[dict[str, Any]]) -> str | None:
+    """Each where it begins, the first too; None where it is one and the same."""
+    found = [(session["update"], session.get("git_revision")) for session in sessions]
+    new = [one for number, one in enumerate(found) if number == 0 or one[1] != found[number - 1][1]]
+    return json.dumps(new) if len(new) > 1 else None
 
 
 def _config(values: dict[str, Any]) -> tuple[str, str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from wmrl_ray.collect import Collector
-from wmrl_ray.config import ConfigError, from_dict, to_dict
+from wmrl_ray.config import ConfigError
 from wmrl_ray.online import train_online
 from wmrl_ray.run.config import OnlineConfig, RunConfig
 from wmrl_ray.train import train

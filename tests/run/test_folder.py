@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from wmrl_ray.run import provenance
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.folder import RunDir
 
@@ -41,3 +43,25 @@ def test_lines_of_the_log_wait_until_a_full_disk_has_room(
     monkeypatch.setattr("wmrl_ray.run.folder.open", full, raising=False)
     with pytest.raises(OSError, match="metrics.jsonl"):
         run.log(5, {})
+
+
+def test_each_session_records_where_it_comes_from(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir.create(tmp_path / "run", config, None)
+    run.open_metrics(0)
+    first = json.loads((run.path / "environment.json").read_text())
+    assert run.sessions() == [{"update": 0, **first}] and not (run.path / "sessions.json").exists()
+    monkeypatch.setattr(provenance, "_git_revision", lambda: "def")
+    RunDir(run.path).open_metrics(40)
+    assert [(one["update"], one["git_revision"]) for one in run.sessions()] == [(0, first["git_revision"]), (40, "def")]
+    assert json.loads((run.path / "environment.json").read_text()) == first
+    RunDir(run.path).open_metrics(60)
+    assert len(run.sessions()) == 2  # of the same process
+    assert [path.name for path in run.path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_run_of_an_old_version_without_its_provenance_still_resumes(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", config, None)
+    (run.path / "environment.json").unlink()
+    assert run.sessions() == []
+    run.open_metrics(40)
+    assert [one["update"] for one in run.sessions()] == [40]

@@ -15,7 +15,7 @@ from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
 from wmrl_ray.config import ConfigError, flatten, from_dict, to_dict
 from wmrl_ray.run.config import FROM_ENVIRONMENT, MAY_CHANGE, RunConfig
-from wmrl_ray.run.provenance import describe_environment
+from wmrl_ray.run.provenance import Provenance, describe_environment, with_session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from wmrl_ray.data.datasets import Dataset
     from wmrl_ray.rollout import Evaluation
 
+SESSIONS = "sessions.json"
+
 
 class RunDir:
     """The folder of a run.
 
-    It holds config.json, dataset.json (where there is a dataset), environment.json, metrics.jsonl, trajectories.npz (of vector
-    observations), checkpoints/, result.json, and tensorboard/ unless `track` leaves it out.
+    It holds config.json, dataset.json (where there is a dataset), environment.json, sessions.json (of a resumed run),
+    metrics.jsonl, trajectories.npz (of vector observations), checkpoints/, result.json, and tensorboard/ unless `track` leaves
+    it out.
     """
 
     def __init__(self, path: Path):
@@ -62,7 +65,10 @@ class RunDir:
         _write_json(self.path / "config.json", values)
 
     def open_metrics(self, start_update: int) -> None:
-        """Begins logging; lines after `start_update` (of a run that died later than its checkpoint) are dropped."""
+        """Begins a session and its log; lines after `start_update` (of a run that died after its checkpoint) are dropped."""
+        before = self.sessions()
+        if (sessions := with_session(before, start_update)) != before:
+            _write_json(self.path / SESSIONS, {"sessions": sessions})
         kept = [line for line in self.read_metrics() if line["update"] <= start_update]
         self._time_before = kept[-1]["time_s"] if kept else 0.0
         _write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
@@ -143,6 +149,13 @@ class RunDir:
         if not self.exists():
             raise ConfigError(f"{self.path} holds no run (no config.json)")
         return from_dict(RunConfig, json.loads((self.path / "config.json").read_text()))
+
+    def sessions(self) -> list[Provenance]:
+        """Where each session comes from, oldest first; of a run that was never resumed, environment.json alone has it."""
+        if (file := self.path / SESSIONS).exists():
+            return json.loads(file.read_text())["sessions"]
+        first = self.path / "environment.json"
+        return [{"update": 0, **json.loads(first.read_text())}] if first.exists() else []
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All complete lines of metrics.jsonl, and those that wait for room; a half-written last line (kill -9) is skipped."""

@@ -1,4 +1,7 @@
-"""Where a run comes from: versions, revision and hardware."""
+"""Where a run comes from: versions, revision and hardware, of each of its sessions.
+
+A session is what one process trains: a run that was resumed has several, and its code may have changed in between.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,21 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from wmrl_ray.config import flatten
 
-def describe_environment() -> dict[str, Any]:
+Provenance = dict[str, Any]  # of `describe_environment`; of a session with `update`, the one that it began after
+
+OF_A_SESSION = frozenset(["update", "started", "command"])  # differ by nature
+
+_LOADED = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def describe_environment() -> Provenance:
     """Versions, revision and hardware: what someone needs to reproduce a run."""
     ours = ("wmrl-ray", "torch", "ray", "numpy", "minari", "pyarrow")
     simulators = ("gymnasium", "mujoco", "gymnasium-robotics", "dm-control", "myosuite", "mani-skill", "sapien")
@@ -26,6 +38,22 @@ def describe_environment() -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def with_session(sessions: Sequence[Provenance], update: int) -> list[Provenance]:
+    """The sessions of a run, oldest first, and this process's from `update` on: a new one, unless the last one is this
+    process's too, as after the loss of an actor.
+    """
+    now = {"update": update, **describe_environment()}
+    if sessions and sessions[-1].get("started", "") >= _LOADED and not changed(sessions[-1], now):
+        return list(sessions)
+    return [*sessions, now]
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of what differs, such as git_revision or packages.torch."""
+    old, new = ({k: v for k, v in flatten(dict(one)) if k not in OF_A_SESSION} for one in (before, now))
+    return [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
 
 
 def _version(package: str) -> str | None:
