@@ -2,6 +2,9 @@
 
     pandas.read_parquet("runs/iql_td_mpc/results.parquet").query("is_last").groupby(["row", "algorithm"]).score_mean.mean()
 
+Every run, but for what members of a population have left behind to go on from another's state: those folders stay without a row
+(why: `rllib/population.py`).
+
 It is written again, as a whole, when a run ends: complete or absent, with a checksum for every page. What a column means is in
 `COLUMNS`, and in the file's own schema. Nothing in it depends on the machine that it was made on.
 """
