@@ -242,6 +242,24 @@ def test_the_behaviour_has_a_score_only_where_its_episodes_are_those_of_the_envi
     assert page.count("own episodes average") == 1
 
 
+def test_code_that_changed_between_sessions_is_shown_and_warned_of(tmp_path, write_run):
+    first = {"python": "3.11.2", "git_revision": "abc123", "started": "2026-01-01T00:00:00Z", "command": "wmrl train"}
+    again = {**first, "update": 100, "started": "2026-01-02T00:00:00Z"}
+    sessions = [{"update": 0, **first}, again, {**again, "update": 150, "git_revision": "def456"}]
+    run = write_run("bc-0")
+    (run / "environment.json").write_text(json.dumps(first))
+    (run / "sessions.json").write_text(json.dumps({"sessions": sessions}))
+    page, numbers = numbers_of(tmp_path)
+    assert [(entry["runs"], entry["values"]["git_revision"]) for entry in numbers["environment"]] == [
+        (["runs/bc-0"], "abc123"),
+        (["runs/bc-0 from update 150"], "def456"),
+    ]
+    assert (
+        "runs/bc-0: from update 150 on it is the work of another session, which differs in git_revision" in numbers["warnings"]
+    )
+    assert "bc-0 from update 150" in page
+
+
 def test_markup_in_a_dataset_name_is_escaped(tmp_path, write_run):
     write_run("bc-0", card={"name": "<script>alert(1)</script>", "description": "<b>"}, trajectories=False)
     page, _ = numbers_of(tmp_path)

@@ -15,6 +15,7 @@ import numpy as np
 from wmrl_ray.config import flatten
 from wmrl_ray.report.runs import Run
 from wmrl_ray.report.stats import improvement, performance_profile, summarize, summarize_strata
+from wmrl_ray.run.provenance import OF_A_SESSION, changed
 
 # Where a run was computed, not what was computed: runs that differ only here are seeds of one experiment.
 NOT_AN_EXPERIMENT = {"seed", "device", "log_every", "checkpoint_every", "num_to_keep", "num_eval_runners", "envs_per_runner"}
@@ -249,13 +250,21 @@ def _config_table(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _environment_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each distinct environment once, with the runs made in it; commands and start times differ by nature and are left out."""
+    """Each distinct environment once, with the runs made in it, and where a resumed run changed to it.
+
+    Commands and start times differ by nature and are left out.
+    """
     seen: dict[str, dict[str, Any]] = {}
     for run in runs:
-        flat = {key: value for key, value in flatten(run.environment) if key not in ("command", "started")}
-        seen.setdefault(repr(sorted(flat.items(), key=lambda item: item[0])), {"values": flat, "runs": []})["runs"].append(
-            run.name
-        )
+        before = None
+        for session in run.sessions:
+            if before is not None and not changed(before, session):
+                continue
+            name = run.name if before is None else f"{run.name} from update {session['update']:,}"
+            flat = {key: value for key, value in flatten(session) if key not in OF_A_SESSION}
+            key = repr(sorted(flat.items(), key=lambda item: item[0]))
+            seen.setdefault(key, {"values": flat, "runs": []})["runs"].append(name)
+            before = session
     return [entry for entry in seen.values() if entry["values"]]
 
 

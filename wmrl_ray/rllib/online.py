@@ -25,7 +25,7 @@ from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.failures import ActorLostError
 from wmrl_ray.rllib.online_learner import OnlineLearner, Report
 from wmrl_ray.rllib.sampling import Answer, Order, Packet, Runners, Weights
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 from wmrl_ray.schedule import Delivery, Ledger, Limits, Request, Schedule
 
 
