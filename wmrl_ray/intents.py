@@ -104,6 +104,7 @@ def augment(
         env_id=env_id,
         ref_min_score=card.ref_min_score,
         ref_max_score=card.ref_max_score,
+        action_repeat=card.action_repeat,
         description=f"{card.description} Behind the {card.obs_dim} numbers of each observation: {says}.",
         notes=card.notes,
         base_name=card.name,

@@ -17,7 +17,7 @@ from wmrl_ray.data.episode import Episode
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.camera import Camera, camera_of
 from wmrl_ray.envs.intents import Intents, make_intents, split_intent_env_id
-from wmrl_ray.envs.wrappers import is_pixels, step_limit_of
+from wmrl_ray.envs.wrappers import action_repeat_of, is_pixels, step_limit_of
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -118,15 +118,20 @@ def step_limit(env_id: str, env_config: Mapping[str, Any] | None = None) -> int 
     return _probe(env_id, json.dumps(env_config or {}, sort_keys=True))[2]
 
 
+def action_repeat(env_id: str, env_config: Mapping[str, Any] | None = None) -> int:
+    """How often each action is taken. Raises ConfigError as `make_env`."""
+    return _probe(env_id, json.dumps(env_config or {}, sort_keys=True))[3]
+
+
 @functools.cache
-def _probe(env_id: str, env_config: str) -> tuple[ObsDim, int, int | None]:
-    """(O, A, T) of an environment, made once per process to find out."""
+def _probe(env_id: str, env_config: str) -> tuple[ObsDim, int, int | None, int]:
+    """(O, A, T, action repeat) of an environment, made once per process to find out."""
     env = make_env(env_id, **json.loads(env_config))
     try:
         obs, action = env.observation_space.shape, env.action_space.shape
         assert obs is not None and action is not None
         obs_dim = (obs[0], obs[1], obs[2]) if is_pixels(env.observation_space) else obs[0]
-        return obs_dim, action[0], step_limit_of(env)
+        return obs_dim, action[0], step_limit_of(env), action_repeat_of(env)
     finally:
         env.close()
 

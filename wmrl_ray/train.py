@@ -26,7 +26,7 @@ from wmrl_ray.core.batch import Batch
 from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.intents import intended_states
-from wmrl_ray.rollout import Evaluation, EvaluationStoppedError, env_dims, evaluate, step_limit
+from wmrl_ray.rollout import Evaluation, EvaluationStoppedError, action_repeat, env_dims, evaluate, step_limit
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.events import Event, OnEvent
 from wmrl_ray.run.folder import RunDir
@@ -129,7 +129,7 @@ def evaluation_env(config: RunConfig, dataset: Dataset | None) -> str | None:
         raise ConfigError(f"dataset {config.dataset!r} names no environment; set env = <gymnasium id> to evaluate in")
     found = env_dims(env_id, config.env_config)
     if dataset is not None:
-        check_compatible(dataset, *found, env_id)
+        check_compatible(dataset, *found, env_id, action_repeat(env_id, config.env_config))
     return env_id
 
 

@@ -26,6 +26,7 @@ from tests.data.fakes import (
     write_minari,
     write_parquet,
 )
+from wmrl_ray.config import ConfigError
 from wmrl_ray.data import arrow as arrow_module
 from wmrl_ray.data.datasets import check_compatible, dataset_from_episodes, open_dataset
 from wmrl_ray.data.episode import DataError, Episode
@@ -261,6 +262,17 @@ def test_a_dataset_of_another_environment_is_refused() -> None:
         check_compatible(dataset, 5, 2)
     with pytest.raises(DataError, match="recorded in 'wmrl/PointMaze-UMaze-v0', not in 'wmrl/PointMaze-Medium-v0'"):
         check_compatible(dataset, 5, 3, "wmrl/PointMaze-Medium-v0")
+
+
+def test_a_dataset_of_another_action_repeat_is_refused() -> None:
+    dataset = dataset_from_episodes([small_episode(0, 3)], name="mine", env_id="X-v0", action_repeat=2)
+    check_compatible(dataset, 5, 3, "X-v0", 2)
+    check_compatible(dataset, 5, 3, "X-v0")
+    with pytest.raises(
+        ConfigError, match=r"'mine' was recorded with action_repeat = 2, but .* 'X-v0' takes each action 4 times"
+    ):
+        check_compatible(dataset, 5, 3, "X-v0", 4)
+    check_compatible(dataset_from_episodes([small_episode(0, 3)], env_id="X-v0"), 5, 3, "X-v0", 4)  # it does not say
 
 
 def test_episodes_of_other_shapes_are_refused() -> None:

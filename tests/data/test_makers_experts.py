@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import torch
 
 from tests.fakes import OnlineTDMPC, registered
 from wmrl_ray import checkpoint
+from wmrl_ray.config import ConfigError
 from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.exporting import export
 from wmrl_ray.data.makers import experts
 from wmrl_ray.data.makers.experts import expert_dataset_id, make_demonstrations, paper_episodes
 from wmrl_ray.rollout import episode_seed, evaluate
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.train import evaluation_env
 
 
 class Pusher(OnlineTDMPC):
@@ -35,9 +40,17 @@ def agents() -> Iterator[None]:
         yield
 
 
-def saved(path: Path, env: str = "Drift-v0") -> Path:
+def saved(path: Path, env: str = "Drift-v0", env_config: dict[str, Any] | None = None) -> Path:
     agent = Pusher(Pusher.Config(), 3, 2)
-    about = {"algorithm": "pusher", "agent": {}, "obs_dim": 3, "action_dim": 2, "env": env, "env_config": {}, "update": 7}
+    about = {
+        "algorithm": "pusher",
+        "agent": {},
+        "obs_dim": 3,
+        "action_dim": 2,
+        "env": env,
+        "env_config": env_config or {},
+        "update": 7,
+    }
     return checkpoint.save(path, {"agent": {"model": agent.model.state_dict()}}, {**about, "dataset": None})
 
 
@@ -73,6 +86,18 @@ def test_demonstrations_are_the_experts_episodes_on_their_own_scale(home: Path) 
     assert not list((home / "minari").rglob("*.npz"))  # the parts are gone
     with pytest.raises(DataError, match="exists already"):
         make_demonstrations("Drift-v0", expert, num_episodes=2)
+
+
+def test_demonstrations_are_learned_from_with_their_own_action_repeat_only(home: Path) -> None:
+    expert = saved(home / "expert", env_config={"action_repeat": 2})
+    made = make_demonstrations("Drift-v0", expert, num_episodes=20, reference_episodes=20)
+    dataset = open_dataset(made)
+    assert dataset.card.action_repeat == 2
+    config = RunConfig(algorithm="bc", dataset=made, env_config={"action_repeat": 2})
+    assert evaluation_env(config, dataset) == "Drift-v0"
+    with pytest.raises(ConfigError, match="action_repeat = 2, but environment 'Drift-v0' takes each action 1 times"):
+        evaluation_env(dataclasses.replace(config, env_config={}), dataset)
+    assert open_dataset(export(made, home / "demonstrations.parquet", "parquet")).card.action_repeat == 2
 
 
 def test_a_pass_that_is_broken_off_goes_on_with_what_it_has(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

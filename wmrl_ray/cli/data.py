@@ -341,6 +341,8 @@ def _print_card(card: DatasetCard, picture: Path | None) -> None:
             rows["score"] += f"; the dataset's own mean is {card.normalized_score(card.return_mean):.1f}"
     else:
         rows["score"] = "no reference scores: returns cannot be normalised"
+    if card.action_repeat is not None:
+        rows["actions"] = f"each taken {card.action_repeat} time{'s' * (card.action_repeat != 1)} (action_repeat)"
     if card.obs_mean:
         rows["observations"] = "mean " + _numbers(card.obs_mean) + "\nstd  " + _numbers(card.obs_std)
     if card.stand_in:

@@ -23,14 +23,15 @@ class Origin:
     """What the source says about itself, beside the arrays.
 
     env_spec: JSON of the environment (gymnasium's EnvSpec). ref_min_score, ref_max_score: mean returns of a random and of an
-    expert controller, measured as the description says. notes: what the reader changed or dropped. base_name, base_sha256: of
-    the dataset that this one is, but for the vectors behind its observations.
+    expert controller, measured as the description says. action_repeat: how often each action was taken. notes: what the reader
+    changed or dropped. base_name, base_sha256: of the dataset that this one is, but for the vectors behind its observations.
     """
 
     env_id: str | None = None
     env_spec: str | None = None
     ref_min_score: float | None = None
     ref_max_score: float | None = None
+    action_repeat: int | None = None  # None: not known
     description: str = ""
     notes: tuple[str, ...] = ()
     base_name: str | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from wmrl_ray.config import check
 from wmrl_ray.data.card import DatasetCard, Origin, make_card
 from wmrl_ray.data.episode import DataError, Episode, obs_dim_of
 
@@ -88,12 +89,17 @@ def open_dataset(
 
 
 def check_compatible(
-    dataset: Dataset, env_obs_dim: int | tuple[int, int, int], env_action_dim: int, env_id: str | None = None
+    dataset: Dataset,
+    env_obs_dim: int | tuple[int, int, int],
+    env_action_dim: int,
+    env_id: str | None = None,
+    action_repeat: int | None = None,
 ) -> None:
     """Checks that an agent trained on `dataset` can be evaluated in the environment.
 
     Raises:
         DataError: other sizes, or another environment id than the dataset's.
+        ConfigError: another action repeat than the dataset says it was recorded with.
     """
     card = dataset.card
     sizes = (("obs", card.obs_dim, env_obs_dim), ("action", card.action_dim, env_action_dim))
@@ -107,6 +113,12 @@ def check_compatible(
         raise DataError(
             f"dataset {card.name!r} was recorded in {card.env_id!r}, not in {env_id!r}; use the dataset's environment or "
             "another dataset"
+        )
+    if action_repeat is not None:
+        check(
+            card.action_repeat in (None, action_repeat),
+            f"dataset {card.name!r} was recorded with action_repeat = {card.action_repeat}, but environment {env_id!r} takes "
+            f"each action {action_repeat} times; set env_config.action_repeat = {card.action_repeat}, or use another dataset",
         )
 
 

@@ -53,6 +53,7 @@ def write_minari(
         "env_spec": card.env_spec,
         "ref_min_score": card.ref_min_score,
         "ref_max_score": card.ref_max_score,
+        "wmrl_action_repeat": card.action_repeat,
     }
     with atomic_folder(folder, overwrite=overwrite) as building:
         storage = MinariStorage.new(

@@ -72,7 +72,7 @@ class DMCEnv(gym.Env[np.ndarray, np.ndarray]):
         self._limit = _MAX_STEPS if math.isinf(limit) else math.ceil(limit)
         if max_episode_steps is not None:
             self._limit = max_episode_steps * action_repeat
-        self._repeat, self._elapsed = action_repeat, 0
+        self.action_repeat, self._elapsed = action_repeat, 0
         self.max_episode_steps = math.ceil(self._limit / action_repeat)  # of the agent
         self._task.random.seed()  # until a reset is seeded
         self.camera_id = _CAMERA.get(domain, 0)
@@ -124,7 +124,7 @@ class DMCEnv(gym.Env[np.ndarray, np.ndarray]):
             control = self._middle + self._half * control
         reward, discount = 0.0, None
         # Why not the suite's own step: it builds an observation and looks for complaints at every control step
-        for _ in range(self._repeat):
+        for _ in range(self.action_repeat):
             task.before_step(control, physics)
             self._advance()
             task.after_step(physics)

@@ -76,7 +76,7 @@ class ManiSkillEnv(gym.Env[np.ndarray, np.ndarray]):
                 **({"render_backend": "none"} | shown),
             )
         self._pixels, self._frames = obs == "pixels", np.zeros(0, np.uint8)
-        self._repeat, self._limit, self._elapsed = action_repeat, max_episode_steps, 0
+        self.action_repeat, self._limit, self._elapsed = action_repeat, max_episode_steps, 0
         self.max_episode_steps = max_episode_steps  # of the agent
         self.render_mode = render_mode
         self.metadata = self.metadata | {"render_fps": max(1, self._task.control_freq // action_repeat)}
@@ -103,7 +103,7 @@ class ManiSkillEnv(gym.Env[np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         action = action.clip(-1.0, 1.0)
         total, success = 0.0, False
-        for _ in range(self._repeat):
+        for _ in range(self.action_repeat):
             obs, reward, _, _, info = self._task.step(action)
             total += float(reward)
             success = success or bool(info["success"])

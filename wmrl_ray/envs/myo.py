@@ -44,7 +44,7 @@ class MyoEnv(gym.Env[np.ndarray, np.ndarray]):
             raise ConfigError(f"env = {env_id!r} is no environment of MyoSuite{did_you_mean(env_id, known)}")
         # Why unwrapped: its wrappers only end episodes
         self._inner: Any = gym.make(env_id, disable_env_checker=True).unwrapped
-        self._repeat, self._limit, self._elapsed = action_repeat, max_episode_steps, 0
+        self.action_repeat, self._limit, self._elapsed = action_repeat, max_episode_steps, 0
         self.max_episode_steps = max_episode_steps  # of the agent
         self.observation_space, self.action_space = self._inner.observation_space, self._inner.action_space
         self.render_mode, self._camera = render_mode, None
@@ -74,7 +74,7 @@ class MyoEnv(gym.Env[np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         action = action.clip(-1.0, 1.0)
         reward, success = 0.0, False
-        for _ in range(self._repeat):
+        for _ in range(self.action_repeat):
             obs, earned, _, _, info = self._inner.step(action)
             reward += earned
             success = success or bool(info["solved"])

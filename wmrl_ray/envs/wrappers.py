@@ -87,13 +87,13 @@ class ActionRepeat(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
 
     def __init__(self, env: gym.Env, repeat: int):
         super().__init__(env)
-        self.repeat = repeat
+        self.action_repeat = repeat
         limit = step_limit_of(env)
         self.max_episode_steps = None if limit is None else -(-limit // repeat)
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         total, success = 0.0, False
-        for _ in range(self.repeat):
+        for _ in range(self.action_repeat):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
             success = success or bool(info.get("success", False))
@@ -162,6 +162,11 @@ def step_limit_of(env: gym.Env) -> int | None:
     if env.has_wrapper_attr("max_episode_steps"):  # families that count by themselves
         return env.get_wrapper_attr("max_episode_steps")
     return None if env.spec is None else env.spec.max_episode_steps
+
+
+def action_repeat_of(env: gym.Env) -> int:
+    """How often an action of `env` is taken in its simulator; 1 where nothing repeats it."""
+    return env.get_wrapper_attr("action_repeat") if env.has_wrapper_attr("action_repeat") else 1
 
 
 def _has_other_than_box(space: gym.Space) -> bool:

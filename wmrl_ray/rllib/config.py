@@ -28,7 +28,7 @@ from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rllib.module import AddIsFirst, AgentModule
 from wmrl_ray.rllib.online import IQMPC, IQSAC, TDMPC2, OnlineAlgorithm, make_limits
 from wmrl_ray.rllib.online_learner import OnlineLearner
-from wmrl_ray.rollout import env_dims
+from wmrl_ray.rollout import action_repeat, env_dims
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.train import with_episode_len
 
@@ -273,7 +273,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         if self.env is None and card.env_id is not None:
             self.env = card.env_id
         if isinstance(self.env, str):
-            check_compatible(dataset, *env_dims(self.env, self.env_config), self.env)
+            repeat = action_repeat(self.env, self.env_config)
+            check_compatible(dataset, *env_dims(self.env, self.env_config), self.env, repeat)
         if self.env is None and self.observation_space is None:
             self.observation_space = gym.spaces.Box(-np.inf, np.inf, (card.obs_dim,), np.float32)
             self.action_space = gym.spaces.Box(-1.0, 1.0, (card.action_dim,), np.float32)

@@ -79,6 +79,7 @@ def make_demonstrations(
             the random policy, a full disk. Nothing half-written is left under the id.
     """
     from wmrl_ray.policy import Policy, find_checkpoint
+    from wmrl_ray.rollout import action_repeat
     from wmrl_ray.train import resolve_device
 
     count = paper_episodes(task) if num_episodes is None else num_episodes
@@ -122,6 +123,7 @@ def make_demonstrations(
         ),
         ref_min_score=float(random.mean()),
         ref_max_score=float(returns.mean()),
+        action_repeat=action_repeat(task, env_config),
     )
     dataset = dataset_from_episodes(episodes, name=dataset_id, origin=origin)
     more = {

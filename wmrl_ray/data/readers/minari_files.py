@@ -180,6 +180,7 @@ def _origin(metadata: Mapping[str, Any], leaves: list[Leaf]) -> Origin:
         env_spec=spec,
         ref_min_score=metadata.get("ref_min_score"),
         ref_max_score=metadata.get("ref_max_score"),
+        action_repeat=metadata.get("wmrl_action_repeat"),
         description=metadata.get("description") or "",
         notes=notes,
         base_name=vectors.get("dataset"),
