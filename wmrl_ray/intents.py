@@ -106,6 +106,7 @@ def augment(
         ref_max_score=card.ref_max_score,
         description=f"{card.description} Behind the {card.obs_dim} numbers of each observation: {says}.",
         notes=card.notes,
+        terminal_obs_known=card.terminal_obs_known,
         base_name=card.name,
         base_sha256=card.sha256,
     )

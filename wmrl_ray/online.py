@@ -29,6 +29,7 @@ from wmrl_ray.train import (
     build_agent,
     build_replay,
     checkpoint_meta,
+    data_warning,
     evaluate_run,
     evaluation_env,
     finite_metrics,
@@ -148,6 +149,8 @@ def train_online(
                 event("eval", last_eval)
 
         event("start", {})
+        if warning := data_warning(run):
+            event("warning", {}, warning)
         last_eval = run.last_evaluation()
         last_log, update_s = (progress.update, time.monotonic()), 0.0
         if lacks_evaluation(run, progress):

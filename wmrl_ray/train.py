@@ -7,6 +7,7 @@ instead is in `online.py`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -240,6 +241,13 @@ def open_run(run_dir: Path, config: RunConfig, dataset: Dataset | None, resume: 
     return run
 
 
+def data_warning(run: RunDir) -> str | None:
+    """One line: what the reader of the run's dataset changed, dropped or could not know (its card's notes). None: nothing."""
+    file = run.path / "dataset.json"
+    card = json.loads(file.read_text()) if file.exists() else {}
+    return f"dataset {card['name']}: {'; '.join(card['notes'])}" if card.get("notes") else None
+
+
 @dataclass
 class Progress:
     """Decides, between calls, what is due."""
@@ -325,6 +333,8 @@ def train(
             event("eval", last_eval)
 
     event("start", {})
+    if warning := data_warning(run):
+        event("warning", {}, warning)
     last_eval = run.last_evaluation()
     last_log = (progress.update, time.monotonic())
     if lacks_evaluation(run, progress):

@@ -34,7 +34,7 @@ from wmrl_ray.data.files import atomic_folder, explained_os_errors, file_sha256,
 from wmrl_ray.data.readers.raw import Progress
 from wmrl_ray.data.source import Source
 
-VERSION = 5  # of the layout and of the readers: raise it when either changes what is read
+VERSION = 6  # of the layout and of the readers: raise it when either changes what is read
 FILES = ("data.arrow", "episodes.arrow", "layout.json", "card.json")
 ARRAYS = ("obs", "action", "reward", "terminated", "episode_starts")  # the last one in episodes.arrow
 
