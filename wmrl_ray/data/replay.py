@@ -192,9 +192,10 @@ class DemonstrationReplay:
         own = self.behaviour.sample(batch_size, horizon, return_to_go=return_to_go)
         expert = self.demonstrations.sample(batch_size, horizon, return_to_go=return_to_go)
         halves = {name: (getattr(own, name), getattr(expert, name)) for name in Batch.__dataclass_fields__}
-        if any(half is not None for half in halves["next_obs_known"]):
+        if halves["next_obs_known"] != (None, None):
             all_known = torch.ones_like(own.valid)
-            halves["next_obs_known"] = tuple(all_known if half is None else half for half in halves["next_obs_known"])
+            first, second = halves["next_obs_known"]
+            halves["next_obs_known"] = (all_known if first is None else first, all_known if second is None else second)
         joined = {name: torch.cat(both) for name, both in halves.items() if both[0] is not None}
         return Batch(**joined, is_expert=torch.arange(2 * batch_size) >= batch_size)
 
