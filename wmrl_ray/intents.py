@@ -107,6 +107,7 @@ def augment(
         action_repeat=card.action_repeat,
         description=f"{card.description} Behind the {card.obs_dim} numbers of each observation: {says}.",
         notes=card.notes,
+        terminal_obs_known=card.terminal_obs_known,
         base_name=card.name,
         base_sha256=card.sha256,
     )

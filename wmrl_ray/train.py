@@ -7,6 +7,7 @@ instead is in `online.py`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -242,6 +243,13 @@ def open_run(run_dir: Path, config: RunConfig, dataset: Dataset | None, resume: 
     return run
 
 
+def data_warning(run: RunDir) -> str | None:
+    """One line: what the reader of the run's dataset changed, dropped or could not know (its card's notes). None: nothing."""
+    file = run.path / "dataset.json"
+    card = json.loads(file.read_text()) if file.exists() else {}
+    return f"dataset {card['name']}: {'; '.join(card['notes'])}" if card.get("notes") else None
+
+
 @dataclass
 class Progress:
     """Decides, between calls, what is due."""
@@ -289,6 +297,8 @@ class Session:
         self._on_event, self._should_stop = on_event, should_stop
         run.open_metrics(progress.update)
         self._tell("start", {})
+        if warning := data_warning(run):
+            self._tell("warning", {}, warning)
         self.last_eval = run.last_evaluation()
         self._since = (progress.update, time.monotonic())  # of the last line, moved on by the evaluations after it
         if lacks_evaluation(run, progress):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import shutil
+import socket
 import threading
 import time
 from pathlib import Path
@@ -106,3 +108,40 @@ def test_our_own_ids_are_never_asked_for_remotely(home: Path, serve: Any) -> Non
     serve(AssertionError("asked"))
     with pytest.raises(DataError, match="make it with `wmrl data make`"):
         open_dataset("wmrl/pointmaze/umaze-v0")
+
+
+@pytest.mark.parametrize("cause", ["no such host", "refused"])
+def test_a_hub_that_cannot_be_reached_is_named_at_once_and_its_library_is_silent(
+    home: Path, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # not listening: refuses
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}" if cause == "refused" else "http://hub.test"
+        said: list[str] = []
+        listener = logging.Handler()
+        monkeypatch.setattr(listener, "emit", lambda record: said.append(record.getMessage()))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.delenv("MINARI_REMOTE", raising=False)
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        if cause == "no such host":
+
+            def resolve(host: str, *args: Any, **kwargs: Any) -> Any:
+                raise socket.gaierror(-2, "Name or service not known")
+
+            monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        hub.close_session()  # which would keep the proxies of before
+        logging.getLogger("huggingface_hub").addHandler(listener)
+        try:
+            with pytest.raises(DataError) as caught:
+                open_dataset("nothing/here-v0")
+        finally:
+            logging.getLogger("huggingface_hub").removeHandler(listener)
+            hub.close_session()
+    expected = "Connection refused" if cause == "refused" else "Name or service not known"
+    assert f"({endpoint}: [Errno" in str(caught.value) and expected in str(caught.value)
+    assert "\n" not in str(caught.value) and "check the id and the network" in str(caught.value)
+    assert said == []

@@ -26,6 +26,8 @@ class Batch:
     time: [B] i64, the place of the window's first step in its episode; None unless asked for.
     return_to_go: [B, H] f32, the sum of rewards from this step to the episode's end, undiscounted; None unless asked for.
     is_expert: [B] bool, the row comes from demonstrations; None where there are none.
+    next_obs_known: [B, H] bool, false where obs[:, t+1] is not what followed action[:, t] but only repeats obs[:, t], as after
+        a terminal step of data without terminal observations; None where all are known.
     """
 
     obs: Tensor
@@ -36,6 +38,7 @@ class Batch:
     time: Tensor | None = None
     return_to_go: Tensor | None = None
     is_expert: Tensor | None = None
+    next_obs_known: Tensor | None = None
 
     def __post_init__(self) -> None:
         B, H = self.action.shape[:2]
@@ -50,6 +53,8 @@ class Batch:
             expect(self.return_to_go, "B H", B=B, H=H)
         if self.is_expert is not None:
             expect(self.is_expert, "B", B=B)
+        if self.next_obs_known is not None:
+            expect(self.next_obs_known, "B H", B=B, H=H)
 
     def to(self, device: torch.device | str) -> Batch:
         if self.obs.device == torch.device(device):
@@ -61,6 +66,11 @@ class Batch:
     def alive(self) -> Tensor:
         """[B, H+1] bool: an action would follow obs[:, t]: it is of the episode and not after its terminal step."""
         return torch.cat([torch.ones_like(self.valid[:, :1]), self.valid & ~self.terminated], 1)
+
+    @property
+    def observed(self) -> Tensor:
+        """[B, H] bool: the step is of the episode, and obs[:, t+1] is what followed: dynamics may learn from it."""
+        return self.valid if self.next_obs_known is None else self.valid & self.next_obs_known
 
     @property
     def horizon(self) -> int:

@@ -24,7 +24,8 @@ class Origin:
 
     env_spec: JSON of the environment (gymnasium's EnvSpec). ref_min_score, ref_max_score: mean returns of a random and of an
     expert controller, measured as the description says. action_repeat: how often each action was taken. notes: what the reader
-    changed or dropped. base_name, base_sha256: of the dataset that this one is, but for the vectors behind its observations.
+    changed or dropped. terminal_obs_known: false where the last observation of a terminated episode only repeats the one before
+    it. base_name, base_sha256: of the dataset that this one is, but for the vectors behind its observations.
     """
 
     env_id: str | None = None
@@ -34,6 +35,7 @@ class Origin:
     action_repeat: int | None = None  # None: not known
     description: str = ""
     notes: tuple[str, ...] = ()
+    terminal_obs_known: bool = True
     base_name: str | None = None
     base_sha256: str | None = None
 

@@ -46,6 +46,7 @@ def write_minari(
         "description": card.description,
         "wmrl_sha256": card.sha256,
         "wmrl_notes": list(card.notes),
+        "wmrl_terminal_obs_known": card.terminal_obs_known,
         **(more or {}),
     }
     optional = {

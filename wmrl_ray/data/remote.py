@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import sys
 import threading
 import uuid
 from collections.abc import Callable
@@ -21,7 +23,7 @@ def download(dataset_id: str, root: Path) -> None:
     """Puts the dataset under `root`, complete or not at all.
 
     Minari's own `download_dataset` first lists the whole remote, with half a minute of retries when nothing answers; here one
-    file of this dataset is asked for.
+    file of this dataset is asked for, once the remote has answered at all.
 
     Raises:
         DataError: no network, no such id, a missing package, or no space.
@@ -31,7 +33,7 @@ def download(dataset_id: str, root: Path) -> None:
         from minari.storage.remotes import get_cloud_storage
 
         storage = get_cloud_storage()
-        within(PROBE_SECONDS, lambda: storage.get_dataset_metadata(dataset_id))
+        within(PROBE_SECONDS, lambda: _probe(storage, dataset_id))
     except ImportError as error:
         raise DataError(
             f"dataset {dataset_id!r} is not on this machine and downloading needs a package that is missing "
@@ -57,6 +59,28 @@ def download(dataset_id: str, root: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _probe(storage: Any, dataset_id: str) -> None:
+    """Asks for the dataset's metadata. Raises what the remote's library raises; ConnectionError without a way to the Hub."""
+    minari_hub = sys.modules.get("minari.storage.remotes.huggingface")  # not loaded: it is another remote
+    if minari_hub is None or not isinstance(storage, minari_hub.HuggingFaceStorage):
+        storage.get_dataset_metadata(dataset_id)
+        return
+    from huggingface_hub import constants, get_session
+
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # Why: it warns of each of its retries; what matters is in the error
+    try:
+        try:
+            # Why first: asked for a file, the Hub's library tries again for 20 s, and its error does not say what was wrong
+            get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+        except Exception as error:  # Why so wide: those of its HTTP library, which changes with its version
+            raise ConnectionError(f"{constants.ENDPOINT}: {_first_line(error)}") from error
+        storage.get_dataset_metadata(dataset_id)
+    finally:
+        logger.setLevel(level)
 
 
 def within(seconds: float, function: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -118,11 +119,11 @@ class Replay:
             return (*found, *part.gather_return_to_go(windows, horizon)) if return_to_go else found
 
         if len(parts) == 1 or counts[1] == 0:
-            return _batch(gather(parts[0], draws))
+            return self._marked(_batch(gather(parts[0], draws)), draws)
         is_online = draws >= counts[0]
         first = gather(parts[0], draws[~is_online])
         second = gather(parts[1], draws[is_online] - counts[0])
-        return _batch([_merge(is_online, a, b) for a, b in zip(first, second, strict=True)])
+        return self._marked(_batch([_merge(is_online, a, b) for a, b in zip(first, second, strict=True)]), draws)
 
     def get_state(self, *, episodes: bool = True) -> dict[str, Any]:
         """The generator, the dataset's sha256 ("" for none) and the online episodes: arrays, numbers and strings only.
@@ -146,6 +147,13 @@ class Replay:
             )
         self._online.set_state(state["online"])
         set_generator_state(self._generator, state["generator"])
+
+    def _marked(self, batch: Batch, draws: np.ndarray) -> Batch:
+        """With `next_obs_known` where the dataset lacks terminal observations; `draws` [B] are the windows' first steps."""
+        if self._fixed is None or self._fixed.terminal_obs_known:
+            return batch
+        is_online = torch.from_numpy(draws >= self._fixed.num_steps)[:, None]
+        return dataclasses.replace(batch, next_obs_known=~batch.terminated | is_online)
 
     def _parts(self) -> list[FlatEpisodes]:
         return [self._fixed, self._online] if self._fixed is not None else [self._online]
@@ -184,6 +192,10 @@ class DemonstrationReplay:
         own = self.behaviour.sample(batch_size, horizon, return_to_go=return_to_go)
         expert = self.demonstrations.sample(batch_size, horizon, return_to_go=return_to_go)
         halves = {name: (getattr(own, name), getattr(expert, name)) for name in Batch.__dataclass_fields__}
+        if halves["next_obs_known"] != (None, None):
+            all_known = torch.ones_like(own.valid)
+            first, second = halves["next_obs_known"]
+            halves["next_obs_known"] = (all_known if first is None else first, all_known if second is None else second)
         joined = {name: torch.cat(both) for name, both in halves.items() if both[0] is not None}
         return Batch(**joined, is_expert=torch.arange(2 * batch_size) >= batch_size)
 

@@ -29,6 +29,7 @@ class FlatEpisodes:
     ) -> None:
         self.obs, self.action, self.reward, self.terminated = obs, action, reward, terminated
         self._starts = starts
+        self.terminal_obs_known = True  # see `Origin`
         self._step_ends: np.ndarray | None = None
         self._returns: np.ndarray | None = None
 
@@ -36,7 +37,9 @@ class FlatEpisodes:
     def of_dataset(cls, dataset: Dataset, num_episodes: int | None = None) -> FlatEpisodes:
         """All of the dataset, or its first `num_episodes`."""
         starts = dataset.episode_starts if num_episodes is None else dataset.episode_starts[: num_episodes + 1]
-        return FlatEpisodes(dataset.obs, dataset.action, dataset.reward, dataset.terminated.view(np.bool_), starts)
+        episodes = FlatEpisodes(dataset.obs, dataset.action, dataset.reward, dataset.terminated.view(np.bool_), starts)
+        episodes.terminal_obs_known = dataset.card.terminal_obs_known
+        return episodes
 
     @property
     def starts(self) -> np.ndarray:

@@ -30,6 +30,7 @@ from wmrl_ray.run.folder import RunDir
 from wmrl_ray.train import (
     Progress,
     build_replay,
+    data_warning,
     evaluation_env,
     lacks_evaluation,
     open_run,
@@ -159,6 +160,8 @@ class _Run:
         try:
             if not self.has_begun:
                 self._event("start", {})
+                if warning := data_warning(self.run):
+                    self._event("warning", {}, warning)
             if self.lost is not None:
                 self._event("recovery", {}, f"{self.lost}; resumed from update {progress.update:,}")
             if lacks_evaluation(self.run, progress):

@@ -146,7 +146,7 @@ class IQMPC(SimplicialAgent):
         q = m.q(zs[:, :-1], batch.action, mask=mask)  # [Q, B, H]
         reward = q - discounted
 
-        consistency = self.over_rollout((zs[:, 1:] - z_target).float().square().mean(-1), valid)
+        consistency = self.over_rollout((zs[:, 1:] - z_target).float().square().mean(-1), batch.observed)
         expert_reward = self.over_rollout(reward[:, expert], valid[expert])
         pair = sample_pair(pairs[1])
         if c.objective == "initial":

@@ -14,6 +14,7 @@ Unspecified in the paper, decided here:
 - the discount is gamma for each Manager step (the text), not gamma^k;
 - a step that contains a terminal one ends there: its reward is what came before, its last state the terminal one, no bootstrap;
   a step that the episode's cut or end leaves incomplete counts for nothing;
+- a step whose terminal observation the data do not have is left out of L_f alone: its action leads to the last known one;
 - the rest as in `iql_tdmpc.py`.
 """
 
@@ -107,6 +108,7 @@ def coarse(batch: Batch, action: Tensor, k: int, reward: Tensor) -> Batch:
         reward=(reward.view(B, H, k) * valid).sum(-1),
         terminated=ends,
         valid=valid[..., -1] | ends,
+        next_obs_known=None if batch.next_obs_known is None else batch.next_obs_known.view(B, H, k).all(-1),
     )
 
 
@@ -183,7 +185,7 @@ class Manager(LatentAgent):
         def window_loss(error: Tensor) -> Tensor:
             return (weights * error).sum(1).clamp(max=c.loss_clip).mean()
 
-        consistency = window_loss((zs[:, 1:] - z_target).float().square().mean(-1))  # L_f
+        consistency = window_loss(steps.observed * (zs[:, 1:] - z_target).float().square().mean(-1))  # L_f
         reward_loss = window_loss((reward.float() - steps.reward).square())  # L_R
         critic = window_loss((q.float() - td_target).square().sum(0))  # L_Q, or Eq. 2
         loss = c.consistency_coef * consistency + c.reward_coef * reward_loss + c.critic_coef * critic

@@ -74,7 +74,7 @@ class TDMPC(LatentAgent):
         def window_loss(error: Tensor) -> Tensor:
             return (weights * error).sum(1).clamp(max=c.loss_clip).mean()
 
-        consistency = window_loss((zs[:, 1:] - z_target).float().square().mean(-1))  # L_f
+        consistency = window_loss(batch.observed * (zs[:, 1:] - z_target).float().square().mean(-1))  # L_f
         reward_loss = window_loss((reward.float() - self.scaled(batch.reward)).square())  # L_R
         critic = window_loss((q.float() - td_target).square().sum(0))  # L_Q
         loss = c.consistency_coef * consistency + c.reward_coef * reward_loss + c.critic_coef * critic

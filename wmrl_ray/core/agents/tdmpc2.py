@@ -98,7 +98,7 @@ class TDMPC2(SimplicialAgent):
         def window_loss(error: Tensor) -> Tensor:
             return (weights * error).sum(1).mean()
 
-        consistency = window_loss((zs[:, 1:] - z_next).float().square().mean(-1))
+        consistency = window_loss(batch.observed * (zs[:, 1:] - z_next).float().square().mean(-1))
         reward_loss = window_loss(m.head_loss(reward, batch.reward))
         critic = window_loss(m.head_loss(q, td_target).mean(0))
         loss = c.consistency_coef * consistency + c.reward_coef * reward_loss + c.critic_coef * critic

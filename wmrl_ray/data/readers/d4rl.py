@@ -4,8 +4,8 @@ Keys: observations [N, O], actions [N, A], rewards [N], terminals [N], and optio
 An episode ends at its terminal or timeout row, and where next_observations is not the following row's observation. The
 following row is the next episode's start and says nothing about the last transition's result, so the last observation of an
 episode comes from next_observations. Without those, the last transition of a truncated episode is dropped; that of a terminated
-one is kept, for its reward, with its observation standing in for the unknown next one (never bootstrapped from). The card's
-notes count both.
+one is kept, for its reward, with its observation standing in for the unknown next one: never bootstrapped from, and, by
+`Origin.terminal_obs_known`, no transition that a world model learns from. The card's notes count both.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def from_transitions(arrays: Mapping[str, Any], origin: Origin, sha256: str | No
     firsts = np.append(0, ends[:-1] + 1)
     last_obs, keep, last_notes = _last_observations(obs, next_obs, terminal[ends], ends)
     notes += last_notes
+    if next_obs is None and terminal[ends].any():
+        origin = dataclasses.replace(origin, terminal_obs_known=False)
     lengths = ends - firsts + keep  # keep: 1 where the last transition stays, 0 where it is dropped
     if (empty := lengths == 0).any():
         notes.append(f"{int(empty.sum())} episodes of one transition dropped with it")
@@ -124,7 +126,8 @@ def _last_observations(
         notes.append(f"no next_observations in the file: the last transition of {dropped} truncated episodes is dropped")
     if kept := int(terminated.sum()):
         notes.append(
-            f"no next_observations in the file: the last observation of {kept} terminated episodes repeats the one before it"
+            f"no next_observations in the file: the last observation of {kept} terminated episodes repeats the one before it, "
+            "and world models do not learn from that transition"
         )
     return obs[ends], terminated.astype(np.int64), notes
 

@@ -183,6 +183,7 @@ def _origin(metadata: Mapping[str, Any], leaves: list[Leaf]) -> Origin:
         action_repeat=metadata.get("wmrl_action_repeat"),
         description=metadata.get("description") or "",
         notes=notes,
+        terminal_obs_known=metadata.get("wmrl_terminal_obs_known", True),
         base_name=vectors.get("dataset"),
         base_sha256=vectors.get("dataset_sha256"),
     )
