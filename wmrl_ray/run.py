@@ -97,6 +97,7 @@ class RunConfig:
     envs_per_runner: int = 10
     max_failures: int = 3  # learners and runners lost without a new checkpoint in between; one more stops the run
     call_timeout_s: float = 3600.0  # seconds; an actor that has not answered a call or an evaluation by then is taken for dead
+    placement_timeout_s: float = 600.0  # seconds; of waiting for room for the actors, when they are made or made again
     online: OnlineConfig = field(default_factory=OnlineConfig)  # of agents that learn online
     agent: dict[str, Any] = field(default_factory=dict)  # the agent's Config
 
@@ -104,7 +105,8 @@ class RunConfig:
         periods = ("num_updates", "checkpoint_every", "log_every")
         for name in (*periods, "num_to_keep", "batch_size", "updates_per_call", "eval_episodes", "envs_per_runner"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
-        check(self.call_timeout_s > 0, f"call_timeout_s = {self.call_timeout_s}; it must be positive")
+        for name in ("call_timeout_s", "placement_timeout_s"):
+            check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}; it must be positive")
         for name in ("eval_every", "num_learners", "num_eval_runners", "seed", "max_failures"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
         for name in (*periods, "eval_every"):
@@ -157,8 +159,8 @@ class RunConfig:
 class Event:
     """What a loop tells its display.
 
-    recovery: an actor was lost, and the run went back to its newest checkpoint, at `update`. warning: something else that is to
-    be known. Both have a message, of one line.
+    recovery: an actor was lost, and the run goes back to its newest checkpoint, at `update`; told before it is built again.
+    warning: something else that is to be known. Both have a message, of one line.
     """
 
     kind: Literal["start", "update", "eval", "checkpoint", "recovery", "warning", "end"]
@@ -185,6 +187,7 @@ MAY_CHANGE = frozenset(
         "envs_per_runner",
         "max_failures",
         "call_timeout_s",
+        "placement_timeout_s",
         "online.replay_unfinished",
     ]
 )
@@ -205,6 +208,7 @@ class RunDir:
     def __init__(self, path: Path):
         self.path = Path(path)
         self._waiting: list[str] = []  # lines of the log that found no room on the disk
+        self._time_before, self._started = 0.0, time.monotonic()
 
     # -- writing ------------------------------------------------------------------------------------------------------------
 
@@ -328,7 +332,8 @@ class RunDir:
             old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
             if key.removeprefix("agent.") in FROM_ENVIRONMENT and new is None:
                 continue  # Why: it follows from env and env_config, which are compared themselves
-            if key not in MAY_CHANGE and old != new:
+            # The second: of resources, which are mappings
+            if not {key, key.partition(".")[0]} & MAY_CHANGE and old != new:
                 return f"{key} = {new}: it was started with {old}"
         return None
 

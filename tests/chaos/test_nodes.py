@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 
 class Nodes:
-    """A head without CPUs, and two nodes with room for one runner each."""
+    """A head without CPUs, and what is added to it."""
 
     def __init__(self, folder: str) -> None:
         from ray.cluster_utils import Cluster
@@ -33,7 +33,7 @@ class Nodes:
         ray.init(address=self.cluster.address, logging_level="ERROR", log_to_driver=False)
 
     def fill_up(self) -> None:
-        """Adds what the row before has killed."""
+        """Two nodes with room for one runner each: adds what the row before has killed."""
         while sum(node["Alive"] for node in ray.nodes()) < 3:
             self.cluster.add_node(num_cpus=1, **SMALL)
 
@@ -41,8 +41,8 @@ class Nodes:
 SMALL = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 
 
-@pytest.fixture(scope="module")
-def nodes(traps_folder: Path) -> Iterator[Nodes]:
+@contextlib.contextmanager
+def cluster_of() -> Iterator[Nodes]:
     folder = tempfile.mkdtemp(prefix="wmrl-nodes-")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_max_direct_call_object_size", "0")  # every answer lies on its node, however small
@@ -52,6 +52,12 @@ def nodes(traps_folder: Path) -> Iterator[Nodes]:
         with contextlib.suppress(Exception):  # it would end processes that are gone already
             found.cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def nodes(traps_folder: Path) -> Iterator[Nodes]:
+    with cluster_of() as found:
+        yield found
 
 
 MOMENTS = {"sampling": ("step", 75), "update": ("sample", 50), "saving": ("get_state", 2)}
