@@ -21,6 +21,7 @@ from wmrl_ray.run import RunDir
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 REPLACED_AFTER_S = 5.0  # from when the run says that it lost its learner
+LIMIT_S = 45.0  # Why so long: Ray takes up to 30 s to see that a node is gone, and counts what it had until then
 PLACES: dict[str, Any] = {"learner_resources": {"learner": 1}, "runner_resources": {"runner": 1}, "num_learners": 1}
 
 
@@ -52,7 +53,6 @@ def test_the_learners_node_killed_and_replaced(nodes: Nodes, plain: Path, tmp_pa
     def on_event(event: Any) -> None:
         line.on_event(event)
         if event.kind == "recovery":
-            assert learner_nodes() == 0
             threading.Timer(REPLACED_AFTER_S, replace).start()
 
     result = train_on_ray(config_of(**PLACES), tmp_path / "run", on_event=on_event)
@@ -64,7 +64,7 @@ def test_the_learners_node_killed_and_replaced(nodes: Nodes, plain: Path, tmp_pa
     assert recovery.message.endswith("; rebuilding from checkpoint 48") and recovery.update == 48
     assert hit["time"] < told < replaced[0]  # not after building, which needs the new node
     waits = [event.message for _, event in line.events if event.kind == "warning"]
-    assert len(waits) <= 2 and all("{learner: 1} too little" in message for message in waits), waits
+    assert 1 <= len(waits) <= 3 and all("needs {CPU: 2, learner: 1, runner: 1}" in message for message in waits), waits
     line.write(
         f"told after {told - hit['time']:.0f} s; node replaced {replaced[0] - told:.0f} s later; built again from update "
         f"{recovery.update}; same result to the bit",
@@ -78,15 +78,15 @@ def test_the_learners_node_killed_for_good(nodes: Nodes, plain: Path, tmp_path: 
     if learner_nodes() == 0:
         add_learner_node(nodes)
     traps.arm("sample", count=55, target="learner node")
-    config = config_of(**PLACES, placement_timeout_s=20.0)
+    config = config_of(**PLACES, placement_timeout_s=LIMIT_S)
     with pytest.raises(RemoteError) as error:
         train_on_ray(config, tmp_path / "run", on_event=line.on_event)
     ended, text = time.time(), str(error.value)
-    assert "no room on the cluster after placement_timeout_s = 20 s: needs {CPU: 2, learner: 1, runner: 1}" in text
+    assert "no room on the cluster after placement_timeout_s = 45 s: needs {CPU: 2, learner: 1, runner: 1}" in text
     assert "{CPU: 1, learner: 1} too little" in text and f"wmrl train {tmp_path / 'run'} --resume" in text
-    assert [event.kind for _, event in line.events][-2:] == ["recovery", "warning"]
+    assert [event.kind for _, event in line.events if event.kind != "update"][-2:] == ["recovery", "warning"]
     (told,) = [when for when, event in line.events if event.kind == "recovery"]
-    assert 20.0 <= ended - told < 60.0
+    assert LIMIT_S <= ended - told < LIMIT_S + 40.0
     newest = RunDir(tmp_path / "run").newest_checkpoint()
     assert newest is not None and newest.name == "00000048"
     add_learner_node(nodes)
@@ -97,8 +97,8 @@ def test_the_learners_node_killed_for_good(nodes: Nodes, plain: Path, tmp_path: 
     check_same(tmp_path / "run", plain)
     first = next(when for when, event in again.events if event.kind == "update")
     line.write(
-        f"ended with one line {ended - told:.0f} s after it was told (placement_timeout_s = 20); resumed from update 48 on a new "
-        "node, same result to the bit",
+        f"ended with one line {ended - told:.0f} s after it was told (placement_timeout_s = 45); resumed from update 48 on a "
+        "new node, same result to the bit",
         first - started,
         "nothing; 0 to 12 updates made again",
     )

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private import services
 
 from tests.chaos import traps
 from tests.chaos.runs import check_whole, config_of
+from tests.rllib.test_nodes import patient
 from wmrl_ray.rllib.online import OnlineAlgorithm
 from wmrl_ray.rllib.train import train_on_ray
 
@@ -45,6 +47,7 @@ SMALL = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 def cluster_of() -> Iterator[Nodes]:
     folder = tempfile.mkdtemp(prefix="wmrl-nodes-")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", patient(services.get_node))
         patch.setenv("RAY_max_direct_call_object_size", "0")  # every answer lies on its node, however small
         found = Nodes(folder)
         yield found
