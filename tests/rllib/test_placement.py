@@ -78,6 +78,15 @@ def test_the_error_after_the_limit_names_what_is_missing_and_how_to_go_on(wait: 
     assert len(wait.told) == 1 and re.match(r"waiting for room on the cluster, 0 of at most 1 s: needs {CPU: 10,", wait.told[0])
 
 
+def test_a_wait_of_many_looks_ends_at_its_limit(wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's head answers only so many that wait for a placement group."""
+    monkeypatch.setattr(placement, "LOOK_EVERY_S", 0.001)
+    looks: list[None] = []
+    with pytest.raises(RemoteError, match="no room"):
+        wait(("learner", {"GPU": 1.0}), limit_s=3.0, stops=lambda: looks.append(None))
+    assert len(looks) > 150
+
+
 def test_a_stop_that_is_asked_for_ends_the_wait(wait: Any) -> None:
     assert not wait(("learner", {"GPU": 1.0}), stops=lambda: bool(wait.told))
 

@@ -14,7 +14,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.rllib import compat
@@ -23,7 +23,7 @@ from wmrl_ray.rllib.failures import RemoteError
 if TYPE_CHECKING:
     from wmrl_ray.rllib.config import AgentAlgorithmConfig
 
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.1
 TELL_AFTER_S = 5.0  # shorter waits are not worth a line: actors that have just ended give back what they had
 TELL_EVERY_S = 60.0
 
@@ -66,7 +66,9 @@ def wait_for_room(
     group = placement_group(bundles)
     started, next_told = time.monotonic(), min(TELL_AFTER_S, limit_s / 2)
     try:
-        while not group.wait(LOOK_EVERY_S):
+        # Why not `group.wait(seconds)`: each that times out stays open in Ray's head, which takes no more after 100 of them
+        while placement_group_table(group).get("state") != "CREATED":
+            time.sleep(LOOK_EVERY_S)
             waited_s = time.monotonic() - started
             if should_stop():
                 return False
