@@ -15,6 +15,10 @@ from wmrl_ray.space import KINDS
 ID = "https://json-schema.org/draft/2020-12/schema"
 
 Node = dict[str, Any]
+SILENT = (
+    "seconds without a sign of life from a run's process after which it is ended, as if it had crashed (600 if left out; 0: "
+    "never); one that is slow, compiles or evaluates shows life"
+)
 
 
 def study_schema() -> Node:
@@ -72,7 +76,9 @@ def study_schema() -> Node:
             "seeds": {**lists, "items": {"type": "integer", "minimum": 0}},
             "grid": {"type": "object", "additionalProperties": lists},
             "search": {"type": "object", "additionalProperties": one},
-            "tune": of_dataclass(TuneSpec),
+            "tune": of_dataclass(
+                TuneSpec, replaced={"trial_timeout_s": {**_of_hint(float, partial=True), "description": SILENT}}
+            ),
         },
     )
     schema["properties"]["include"] = {"type": "string", "description": "a file beside this one, under it"}

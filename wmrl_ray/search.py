@@ -44,11 +44,12 @@ class TuneSpec:
     cpus_per_run: float = 1.0
     gpus_per_run: float = 0.0
     max_failures: int = 3  # times that a run whose process crashed is started again
+    trial_timeout_s: float = 600.0  # of no sign of life from its process (slow is not lifeless) until it is ended; 0: never
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "grace_period", "perturbation_interval"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
-        for name in ("seed", "cpus_per_run", "gpus_per_run", "max_failures"):
+        for name in ("seed", "cpus_per_run", "gpus_per_run", "max_failures", "trial_timeout_s"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
         check(self.max_concurrent is None or self.max_concurrent >= 1, f"max_concurrent = {self.max_concurrent}; at least 1")
         check(

@@ -211,10 +211,13 @@ def in_process(jobs: Sequence[Job], listener: Listener, should_stop: Callable[[]
     return outcomes
 
 
-def on_ray(out: Path, *, cpus_per_run: float = 1.0, gpus_per_run: float = 0.0, max_failures: int = 3) -> Execute:
+def on_ray(
+    out: Path, *, cpus_per_run: float = 1.0, gpus_per_run: float = 0.0, max_failures: int = 3, trial_timeout_s: float = 600.0
+) -> Execute:
     """Jobs as Tune trials on the Ray that runs already, each with one thread, `cpus_per_run` CPUs and `gpus_per_run` GPUs.
 
-    A process that dies, or an error of ours, is tried again from its checkpoint, `max_failures` times.
+    A process that dies or shows no sign of life for `trial_timeout_s` (0: never), or an error of ours, is tried again from its
+    checkpoint, `max_failures` times.
     """
     from wmrl_ray.rllib.trials import run_trials
 
@@ -235,6 +238,7 @@ def on_ray(out: Path, *, cpus_per_run: float = 1.0, gpus_per_run: float = 0.0, m
             cpus_per_trial=cpus_per_run,
             gpus_per_trial=gpus_per_run,
             max_failures=max_failures,
+            trial_timeout_s=trial_timeout_s,
             should_stop=should_stop,
         )
         return {name: _of_trial(trial) for name, trial in ended.items()}

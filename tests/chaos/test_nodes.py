@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private import services
 
 from tests.chaos import traps
 from tests.chaos.runs import check_whole, config_of
+from tests.rllib.test_nodes import patient
 from wmrl_ray.rllib.online import OnlineAlgorithm
 from wmrl_ray.rllib.train import train_on_ray
 
@@ -24,7 +26,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 
 class Nodes:
-    """A head without CPUs, and two nodes with room for one runner each."""
+    """A head without CPUs, and what is added to it."""
 
     def __init__(self, folder: str) -> None:
         from ray.cluster_utils import Cluster
@@ -33,7 +35,7 @@ class Nodes:
         ray.init(address=self.cluster.address, logging_level="ERROR", log_to_driver=False)
 
     def fill_up(self) -> None:
-        """Adds what the row before has killed."""
+        """Two nodes with room for one runner each: adds what the row before has killed."""
         while sum(node["Alive"] for node in ray.nodes()) < 3:
             self.cluster.add_node(num_cpus=1, **SMALL)
 
@@ -41,10 +43,11 @@ class Nodes:
 SMALL = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 
 
-@pytest.fixture(scope="module")
-def nodes(traps_folder: Path) -> Iterator[Nodes]:
+@contextlib.contextmanager
+def cluster_of() -> Iterator[Nodes]:
     folder = tempfile.mkdtemp(prefix="wmrl-nodes-")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", patient(services.get_node))
         patch.setenv("RAY_max_direct_call_object_size", "0")  # every answer lies on its node, however small
         found = Nodes(folder)
         yield found
@@ -52,6 +55,12 @@ def nodes(traps_folder: Path) -> Iterator[Nodes]:
         with contextlib.suppress(Exception):  # it would end processes that are gone already
             found.cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def nodes(traps_folder: Path) -> Iterator[Nodes]:
+    with cluster_of() as found:
+        yield found
 
 
 MOMENTS = {"sampling": ("step", 75), "update": ("sample", 50), "saving": ("get_state", 2)}

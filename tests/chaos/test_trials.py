@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,23 @@ MOMENTS = {"sampling": ("step", 5), "update": ("sample", 6), "saving": ("seal", 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_trial_killed(moment: str, tmp_path: Path, row: Callable[..., Any]) -> None:
+    point, count = MOMENTS[moment]
+    recovery_s = _hurt(tmp_path, point, count, signal.SIGKILL)
     line = row("trial of a sweep", moment)
+    line.write("started again, resumed; same result to the bit", recovery_s, "at most 4 updates made again")
+
+
+def test_a_trial_stopped(tmp_path: Path, row: Callable[..., Any]) -> None:
+    point, count = MOMENTS["update"]
+    with pytest.warns(UserWarning, match="showed no sign of life for trial_timeout_s = 10 s"):
+        recovery_s = _hurt(tmp_path, point, count, signal.SIGSTOP, trial_timeout_s=10.0)
+    line = row("trial of a sweep", "SIGSTOP in an update")
+    how = "ended and started again, resumed; same result to the bit (trial_timeout_s = 10)"
+    line.write(how, recovery_s, "at most 4 updates made again")
+
+
+def _hurt(tmp_path: Path, point: str, count: int, signum: int, **limits: float) -> float:
+    """A sweep whose trial gets the signal ends as one in which nothing happens; seconds from the signal to its end."""
     file = str(fakes.write_plane_dataset(tmp_path / "plane.npz"))
     run = {"num_updates": 12, "updates_per_call": 2, "checkpoint_every": 4, "log_every": 2, "eval_every": 6, "batch_size": 8}
     plan = tiny_plan(
@@ -33,9 +50,8 @@ def test_a_trial_killed(moment: str, tmp_path: Path, row: Callable[..., Any]) ->
     ).select(["plane/bc/baseline"])
     name = "plane/bc-baseline-s0"
     run_sweep(plan, tmp_path / "whole", in_process)
-    point, count = MOMENTS[moment]
-    traps.arm(point, count=count)
-    outcomes, _ = run_sweep(plan, tmp_path / "hurt", on_ray(tmp_path / "hurt", max_failures=1))
+    traps.arm(point, count=count, signum=signum)
+    outcomes, _ = run_sweep(plan, tmp_path / "hurt", on_ray(tmp_path / "hurt", max_failures=1, **limits))
     ended, hit = time.time(), traps.fired()
     assert hit is not None and outcomes[name].state == "finished", outcomes
 
@@ -45,7 +61,7 @@ def test_a_trial_killed(moment: str, tmp_path: Path, row: Callable[..., Any]) ->
     assert learned(tmp_path / "hurt") == learned(tmp_path / "whole")
     newest = RunDir(tmp_path / "hurt" / name).newest_checkpoint()
     assert newest is not None and newest.name == "00000012"
-    line.write("started again, resumed; same result to the bit", ended - hit["time"], "at most 4 updates made again")
+    return ended - hit["time"]
 
 
 def test_a_sweep_that_is_to_stop_leaves_one_checkpoint_of_every_run_at_work(tmp_path: Path, row: Callable[..., Any]) -> None:

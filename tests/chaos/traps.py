@@ -41,7 +41,7 @@ def folder() -> Path | None:
 def arm(point: str, *, count: int = 1, target: str = "self", signum: int = signal.SIGKILL) -> None:
     """At the `count`-th time that a process passes `point`, `signum` goes to `target`: "self", or whoever passed that point
     last ("step" for the runner, "sample" for the learner), or the process that `name_target` named so, or "node", the raylet
-    of the runner.
+    of the runner, or "learner node", that of the learner.
     """
     home = folder()
     assert home is not None
@@ -106,13 +106,9 @@ def reach(point: str) -> None:
         os.rename(home / "trap.json", home / "sprung.json")  # one process only
     except FileNotFoundError:
         return
-    pid = (
-        os.getpid()
-        if trap["target"] == "self"
-        else parent_of(last("step"))
-        if trap["target"] == "node"
-        else last(trap["target"])
-    )
+    nodes = {"node": "step", "learner node": "sample"}
+    target = trap["target"]
+    pid = os.getpid() if target == "self" else parent_of(last(nodes[target])) if target in nodes else last(target)
     (home / ".fired.json").write_text(json.dumps({"time": time.time(), "pid": pid}))
     os.replace(home / ".fired.json", home / "fired.json")
     os.kill(pid, trap["signal"])

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,15 @@ def sweep(
     max_failures: Annotated[
         int | None, typer.Option(min=0, help="Times that a run which crashed is started again. Default: the study's, or 3.")
     ] = None,
+    trial_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.0,
+            help="A run whose process shows no sign of life for so long (stopped or frozen; not one that is slow, compiles or "
+            "evaluates) is ended, as if it had crashed. 0: never. Default: the study's, or 600.",
+        ),
+    ] = None,
     resume: Annotated[
         str,
         typer.Option(
@@ -85,7 +95,13 @@ def sweep(
         return
     check(bool(file_or_name), "name a study: a YAML file, or one of those that `wmrl sweep x` lists")
     check(resume in RESUMES, f"--resume {resume!r}; allowed: {', '.join(RESUMES)}")
-    given = {"num-cpus": num_cpus, "cpus-per-run": cpus_per_run, "gpus-per-run": gpus_per_run, "max-failures": max_failures}
+    limits = {
+        "cpus_per_run": cpus_per_run,
+        "gpus_per_run": gpus_per_run,
+        "max_failures": max_failures,
+        "trial_timeout_s": trial_timeout,
+    }
+    given = {"num-cpus": num_cpus, **{key.removesuffix("_s").replace("_", "-"): value for key, value in limits.items()}}
     for option, value in given.items():
         check(not no_ray or value is None, f"--{option} {value} has no effect with --no-ray: one run after another, here")
     source = read_study(file_or_name)
@@ -94,7 +110,7 @@ def sweep(
 
     from wmrl_ray.study import Study, expand
 
-    study = _with_limits(from_dict(Study, source.values), cpus_per_run, gpus_per_run, max_failures)
+    study = _with_limits(from_dict(Study, source.values), limits)
     plan = expand(study, stand_ins=stand_ins, seeds=_numbers(seeds), overrides=values).select(only or [])
     if dry_run:
         show_plan(plan, as_json)
@@ -114,10 +130,9 @@ def sweep(
     _conclude(results, plan, out, stop)
 
 
-def _with_limits(study: Study, cpus_per_run: float | None, gpus_per_run: float | None, max_failures: int | None) -> Study:
-    """What the command line says of a run's share of the machine, in place of the file's `tune`."""
-    given = {"cpus_per_run": cpus_per_run, "gpus_per_run": gpus_per_run, "max_failures": max_failures}
-    tune = dataclasses.replace(study.tune, **{name: value for name, value in given.items() if value is not None})
+def _with_limits(study: Study, limits: Mapping[str, float | None]) -> Study:
+    """What the command line says of a run's share of the machine and of its failures, in place of the file's `tune`."""
+    tune = dataclasses.replace(study.tune, **{name: value for name, value in limits.items() if value is not None})
     return dataclasses.replace(study, tune=tune)
 
 
@@ -128,7 +143,13 @@ def _on_ray(out: Path, num_cpus: int | None, tune: TuneSpec) -> tuple[Execute, R
 
     # A Ray started here ends with the process
     compat.init(num_cpus=num_cpus, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": THREADS})
-    execute = on_ray(out, cpus_per_run=tune.cpus_per_run, gpus_per_run=tune.gpus_per_run, max_failures=tune.max_failures)
+    execute = on_ray(
+        out,
+        cpus_per_run=tune.cpus_per_run,
+        gpus_per_run=tune.gpus_per_run,
+        max_failures=tune.max_failures,
+        trial_timeout_s=tune.trial_timeout_s,
+    )
     return execute, run_search
 
 

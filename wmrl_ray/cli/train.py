@@ -162,8 +162,9 @@ def _conclude(run: RunDir, result: dict[str, Any], no_ray: bool, debug: bool, st
                 break
         print(f"{summary}\n{run.path}   (next: wmrl report {shlex.quote(str(run.path))})", file=sys.stderr)
         return
+    kept = "checkpoint written" if result["updates"] else "before the first checkpoint"
     print(
-        f"stopped at update {result['updates']:,}, checkpoint written; resume with: {resume_command(run, no_ray, debug)}",
+        f"stopped at update {result['updates']:,}, {kept}; resume with: {resume_command(run, no_ray, debug)}",
         file=sys.stderr,
     )
     if stop.received is not None and stop.received.name == "SIGINT":

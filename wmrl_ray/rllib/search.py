@@ -25,7 +25,8 @@ from ray import tune
 
 from wmrl_ray.config import ConfigError, check
 from wmrl_ray.rllib.telemetry import Telemetry
-from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, check_gpus, quiet_tune
+from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, check_gpus, life_of, quiet_tune
+from wmrl_ray.rllib.watchdog import Life, Watchdog
 from wmrl_ray.search import Search
 from wmrl_ray.search_trial import Member, run_trial
 from wmrl_ray.space import Distribution, Point, point_name
@@ -68,8 +69,10 @@ def run_search(
     shutil.rmtree(folder, ignore_errors=True)
     stop_file = folder.with_name(f"{folder.name}.stop")
     stop_file.unlink(missing_ok=True)
-    listener, working = _Listener(search, on_report, on_end, should_stop), Working()
-    work = tune.with_parameters(_work, search=search, out=out, pruned=pruned or {}, stop_file=stop_file)
+    life = life_of(folder, spec.trial_timeout_s)
+    watchdog, working = Watchdog(life), Working()
+    listener = _Listener(search, on_report, on_end, should_stop, watchdog)
+    work = tune.with_parameters(_in_trial, search=search, out=out, pruned=pruned or {}, stop_file=stop_file, life=life)
     trainable = tune.with_resources(work, {"cpu": spec.cpus_per_run, "gpu": spec.gpus_per_run})
     known = list({point_name(point): point for point in known}.values())
     points = [*known, *(p for p in search.trials if p not in known)]
@@ -94,7 +97,7 @@ def run_search(
             run_config=tune.RunConfig(
                 name=folder.name,
                 storage_path=str(folder.parent),
-                callbacks=[listener, working],
+                callbacks=[watchdog, listener, working],
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
                 stop=Stopper(should_stop, stop_file, working),
                 verbose=0,
@@ -104,8 +107,14 @@ def run_search(
             tuner.fit()
         finally:
             stop_file.unlink(missing_ok=True)
+            shutil.rmtree(life.folder, ignore_errors=True)
     if not listener.has_failed:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_trial(config: Values, life: Life, **kwargs: Any) -> None:
+    with life.shown():
+        _work(config, **kwargs)
 
 
 def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], stop_file: Path) -> None:
@@ -274,8 +283,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class _Listener(tune.Callback):
-    def __init__(self, search: Search, on_report: OnReport, on_end: OnEnd, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, search: Search, on_report: OnReport, on_end: OnEnd, should_stop: Callable[[], bool], watchdog: Watchdog
+    ) -> None:
         self._search, self._on_report, self._on_end, self._should_stop = search, on_report, on_end, should_stop
+        self._watchdog = watchdog
         self._ended: set[str] = set()
         self.has_failed = False
 
@@ -291,7 +303,7 @@ class _Listener(tune.Callback):
         self._end(self._trial_name(trial), "stopped" if self._should_stop() else "pruned", None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(self._trial_name(trial), "failed", cause_of(trial))
+        self._end(self._trial_name(trial), "failed", self._watchdog.cause(trial) or cause_of(trial))
 
     @property
     def _keys(self) -> set[str]:

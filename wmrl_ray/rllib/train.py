@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
 from wmrl_ray.rllib.failures import RemoteError, as_lost
+from wmrl_ray.rllib.placement import needs, wait_for_room
 from wmrl_ray.rllib.telemetry import Telemetry
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.events import Event, OnEvent
@@ -66,10 +67,12 @@ def train_on_ray(
 
     A learner or a runner that dies or hangs does not end the run: all is built again from the newest complete checkpoint (from
     update 0 if there is none) and goes on as a resumed run does, `max_failures` times without a new checkpoint in between.
+    Each time, and at first, it waits up to `placement_timeout_s` for room on the cluster.
 
     Raises:
         ConfigError, DataError: before anything is started or written.
-        RemoteError: an actor failed; the message has its error and traceback. Or actors died too often.
+        RemoteError: an actor failed; the message has its error and traceback. Or actors died too often, or there was no room
+            for them.
     """
     agent_config(config.algorithm, config.agent)
     dataset = None if config.dataset is None else open_dataset(config.dataset)
@@ -97,17 +100,28 @@ def _survive(
 ) -> dict[str, Any]:
     """Sessions of the run, until one ends without having lost an actor."""
     failures, lost_at, has_begun = 0, None, False
-    cause: str | None = None
 
     def tell_all(event: Event) -> None:
         nonlocal has_begun
         has_begun = has_begun or event.kind == "start"
         tell(event)
 
+    def tell_here(kind: Any, message: str = "") -> None:
+        tell_all(Event(kind, _update_of(run.newest_checkpoint()), config.num_updates, {}, message))
+
+    def tell_wait(message: str) -> None:
+        if has_begun:
+            tell_here("warning", message)
+        else:  # Why: a display shows a run from its start on, and a run that is replaced is deleted then
+            warnings.warn(message, stacklevel=2)
+
     while True:
-        _warn_of_missing({**config.learner_resources, **config.runner_resources})
+        asked = needs(_settings(config, debug))
+        if not wait_for_room(asked, config.placement_timeout_s, run.path, tell_wait, should_stop):
+            reached = _update_of(run.newest_checkpoint())
+            return {"updates": reached, "seconds": run.seconds(), "finished": False, **run.last_evaluation()}
         try:
-            return _Run(config, run, env_id, tell_all, debug, cause, has_begun).train(should_stop)
+            return _Run(config, run, env_id, tell_all, debug, has_begun).train(should_stop)
         except Exception as error:
             lost = as_lost(error, "the run was built")
             if lost is None:
@@ -120,8 +134,20 @@ def _survive(
                 more = f"; that was failure {failures} without a new checkpoint, max_failures = {config.max_failures}"
                 raise RemoteError(f"{cause}{more}") from error
             del lost  # Why: its traceback holds the old algorithm, and so its actors and their CPUs
+        if not has_begun:
+            tell_here("start")
+        # Why now: building may wait long, for a node in the place of one that is gone
+        tell_here("recovery", f"{cause}; rebuilding from {_place_of(reached)}")
         gc.collect()
         _sleep(min(MOST_BACKOFF_S, 2.0 ** (failures - 1)), should_stop)
+
+
+def _update_of(newest: Path | None) -> int:
+    return 0 if newest is None else int(newest.name)
+
+
+def _place_of(newest: Path | None) -> str:
+    return "the start, before the first checkpoint" if newest is None else f"checkpoint {int(newest.name):,}"
 
 
 def _sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
@@ -133,11 +159,9 @@ def _sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
 class _Run:
     """The state of one session of a run: the algorithm, the folder, and what is due next."""
 
-    def __init__(
-        self, config: RunConfig, run: RunDir, env_id: str | None, tell: OnEvent, debug: bool, lost: str | None, has_begun: bool
-    ) -> None:
-        """lost: why the session before this one ended, on one line, if there was one. has_begun: one of them told its start."""
-        self.config, self.env_id, self.tell, self.lost, self.has_begun = config, env_id, tell, lost, has_begun
+    def __init__(self, config: RunConfig, run: RunDir, env_id: str | None, tell: OnEvent, debug: bool, has_begun: bool) -> None:
+        """has_begun: a session before this one told the run's start."""
+        self.config, self.env_id, self.tell, self.has_begun = config, env_id, tell, has_begun
         settings = _settings(config, debug)
         torch.set_num_threads(1)  # Why: as the loop without Ray; actors have one CPU each too
         self.run = run
@@ -162,8 +186,6 @@ class _Run:
                 self._event("start", {})
                 if warning := data_warning(self.run):
                     self._event("warning", {}, warning)
-            if self.lost is not None:
-                self._event("recovery", {}, f"{self.lost}; resumed from update {progress.update:,}")
             if lacks_evaluation(self.run, progress):
                 self.algorithm.start_evaluation()  # Why: the session that stopped here did not see the end of it
             since = (progress.update, time.monotonic())
@@ -256,13 +278,6 @@ def _learns_on_gpu(config: RunConfig, debug: bool) -> bool:
     if config.device == "auto" and ray.is_initialized():
         return ray.cluster_resources().get("GPU", 0) >= config.num_learners
     return config.device != "auto" or resolve_device("auto") == "cuda"
-
-
-def _warn_of_missing(resources: Iterable[str]) -> None:
-    """Why not an error: an autoscaler may bring such a node, but without one Ray waits without a word."""
-    for name in resources:
-        if name not in ray.cluster_resources():
-            warnings.warn(f"no node of the cluster has the resource {name!r} yet: waiting for one", stacklevel=3)
 
 
 def _path_metrics(results: dict[str, Any]) -> dict[str, float]:

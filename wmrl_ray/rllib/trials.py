@@ -23,6 +23,7 @@ from ray.tune.experiment import Trial
 
 from wmrl_ray.config import check
 from wmrl_ray.rllib import compat
+from wmrl_ray.rllib.watchdog import Life, Watchdog
 
 Values = dict[str, Any]
 STOP_S = 20.0  # from being asked to stop until trials that have not ended by then are ended
@@ -60,6 +61,7 @@ def run_trials(
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     max_failures: int = 3,
+    trial_timeout_s: float = 600.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Outcome]:
     """Runs `work(spec, report)` for each spec in an actor of its own, with one thread, on the Ray that runs already.
@@ -73,6 +75,7 @@ def run_trials(
         cpus_per_trial: as Tune counts them: how many trials share a node. 0.5: two on a core.
         folder: of Tune's own records; replaced, and deleted when all went well.
         on_end: called once for each trial, as it ends.
+        trial_timeout_s: a process that shows no sign of life for so long is ended, which is a failure too; 0: never.
         should_stop: asked all the time. True tells the trials, and ends those that have not ended by themselves `STOP_S` later.
 
     Raises:
@@ -83,11 +86,13 @@ def run_trials(
     shutil.rmtree(folder, ignore_errors=True)
     stop_file = folder.resolve().with_name(f"{folder.name}.stop")  # Why a file: the folder is shared by all nodes already
     stop_file.unlink(missing_ok=True)
+    life = life_of(folder, trial_timeout_s)
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, work=work, specs=dict(specs), report=Report(stop_file)),
+        tune.with_parameters(_trial, work=work, specs=dict(specs), report=Report(stop_file), life=life),
         {"cpu": cpus_per_trial, "gpu": gpus_per_trial},
     )
-    listener, working = _Listener(on_progress, on_end), Working()
+    watchdog, working = Watchdog(life), Working()
+    listener = _Listener(on_progress, on_end, watchdog)
     tuner = tune.Tuner(
         trainable,
         param_space={"name": tune.grid_search(list(specs))},
@@ -95,7 +100,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent.resolve()),
-            callbacks=[listener, working],
+            callbacks=[watchdog, listener, working],
             failure_config=tune.FailureConfig(max_failures=max_failures),
             stop=Stopper(should_stop, stop_file, working),
             verbose=0,
@@ -105,6 +110,7 @@ def run_trials(
         tuner.fit()
     finally:
         stop_file.unlink(missing_ok=True)
+        shutil.rmtree(life.folder, ignore_errors=True)
     outcomes = {name: listener.outcomes.get(name, Outcome()) for name in specs}
     if not any(outcome.error for outcome in outcomes.values()):
         shutil.rmtree(folder, ignore_errors=True)
@@ -131,9 +137,18 @@ def quiet_tune() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # errors come home in the outcomes
 
 
-def _trial(config: Values, work: Callable[[Any, Report], Values], specs: Mapping[str, Any], report: Report) -> None:
+def life_of(folder: Path, limit_s: float) -> Life:
+    """Of the trials whose records Tune keeps in `folder`; none has shown any yet."""
+    life = Life(folder.resolve().with_name(f"{folder.name}.alive"), limit_s)
+    shutil.rmtree(life.folder, ignore_errors=True)
+    return life
+
+
+def _trial(config: Values, work: Callable[[Any, Report], Values], specs: Mapping[str, Any], report: Report, life: Life) -> None:
     torch.set_num_threads(1)  # Why: Ray gives a process as many as it has CPUs; trials share cores, and each is one stream
-    if not report.should_stop():  # Why: while some write their checkpoints, Tune starts others in the place of those that have
+    if report.should_stop():  # Why: while some write their checkpoints, Tune starts others in the place of those that have
+        return
+    with life.shown():
         tune.report({RESULT: work(specs[config["name"]], report)})
 
 
@@ -189,8 +204,10 @@ class Stopper(tune.Stopper):
 
 
 class _Listener(tune.Callback):
-    def __init__(self, on_progress: Callable[[str, Values], None], on_end: Callable[[str, Outcome], None]):
-        self._on_progress, self._on_end = on_progress, on_end
+    def __init__(
+        self, on_progress: Callable[[str, Values], None], on_end: Callable[[str, Outcome], None], watchdog: Watchdog
+    ) -> None:
+        self._on_progress, self._on_end, self._watchdog = on_progress, on_end, watchdog
         self.outcomes: dict[str, Outcome] = {}
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Values, **info: Any) -> None:
@@ -203,7 +220,7 @@ class _Listener(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["name"]
         if name not in self.outcomes:
-            self._end(name, Outcome(error=cause_of(trial)))
+            self._end(name, Outcome(error=self._watchdog.cause(trial) or cause_of(trial)))
 
     def _end(self, name: str, outcome: Outcome) -> None:
         self.outcomes[name] = outcome

@@ -81,6 +81,7 @@ class RunConfig:
     envs_per_runner: int = 10
     max_failures: int = 3  # learners and runners lost without a new checkpoint in between; one more stops the run
     call_timeout_s: float = 3600.0  # seconds; an actor that has not answered a call or an evaluation by then is taken for dead
+    placement_timeout_s: float = 600.0  # seconds; of waiting for room for the actors, when they are made or made again
     online: OnlineConfig = field(default_factory=OnlineConfig)  # of agents that learn online
     agent: dict[str, Any] = field(default_factory=dict)  # the agent's Config
 
@@ -88,7 +89,8 @@ class RunConfig:
         periods = ("num_updates", "checkpoint_every", "log_every")
         for name in (*periods, "num_to_keep", "batch_size", "updates_per_call", "eval_episodes", "envs_per_runner"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
-        check(self.call_timeout_s > 0, f"call_timeout_s = {self.call_timeout_s}; it must be positive")
+        for name in ("call_timeout_s", "placement_timeout_s"):
+            check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}; it must be positive")
         for name in ("eval_every", "num_learners", "num_eval_runners", "seed", "max_failures"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
         for name in (*periods, "eval_every"):
@@ -154,6 +156,7 @@ MAY_CHANGE = frozenset(
         "envs_per_runner",
         "max_failures",
         "call_timeout_s",
+        "placement_timeout_s",
         "online.replay_unfinished",
     ]
 )

@@ -11,8 +11,8 @@ from typing import Literal
 class Event:
     """What a loop tells its display.
 
-    recovery: an actor was lost, and the run went back to its newest checkpoint, at `update`. warning: something else that is to
-    be known. Both have a message, of one line.
+    recovery: an actor was lost, and the run goes back to its newest checkpoint, at `update`; told before it is built again.
+    warning: something else that is to be known. Both have a message, of one line.
     """
 
     kind: Literal["start", "update", "eval", "checkpoint", "recovery", "warning", "end"]

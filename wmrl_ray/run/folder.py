@@ -37,6 +37,7 @@ class RunDir:
     def __init__(self, path: Path):
         self.path = Path(path)
         self._waiting: list[str] = []  # lines of the log that found no room on the disk
+        self._time_before, self._started = 0.0, time.monotonic()
 
     # -- writing ------------------------------------------------------------------------------------------------------------
 
@@ -170,7 +171,8 @@ class RunDir:
             old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
             if key.removeprefix("agent.") in FROM_ENVIRONMENT and new is None:
                 continue  # Why: it follows from env and env_config, which are compared themselves
-            if key not in MAY_CHANGE and old != new:
+            # The second: of resources, which are mappings
+            if not {key, key.partition(".")[0]} & MAY_CHANGE and old != new:
                 return f"{key} = {new}: it was started with {old}"
         return None
 

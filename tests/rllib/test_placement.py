@@ -1,0 +1,150 @@
+"""Room for a run's actors: waited for up to a limit, told, and asked for as the actors themselves ask."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from tests.rllib import fakes
+from tests.rllib.online_fakes import run_config
+from tests.rllib.test_nodes import placed
+from wmrl_ray.rllib import compat, placement
+from wmrl_ray.rllib.config import CONFIGS
+from wmrl_ray.rllib.failures import ActorLostError, RemoteError
+from wmrl_ray.rllib.placement import needs, wait_for_room
+from wmrl_ray.rllib.train import train_on_ray
+from wmrl_ray.run.config import OnlineConfig, RunConfig
+from wmrl_ray.run.events import Event
+from wmrl_ray.run.folder import RunDir
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+def test_every_actor_is_asked_for_with_what_it_takes() -> None:
+    settings = CONFIGS["own_tdmpc"].from_run(placed())
+    runner = ("runner", {"CPU": 1.0, "runner": 1.0})
+    assert needs(settings) == [("learner", {"CPU": 1.0, "learner": 1.0}), runner, runner, runner]
+    settings.learners(num_gpus_per_learner=1)
+    assert needs(settings)[0] == ("learner", {"GPU": 1.0, "learner": 1.0})  # RLlib's rule: no CPU beside a GPU
+
+
+def test_what_does_not_exist_is_not_asked_for(plane_dataset: str) -> None:
+    assert needs(CONFIGS["own_tdmpc"].from_run(run_config(num_learners=0, num_eval_runners=0))) == []
+    settings = CONFIGS["manager"].from_run(RunConfig(algorithm="manager", dataset=plane_dataset, num_eval_runners=2))
+    assert needs(settings) == []  # it does not act, and learns in this process
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(placement, "TELL_AFTER_S", 0.0)
+
+
+Wait = Callable[..., bool]
+
+
+@pytest.fixture
+def wait(hurried: None, tmp_path: Path) -> Iterator[Wait]:
+    told: list[str] = []
+
+    def wait(*asked: tuple[str, dict[str, float]], limit_s: float = 60.0, stops: Callable[[], bool] = lambda: False) -> bool:
+        return wait_for_room(list(asked), limit_s, tmp_path / "run", told.append, stops)
+
+    wait.told = told  # type: ignore[attr-defined]
+    yield wait
+
+
+def test_where_there_is_room_nobody_waits(wait: Any) -> None:
+    assert wait(("learner", {"CPU": 2.0}), ("runner", {"CPU": 1.0}))
+    assert wait.told == []
+
+
+def test_the_error_after_the_limit_names_what_is_missing_and_how_to_go_on(wait: Any, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(RemoteError) as error:
+        wait(("learner", {"GPU": 1.0}), ("runner", {"CPU": 5.0}), ("runner", {"CPU": 5.0}), limit_s=1.0)
+    assert 1.0 <= time.monotonic() - started < 20.0
+    text = str(error.value)
+    assert "no room on the cluster after placement_timeout_s = 1 s: needs {CPU: 10, GPU: 1}" in text
+    assert "(1 learner of {GPU: 1}, 2 runners of {CPU: 5}), cluster has {CPU: 8, GPU: 0}, {CPU: 2, GPU: 1} too little" in text
+    assert f"wmrl train {tmp_path / 'run'} --resume" in text and "\n" not in text
+    assert not isinstance(error.value, ActorLostError)  # else the run would be built again
+    assert len(wait.told) == 1 and re.match(r"waiting for room on the cluster, 0 of at most 1 s: needs {CPU: 10,", wait.told[0])
+
+
+def test_a_wait_of_many_looks_ends_at_its_limit(wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's head answers only so many that wait for a placement group."""
+    monkeypatch.setattr(placement, "LOOK_EVERY_S", 0.001)
+    looks: list[None] = []
+    with pytest.raises(RemoteError, match="no room"):
+        wait(("learner", {"GPU": 1.0}), limit_s=3.0, stops=lambda: looks.append(None))
+    assert len(looks) > 150
+
+
+def test_a_stop_that_is_asked_for_ends_the_wait(wait: Any) -> None:
+    assert not wait(("learner", {"GPU": 1.0}), stops=lambda: bool(wait.told))
+
+
+def test_room_that_comes_free_ends_the_wait_and_is_left_to_the_actors(wait: Any) -> None:
+    holder = ray.remote(num_cpus=8)(type("Holder", (), {"here": lambda self: True})).remote()
+    ray.get(holder.here.remote())
+    threading.Timer(1.0, lambda: ray.kill(holder)).start()
+    assert wait(("learner", {"CPU": 8.0}))
+    assert len(wait.told) == 1
+    taker = ray.remote(num_cpus=8)(type("Taker", (), {"here": lambda self: True})).remote()
+    assert ray.get(taker.here.remote(), timeout=60)
+    ray.kill(taker)
+
+
+@pytest.mark.slow
+def test_without_room_a_run_ends_with_one_line_and_its_checkpoint_is_good(
+    hurried: None, plane_dataset: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "algorithm": "bc", "dataset": plane_dataset, "env": fakes.PLANE, "num_updates": 8, "batch_size": 8,
+        "updates_per_call": 2, "eval_every": 0, "checkpoint_every": 2, "log_every": 2, "device": "cpu", "eval_episodes": 2,
+        "num_eval_runners": 0, "envs_per_runner": 2, "placement_timeout_s": 0.5,
+    }  # fmt: skip
+    stopped = train_on_ray(RunConfig(**settings), tmp_path / "run", should_stop=lambda: True)
+    assert (stopped["updates"], stopped["finished"]) == (2, False)
+    elsewhere = RunConfig(**{**settings, "num_eval_runners": 1, "runner_resources": {"nowhere": 1.0}})
+    with pytest.warns(UserWarning, match="waiting for room"), pytest.raises(RemoteError, match="{nowhere: 1} too little"):
+        train_on_ray(elsewhere, tmp_path / "run", resume=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        waiting = train_on_ray(elsewhere, tmp_path / "run", resume=True, should_stop=lambda: True)
+    assert (waiting["updates"], waiting["finished"]) == (2, False)
+    assert RunDir(tmp_path / "run").newest_checkpoint() == tmp_path / "run/checkpoints/00000002"
+    assert train_on_ray(RunConfig(**settings), tmp_path / "run", resume=True)["finished"]
+
+
+def test_a_recovery_is_told_before_the_wait_and_the_wait_before_the_building(
+    hurried: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    asked = iter([[], [("learner", {"nowhere": 1.0})], []])
+
+    def lose(*arguments: Any) -> Any:
+        told.append("build")
+        raise ActorLostError("a learner died with its node")
+
+    monkeypatch.setattr(compat, "build", lose)
+    monkeypatch.setattr("wmrl_ray.rllib.train.needs", lambda settings: next(asked))
+    config = run_config(placement_timeout_s=0.5, online=OnlineConfig(num_envs=2, seed_steps=48, capacity=200))
+
+    def on_event(event: Event) -> None:
+        told.append(f"{event.kind}: {event.message}" if event.message else event.kind)
+
+    with pytest.raises(RemoteError, match="no room on the cluster"):
+        train_on_ray(config, tmp_path / "run", on_event=on_event)
+    assert told[:2] == ["build", "start"]
+    assert told[2] == "recovery: a learner died with its node; rebuilding from the start, before the first checkpoint"
+    assert told[3].startswith("warning: waiting for room on the cluster") and len(told) == 4

@@ -1,0 +1,104 @@
+"""Room on the cluster for a run's actors, before they are made.
+
+Why: where a resource is missing, RLlib waits for its actors for ever, and Ray says nothing. What is asked for here is also what
+an autoscaler sees, all of it at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any, cast
+
+import ray
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+from wmrl_ray.core.agents import AGENTS
+from wmrl_ray.rllib import compat
+from wmrl_ray.rllib.failures import RemoteError
+
+if TYPE_CHECKING:
+    from wmrl_ray.rllib.config import AgentAlgorithmConfig
+
+LOOK_EVERY_S = 0.1
+TELL_AFTER_S = 5.0  # shorter waits are not worth a line: actors that have just ended give back what they had
+TELL_EVERY_S = 60.0
+
+Resources = dict[str, float]
+
+
+def needs(settings: AgentAlgorithmConfig) -> list[tuple[str, Resources]]:
+    """(role, resources) of every actor that a run makes, as RLlib and `sampling.Runners` ask for them."""
+    gpus = max(0.0, settings.num_gpus_per_learner)
+    cpus: Any = settings.num_cpus_per_learner
+    learner = {"CPU": (0 if gpus else 1) if cpus == "auto" else cpus, "GPU": gpus, **settings.learner_resources}
+    custom = dict(cast("Mapping[str, float]", settings.custom_resources_per_env_runner or {}))
+    runner = {"CPU": settings.num_cpus_per_env_runner, "GPU": settings.num_gpus_per_env_runner, **custom}
+    num_runners = settings.online.get("num_runners", 0) if settings.learns_online else 0
+    if AGENTS[settings.agent_name].acts:
+        num_runners += settings.evaluation_num_env_runners or 0
+    actors = [("learner", learner)] * (settings.num_learners or 0) + [("runner", runner)] * num_runners
+    return [(role, {name: float(value) for name, value in each.items() if value}) for role, each in actors]
+
+
+def wait_for_room(
+    asked: list[tuple[str, Resources]],
+    limit_s: float,
+    run_dir: Path,
+    tell: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Waits until all of `asked` could be placed at once; False when `should_stop` ended the wait.
+
+    Args:
+        tell: hears what is waited for, on one line: once, then every `TELL_EVERY_S`.
+
+    Raises:
+        RemoteError: there is none after `limit_s`; one line with what is asked for, what there is, and how to go on.
+    """
+    bundles = [resources for _, resources in asked if resources]
+    # Why not in a Tune trial: what it has was placed with it
+    if not bundles or compat.in_local_mode() or ray.util.get_current_placement_group() is not None:
+        return True
+    group = placement_group(bundles)
+    started, next_told = time.monotonic(), min(TELL_AFTER_S, limit_s / 2)
+    try:
+        # Why not `group.wait(seconds)`: each that times out stays open in Ray's head, which takes no more after 100 of them
+        while placement_group_table(group).get("state") != "CREATED":
+            time.sleep(LOOK_EVERY_S)
+            waited_s = time.monotonic() - started
+            if should_stop():
+                return False
+            if waited_s > limit_s:
+                raise RemoteError(
+                    f"no room on the cluster after placement_timeout_s = {limit_s:g} s: {describe(asked)}. Add what is "
+                    f"missing, or wait longer (--set placement_timeout_s=N), then go on from the newest checkpoint: "
+                    f"wmrl train {quote(str(run_dir))} --resume"
+                )
+            if waited_s >= next_told:
+                next_told = waited_s + TELL_EVERY_S
+                tell(f"waiting for room on the cluster, {waited_s:.0f} of at most {limit_s:g} s: {describe(asked)}")
+    finally:
+        remove_placement_group(group)  # the actors themselves take it
+    return True
+
+
+def describe(asked: list[tuple[str, Resources]]) -> str:
+    """What is asked for, in all and for each actor, and what the cluster has of it."""
+    total = Counter[str]()
+    for _, resources in asked:
+        total.update(resources)  # type: ignore[arg-type] - of floats
+    shapes = Counter((role, _show(resources)) for role, resources in asked)
+    each = ", ".join(f"{count} {role}{'s' * (count > 1)} of {shape}" for (role, shape), count in shapes.items())
+    there, free = ray.cluster_resources(), ray.available_resources()
+    has, left = ({name: found.get(name, 0.0) for name in total} for found in (there, free))
+    missing = {name: value - has[name] for name, value in total.items() if value > has[name]}
+    short = f", {_show(missing)} too little" if missing else ""
+    return f"needs {_show(total)} ({each}), cluster has {_show(has)}{short}, {_show(left)} free"
+
+
+def _show(resources: Mapping[str, float]) -> str:
+    return "{" + ", ".join(f"{name}: {value:g}" for name, value in sorted(resources.items())) + "}"
