@@ -7,13 +7,16 @@ import re
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.rllib.online_fakes import run_config
+from tests.studies import tiny_plan, tiny_values
+from wmrl_ray.rllib import search as module
 from wmrl_ray.rllib.telemetry import METRICS, Telemetry, exported_names, readings
-from wmrl_ray.run.config import OnlineConfig
+from wmrl_ray.run.config import OnlineConfig, RunConfig
 from wmrl_ray.run.events import Event
 
 
@@ -42,6 +45,34 @@ def test_an_evaluation_and_a_checkpoint_give_theirs_alone() -> None:
 def test_names_are_prometheus_names_and_used_once() -> None:
     assert len(exported_names()) == len(METRICS)
     assert all(re.fullmatch(r"ray_wmrl_[a-z_]+[a-z]", name) and not name.endswith("_total") for name in exported_names())
+
+
+def test_a_trials_runs_are_exported_to_prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the cells of a grid are; here in this process."""
+    told = []
+
+    class Told:
+        def __init__(self, config: RunConfig, folder: Path) -> None:
+            self.run = (config.algorithm, folder)
+
+        def on_event(self, event: Event) -> None:
+            told.append((*self.run, event.kind))
+
+    monkeypatch.setattr(module, "Telemetry", Told)
+    monkeypatch.setattr(module.tune, "get_context", lambda: SimpleNamespace(get_trial_dir=lambda: "trials/t0"))
+    monkeypatch.setattr(module.tune, "get_checkpoint", lambda: None)
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(module.tune, "report", reports.append)
+    run = {**tiny_values(tmp_path)["run"], "eval_every": 2, "num_updates": 8}
+    space, about = (
+        {"agent.lr": {"loguniform": [1e-4, 1e-1]}},
+        {"variants": {"baseline": {}}, "columns": ["bc"], "seeds": [0, 1]},
+    )
+    search = tiny_plan(tmp_path, run=run, search=space, tune={"scheduler": "asha"}, **about).searches[0]
+    out = tmp_path / "out"
+    module._work({"trial": {"name": "t0", "point": search.trials[0]}}, search, out, {}, tmp_path / "stop")
+    assert {(algorithm, folder) for algorithm, folder, _ in told} == {("bc", out / search.run("t0", seed)) for seed in (0, 1)}
+    assert [kind for *_, kind in told].count("eval") == 8 and reports[-1]["result"]["state"] == "finished"
 
 
 @pytest.mark.ray
