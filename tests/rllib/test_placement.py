@@ -62,7 +62,8 @@ def wait(hurried: None, tmp_path: Path) -> Iterator[Wait]:
     yield wait
 
 
-def test_where_there_is_room_nobody_waits(wait: Any) -> None:
+def test_where_there_is_room_nobody_waits(wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "TELL_AFTER_S", 20.0)  # on a loaded machine Ray takes a while to place them
     assert wait(("learner", {"CPU": 2.0}), ("runner", {"CPU": 1.0}))
     assert wait.told == []
 
