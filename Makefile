@@ -53,6 +53,7 @@ demo: setup  ## data, IQL-TD-MPC and BC on Ray, report: under 5 minutes on 2 cor
 	@$(BIN)/wmrl train demo-iql-tdmpc --run-dir $(DEMO)/iql-tdmpc
 	@$(BIN)/wmrl train demo-bc --run-dir $(DEMO)/bc
 	@$(BIN)/wmrl report $(DEMO)/iql-tdmpc $(DEMO)/bc -o $(DEMO)/report.html
+	@$(BIN)/python -c 'import json, sys; scores = [json.load(open(f"$(DEMO)/{run}/result.json"))["eval/score_mean"] for run in ("iql-tdmpc", "bc")]; print("score: IQL-TD-MPC {:.1f}, BC {:.1f}, a random policy 0".format(*scores)); sys.exit(None if scores[0] > max(0, scores[1]) else "IQL-TD-MPC should be above both")'
 	@echo "report: $(abspath $(DEMO)/report.html)"
 
 test: setup  ## the default test suite (no slow, bench or gpu tests)
@@ -66,7 +67,7 @@ test-chaos: setup  ## kill -9, SIGSTOP, a full disk, damaged checkpoints (TABLE=
 
 test-ray-latest:  ## the Ray tests on the newest supported Ray, in an environment of its own (.venv-ray-latest)
 	@$(MAKE) --no-print-directory setup VENV=.venv-ray-latest CONSTRAINTS=constraints-ray-latest.txt EXTRAS=robotics,dev
-	@.venv-ray-latest/bin/python -m pytest -m 'ray and not slow and not bench and not gpu and not chaos' $(PYTEST_ARGS)
+	@.venv-ray-latest/bin/python -m pytest -m 'ray and not slow and not gpu and not chaos' $(PYTEST_ARGS)
 
 lint: setup  ## ruff, rules and format
 	@$(BIN)/ruff check .
@@ -79,7 +80,7 @@ layers: setup  ## who may import what (DESIGN's table)
 	@$(BIN)/python -m pytest -q tests/test_layers.py
 
 bench: setup  ## figures of tests/benchmarks on this machine (PEER=path of a nicklashansen/tdmpc checkout, optional)
-	@$(BIN)/python -m pytest -m 'bench and not gpu' $(PYTEST_ARGS)
+	@$(BIN)/python -m tests.benchmarks.bench_replay
 	@$(BIN)/python -m tests.benchmarks.bench_system
 	@$(BIN)/python -m tests.benchmarks.bench_tdmpc $(if $(PEER),--peer $(PEER))
 

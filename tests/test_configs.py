@@ -14,7 +14,7 @@ from wmrl_ray.core.agents import agent_config
 from wmrl_ray.data.makers import MAKERS
 from wmrl_ray.data.makers.experts import expert_dataset_id
 from wmrl_ray.envs.catalog import known_ids
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "tune_configs").glob("*.yaml"))

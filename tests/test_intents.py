@@ -26,7 +26,7 @@ from wmrl_ray.envs.intents import intent_env_id, load_manager
 from wmrl_ray.intents import augment, augmented, intended_states
 from wmrl_ray.report.render import write_report
 from wmrl_ray.rollout import env_dims, evaluate
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 from wmrl_ray.train import train
 
 SMALL = {

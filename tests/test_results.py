@@ -15,7 +15,7 @@ from tests.studies import SweepLog, run_sweep, tiny_plan
 from wmrl_ray import results
 from wmrl_ray.config import ConfigError
 from wmrl_ray.results import COLUMNS, read_results, schema, write_results
-from wmrl_ray.run import RunDir
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.study import Plan
 from wmrl_ray.sweep import Job, Outcome, in_process, sweep
 
@@ -64,6 +64,7 @@ def test_every_evaluation_of_every_run_is_a_row_with_its_provenance(tmp_path: Pa
         assert json.loads(row["packages"])["torch"] and row["state"] == "finished"
         revision = json.loads((folder.path / "environment.json").read_text())["git_revision"]
         assert (row["git_revision"] or "") + ("+changes" if row["git_dirty"] else "") == (revision or "")
+        assert row["git_revisions"] is None
     assert len({row["config_sha256"] for row in rows}) == 2  # of the two seeds
 
 
@@ -74,6 +75,12 @@ def test_equal_hashes_learn_alike(tmp_path: Path) -> None:
 
     assert digest() == digest(num_updates=8, device="cuda") == digest(dataset="/elsewhere/plane.npz")
     assert len({digest(), digest(seed=1), digest(agent={"lr": 2.0}), digest(dataset="/x/other.npz")}) == 4
+
+
+def test_a_run_resumed_with_other_code_says_where() -> None:
+    sessions = [{"update": u, "git_revision": r} for u, r in ((0, "abc"), (2, "abc"), (4, "def"), (6, None))]
+    assert json.loads(results._revisions(sessions) or "") == [[0, "abc"], [4, "def"], [6, None]]
+    assert results._revisions(sessions[:2]) is None and results._revisions([]) is None
 
 
 def test_a_file_that_lost_a_byte_is_not_read(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from tests.test_trackers import read_tensorboard
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.fork import fork, lineage
-from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import OnEvent
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.search import METRICS, Search
 from wmrl_ray.search_trial import run_trial, train_until
 from wmrl_ray.space import corners, draw, make_space, point_name
@@ -165,6 +167,23 @@ def test_a_trial_reports_the_mean_over_its_seeds_and_repeats_nothing(tmp_path: P
     again: list[dict[str, Any]] = []
     run_trial(search, out, "t0", point, again.append)
     assert again == reports and files == {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+
+
+def test_a_listener_hears_every_event_of_each_seeds_run(tmp_path: Path) -> None:
+    run = {**tiny_values(tmp_path)["run"], "eval_every": 2}
+    tune = {"scheduler": "asha"}
+    plan = tiny_plan(tmp_path, variants={"baseline": {}}, seeds=[0, 1], run=run, search=LR, tune=tune, columns=["bc"])
+    search, heard = plan.searches[0], []
+
+    def listener(config: RunConfig, folder: Path) -> OnEvent:
+        return lambda event: heard.append((config.seed, folder, event.kind, event.update))
+
+    run_trial(search, tmp_path / "out", "t0", search.trials[0], lambda values: None, listener=listener)
+    kinds = ("update", "eval", "checkpoint", "end")
+    assert [(kind, update) for seed, _, kind, update in heard if seed == 1] == [
+        (kind, update) for update in (2, 4) for kind, update in [("start", update - 2), *((one, update) for one in kinds)]
+    ]
+    assert {(seed, folder) for seed, folder, *_ in heard} == {(s, tmp_path / "out" / search.run("t0", s)) for s in (0, 1)}
 
 
 def test_a_run_that_stops_at_an_evaluation_is_the_run_that_never_stopped(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from wmrl_ray.data.episode import DataError
 from wmrl_ray.data.source import check_minari_id, resolve
 from wmrl_ray.envs import make_env
 from wmrl_ray.policy import Policy
-from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.study import Study
 
 UNSAFE = ("pickle.load", "torch.load(", "allow_pickle=True", "yaml.load(", "eval(", "exec(")

@@ -19,7 +19,9 @@ from wmrl_ray import intents
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.report import write_report
-from wmrl_ray.run import OnEvent, RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import OnEvent
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.study import Plan, Study, expand
 from wmrl_ray.sweep import Job, Outcome, in_process, perform, sweep
 from wmrl_ray.train import train

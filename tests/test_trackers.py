@@ -15,7 +15,8 @@ import pytest
 
 from tests.rllib.fakes import write_plane_dataset
 from wmrl_ray.config import ConfigError
-from wmrl_ray.run import Event, RunConfig
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event
 from wmrl_ray.trackers import TRACKERS, Trackers, run_id, run_name
 
 CONFIG = RunConfig("bc", dataset="x", num_updates=100, updates_per_call=10, checkpoint_every=10, log_every=10)
@@ -185,7 +186,7 @@ def test_every_name_that_a_configuration_may_hold_is_a_tracker() -> None:
 
 
 def test_a_run_of_the_loop_is_tracked_by_its_events(tmp_path: Path) -> None:
-    from wmrl_ray.run import RunDir
+    from wmrl_ray.run.folder import RunDir
     from wmrl_ray.train import train
 
     dataset = str(write_plane_dataset(tmp_path / "plane.npz"))

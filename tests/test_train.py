@@ -1,7 +1,6 @@
 """The reference loop, on a small dataset that the maker really makes."""
 
 import dataclasses
-import errno
 import json
 import os
 import signal
@@ -20,7 +19,8 @@ from wmrl_ray.core.batch import Batch
 from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.policy import Policy
-from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.train import NonFiniteLossError, build_agent, build_replay, train, update_many
 
 SMALL = {
@@ -115,7 +115,7 @@ def evaluations(path) -> dict[int, float]:
 KILLED = """
 import json, os, sys, torch
 from wmrl_ray.config import from_dict
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 from wmrl_ray.train import train
 config = from_dict(RunConfig, json.loads(sys.argv[1]))
 train(config, sys.argv[2], resume=True, on_event=lambda e: print(e.kind, e.update, flush=True))
@@ -160,30 +160,6 @@ def test_a_corrupt_newest_checkpoint_is_passed_over(config, tmp_path):
     assert run.read_metrics()  # nothing was lost
 
 
-def test_lines_of_the_log_wait_until_a_full_disk_has_room(config, tmp_path, monkeypatch):
-    run = RunDir.create(tmp_path / "run", config, None)
-    run.open_metrics(0)
-    run.log(1, {"loss/model": 1.0})
-    number = errno.ENOSPC
-
-    def full(*arguments, **kwargs):
-        raise OSError(number, os.strerror(number))
-
-    with monkeypatch.context() as patch:
-        patch.setattr("wmrl_ray.run.open", full, raising=False)
-        with pytest.warns(UserWarning, match="No space left on device: lines of .*metrics.jsonl wait") as told:
-            run.log(2, {"loss/model": 2.0})
-            run.log(3, {"loss/model": 3.0})
-        assert len(told) == 1 and [line["update"] for line in RunDir(run.path).read_metrics()] == [1]
-        assert [line["update"] for line in run.read_metrics()] == [1, 2, 3]
-    run.log(4, {"loss/model": 4.0})
-    assert [line["update"] for line in RunDir(run.path).read_metrics()] == [1, 2, 3, 4]
-    number = errno.EIO
-    monkeypatch.setattr("wmrl_ray.run.open", full, raising=False)
-    with pytest.raises(OSError, match="metrics.jsonl"):
-        run.log(5, {})
-
-
 def test_a_run_is_not_resumed_with_settings_that_learn_something_else(config, tmp_path):
     train(config, tmp_path / "run", should_stop=lambda: True)
     with pytest.raises(ConfigError, match=r"agent\.lr = 0\.1: it was started with 0\.0003"):
@@ -226,11 +202,6 @@ def test_a_users_mistake_is_named_before_anything_is_written(config, tmp_path, c
     with pytest.raises(error, match=message):
         train(dataclasses.replace(config, **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_updates_that_do_not_fit_the_call_are_refused():
-    with pytest.raises(ConfigError, match="eval_every = 30 is not a multiple of updates_per_call = 20"):
-        RunConfig("bc", "x", num_updates=100, updates_per_call=20, eval_every=30, checkpoint_every=100, log_every=100)
 
 
 def test_two_ranks_start_from_the_same_weights_and_draw_their_own_windows(config, pointmaze_dataset):

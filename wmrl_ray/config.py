@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -136,13 +137,14 @@ def _convert(hint: Any, value: Any, path: str, base: Any = None) -> Any:
     elif origin is dict and isinstance(value, Mapping):
         return {str(k): _convert(args[1], v, join(path, k)) for k, v in value.items()}
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):  # PyYAML reads 3e-4 as a string
+        if isinstance(value, int | float | str) and not isinstance(value, bool):  # PyYAML reads 3e-4 as a string
             try:
-                return float(value)
+                number = float(value)
             except ValueError:
-                pass
+                number = None
+            if number is not None:
+                check(math.isfinite(number), f"{path} = {number}; it must be a finite number")
+                return number
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value

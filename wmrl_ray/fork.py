@@ -15,7 +15,9 @@ from typing import Any
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, check, to_dict
 from wmrl_ray.core.agents import Agent, agent_config, make_agent
-from wmrl_ray.run import FROM_ENVIRONMENT, RunConfig, RunDir
+from wmrl_ray.data.files import write_json
+from wmrl_ray.run.config import FROM_ENVIRONMENT, RunConfig
+from wmrl_ray.run.folder import SESSIONS, RunDir
 
 LINEAGE = "lineage.json"
 # Of an optimiser's groups: what comes with the new settings and not with the old state.
@@ -53,6 +55,8 @@ def fork(source: Path, donor: Path, config: RunConfig, path: Path, point: dict[s
             shutil.copy2(before.path / name, path / name)
     lines = [line for line in before.read_metrics() if line["update"] <= update]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sessions = [session for session in before.sessions() if session["update"] <= update]
+    write_json(path / SESSIONS, {"sessions": sessions})
     mine = {"run": path.name, "from_update": update, "from_run": donor.name, "settings": point}
     (path / LINEAGE).write_text(json.dumps([*lineage(donor), mine], indent=1))
     checkpoint.save(run.checkpoint_path(update), tree, meta)

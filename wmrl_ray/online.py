@@ -23,17 +23,15 @@ from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.rollout import step_limit
-from wmrl_ray.run import Event, OnEvent, OnlineConfig, RunConfig
+from wmrl_ray.run.config import OnlineConfig, RunConfig
+from wmrl_ray.run.events import OnEvent
 from wmrl_ray.train import (
     Progress,
+    Session,
     build_agent,
     build_replay,
-    checkpoint_meta,
-    data_warning,
-    evaluate_run,
     evaluation_env,
     finite_metrics,
-    lacks_evaluation,
     open_run,
     update_steps,
     with_episode_len,
@@ -108,7 +106,6 @@ def train_online(
     random streams, plans and unfinished episodes are in the checkpoint.
     """
     torch.set_num_threads(1)  # Why: one core per process; runs share the machine
-    tell = on_event or (lambda event: None)
     agent_config(config.algorithm, config.agent)  # for its errors, before anything is read or made
     check_in_process(config)
     dataset = None if config.dataset is None else open_dataset(config.dataset)
@@ -128,61 +125,28 @@ def train_online(
             collector.set_state(tree["collector"], replay_unfinished=config.online.replay_unfinished)
             progress.update = meta["update"]
             del tree  # Why: it holds a second replay
-        run.open_metrics(progress.update)
-
-        def event(kind: Any, metrics: dict[str, float], message: str = "") -> None:
-            tell(Event(kind, progress.update, config.num_updates, metrics, message))
-
-        def save(must: bool) -> None:
-            tree = {"agent": agent.get_state(), "replay": replay.get_state(), "collector": collector.get_state()}
-            meta = checkpoint_meta(config, dataset, env_id, progress.update)
-            missed = run.save_checkpoint(progress.update, lambda path: checkpoint.save(path, tree, meta), must=must)
-            event("warning" if missed else "checkpoint", {}, missed or "")
-
-        def assess() -> None:
-            nonlocal last_eval, last_log
-            begun = time.monotonic()
-            metrics = evaluate_run(run, config, agent, env_id, dataset, progress.update, should_stop)
-            last_log = (last_log[0], last_log[1] + time.monotonic() - begun)
-            if metrics is not None:
-                last_eval = metrics
-                event("eval", last_eval)
-
-        event("start", {})
-        if warning := data_warning(run):
-            event("warning", {}, warning)
-        last_eval = run.last_evaluation()
-        last_log, update_s = (progress.update, time.monotonic()), 0.0
-        if lacks_evaluation(run, progress):
-            assess()
+        session = Session(config, run, progress, agent, dataset, env_id, on_event, should_stop)
+        update_s = 0.0
         while not progress.finished:
             until = progress.update + config.updates_per_call
             tensors, seconds = take_turns(agent, replay, collector, clock, progress.update, until, config.batch_size)
             progress.update, update_s = until, update_s + seconds
             metrics = finite_metrics(agent, tensors)
             if progress.due(config.log_every):
-                now = time.monotonic()
                 metrics |= online_metrics(collector.take_statistics(), collector.num_steps, collector.num_episodes, replay)
-                metrics["time/update_s"] = update_s
-                metrics["time/updates_per_s"] = (progress.update - last_log[0]) / (now - last_log[1])
-                last_log, update_s = (progress.update, now), 0.0
-                run.log(progress.update, metrics)
-                event("update", metrics)
+                session.log(metrics | {"time/update_s": update_s})
+                update_s = 0.0
             if progress.evaluation_due:
-                assess()
-            stopping = should_stop is not None and should_stop()
+                session.assess()
+            stopping = session.stopping
             if progress.due(config.checkpoint_every) or stopping:
-                save(must=progress.finished or stopping)
-            if stopping and not progress.finished:
+                session.save(
+                    {"agent": agent.get_state(), "replay": replay.get_state(), "collector": collector.get_state()},
+                    must=progress.finished or stopping,
+                )
+            if stopping:
                 break
-
-        finished = progress.finished and not lacks_evaluation(run, progress)
-        result = {"updates": progress.update, "seconds": run.seconds(), "finished": finished}
-        result |= {"steps": collector.num_steps, "episodes": collector.num_episodes, **last_eval}
-        if finished:
-            run.finish(result)
-        event("end", last_eval)
-        return result
+        return session.end({"steps": collector.num_steps, "episodes": collector.num_episodes})
     finally:
         collector.close()
 

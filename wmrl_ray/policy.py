@@ -90,7 +90,7 @@ class Policy:
 
 def find_checkpoint(path: Path) -> Path:
     """The folder that holds the policy: `path`, its `policy` folder, or the newest complete checkpoint of a run."""
-    from wmrl_ray.run import RunDir
+    from wmrl_ray.run.folder import RunDir
 
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}")

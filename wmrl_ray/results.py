@@ -2,6 +2,9 @@
 
     pandas.read_parquet("runs/iql_td_mpc/results.parquet").query("is_last").groupby(["row", "algorithm"]).score_mean.mean()
 
+Every run, but for what members of a population have left behind to go on from another's state: those folders stay without a row
+(why: `rllib/population.py`).
+
 It is written again, as a whole, when a run ends: complete or absent, with a checksum for every page. What a column means is in
 `COLUMNS`, and in the file's own schema. Nothing in it depends on the machine that it was made on.
 """
@@ -60,8 +63,12 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "config": (STRING, "JSON: the run's config.json, datasets at a path by the path's last part"),
     "config_sha256": (STRING, "of `config` without what does not change what is learned: equal hashes learn alike"),
     "lineage": (STRING, "JSON: the runs that it continues, and where it changed its settings; null for a run of one piece"),
-    "git_revision": (STRING, "revision of the code; null outside a checkout"),
+    "git_revision": (STRING, "revision of the code that the run began with; null outside a checkout"),
     "git_dirty": (BOOL, "the code differed from the revision"),
+    "git_revisions": (
+        STRING,
+        "JSON: [[update from where on, revision], ...] of a run resumed with other code; null for one revision",
+    ),
     "python": (STRING, "version"),
     "packages": (STRING, "JSON: package -> version"),
 }
@@ -132,6 +139,7 @@ def rows_of(path: Path, cell: dict[str, Any]) -> list[Row]:
         "lineage": lineage.read_text() if lineage.exists() else None,
         "git_revision": revision or None,
         "git_dirty": bool(plus) if revision else None,
+        "git_revisions": _revisions(run.sessions),
         "python": run.environment.get("python"),
         "packages": json.dumps(run.environment.get("packages") or {}, sort_keys=True),
     }
@@ -144,14 +152,21 @@ def rows_of(path: Path, cell: dict[str, Any]) -> list[Row]:
     return rows or [{**about, "is_last": False}]
 
 
+def _revisions(sessions: Sequence[dict[str, Any]]) -> str | None:
+    """Each where it begins, the first too; None where it is one and the same."""
+    found = [(session["update"], session.get("git_revision")) for session in sessions]
+    new = [one for number, one in enumerate(found) if number == 0 or one[1] != found[number - 1][1]]
+    return json.dumps(new) if len(new) > 1 else None
+
+
 def _config(values: dict[str, Any]) -> tuple[str, str]:
     """(JSON, hash) of a config.json."""
     from wmrl_ray.config import flatten
-    from wmrl_ray.run import MAY_CHANGE
+    from wmrl_ray.run.settings import MAY_CHANGE, is_among
 
     dataset = values.get("dataset")
     values = {**values, "dataset": Path(dataset).name if dataset and Path(str(dataset)).is_absolute() else dataset}
-    learned = {key: value for key, value in flatten(values) if key not in MAY_CHANGE}
+    learned = {key: value for key, value in flatten(values) if not is_among(key, MAY_CHANGE)}
     digest = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
     return json.dumps(values, sort_keys=True), digest
 

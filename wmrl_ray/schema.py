@@ -20,7 +20,7 @@ Node = dict[str, Any]
 def study_schema() -> Node:
     """Of a study. A file that includes another may leave out what that one says."""
     from wmrl_ray.core.agents import AGENTS
-    from wmrl_ray.run import RunConfig
+    from wmrl_ray.run.config import RunConfig
     from wmrl_ray.search import TuneSpec
     from wmrl_ray.study import MANAGER, VARIANTS, DatasetSpec, RunSpec, Study
 

@@ -115,7 +115,7 @@ class Search:
 
     def config(self, point: Point, seed: int) -> Settings:
         """Of the run. Raises ConfigError, naming the trial."""
-        from wmrl_ray.run import RunConfig  # Why here: it loads torch
+        from wmrl_ray.run.config import RunConfig  # Why here: it loads torch
 
         values = copy.deepcopy(self.configs[seed])
         for key, value in point.items():

@@ -18,12 +18,15 @@ from typing import Any
 from wmrl_ray.config import check, from_dict
 from wmrl_ray.data.files import write_json
 from wmrl_ray.fork import fork
-from wmrl_ray.run import Event, RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event, OnEvent
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.search import Search
 from wmrl_ray.space import Point
 
 Values = dict[str, Any]
 Report = Callable[[Values], None]
+MakeListener = Callable[[RunConfig, Path], OnEvent]  # of a run's configuration and folder
 
 
 class Member:
@@ -59,7 +62,7 @@ class Member:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, {"generation": self.generation, "point": self.point, "runs": list(self.run_names.values())})
 
-    def train(self, rung: int, should_stop: Callable[[], bool]) -> list[float] | None:
+    def train(self, rung: int, should_stop: Callable[[], bool], listener: MakeListener | None = None) -> list[float] | None:
         """The metric of every seed at update `rung`, trained up to there where it is not yet; None when it was stopped."""
         values = []
         for seed, run in self.runs.items():
@@ -67,7 +70,7 @@ class Member:
             if (value := _value(run, self.search.tune.metric, rung)) is None:
                 if should_stop():  # Why here: a loop asks after its first call only
                     return None
-                train_until(config, run.path, rung, should_stop)
+                train_until(config, run.path, rung, should_stop, listener)
                 value = _value(run, self.search.tune.metric, rung)
             if value is None:
                 return None
@@ -119,12 +122,14 @@ def run_trial(
     *,
     adopted: Values | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    listener: MakeListener | None = None,
 ) -> Values:
     """Trains the trial from evaluation to evaluation and reports each; returns what it came to.
 
     Args:
         name: of the trial; `space.point_name` of the point that it began with.
         adopted: what another member reported (`kept`, ...), to go on from with the settings `point`.
+        listener: makes what hears each run's events too.
 
     Raises:
         ConfigError, DataError, NonFiniteLossError, ...: as `train.train`.
@@ -138,7 +143,7 @@ def run_trial(
     if is_population:  # Why: an exploit at a rung that was passed before would take members back
         rungs = [rung for rung in rungs if rung >= member.reached]
     for rung in rungs:
-        values = member.train(rung, should_stop)
+        values = member.train(rung, should_stop, listener)
         if values is None:
             return {"state": "stopped", **reported}
         reported = {
@@ -157,13 +162,21 @@ def run_trial(
     return {"state": "finished", **reported}
 
 
-def train_until(config: RunConfig, path: Path, rung: int, should_stop: Callable[[], bool] = lambda: False) -> Values:
+def train_until(
+    config: RunConfig,
+    path: Path,
+    rung: int,
+    should_stop: Callable[[], bool] = lambda: False,
+    listener: MakeListener | None = None,
+) -> Values:
     """Trains the run up to and with the evaluation at `rung`, from where it was left; its folder holds a checkpoint then."""
-    reached = False
+    reached, hears = False, None if listener is None else listener(config, path)
 
     def on_event(event: Event) -> None:
         nonlocal reached
         reached = reached or (event.kind == "eval" and event.update >= rung)
+        if hears is not None:
+            hears(event)
 
     return train_here(config, path, on_event, lambda: reached or should_stop())
 

@@ -269,7 +269,7 @@ class _Settings:
     def of(self, algorithm: str, row: str, base: Settings, run: str, *nearer: Settings) -> Settings:
         """Of a run of `algorithm` on `row`. Raises ConfigError, naming the run."""
         from wmrl_ray.core.agents import agent_config  # Why here: it loads torch
-        from wmrl_ray.run import RunConfig
+        from wmrl_ray.run.config import RunConfig
 
         study = self.study
         spec = (study.manager or RunSpec()) if algorithm == MANAGER else study.algorithms[algorithm]

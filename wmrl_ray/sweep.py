@@ -24,7 +24,9 @@ from wmrl_ray.sweep_search import RunSearch, carry_out, check_same
 if TYPE_CHECKING:
     from wmrl_ray.rllib.trials import Outcome as TrialOutcome
     from wmrl_ray.rllib.trials import Report
-    from wmrl_ray.run import OnEvent, RunConfig, RunDir
+    from wmrl_ray.run.config import RunConfig
+    from wmrl_ray.run.events import OnEvent
+    from wmrl_ray.run.folder import RunDir
     from wmrl_ray.search import Search
 
 State = Literal["finished", "failed", "stopped", "waiting", "blocked", "pruned"]  # pruned: stopped early by a scheduler
@@ -173,7 +175,8 @@ def perform(
     from wmrl_ray.data.datasets import open_dataset
     from wmrl_ray.data.episode import DataError
     from wmrl_ray.intents import augmented
-    from wmrl_ray.run import Event, RunConfig
+    from wmrl_ray.run.config import RunConfig
+    from wmrl_ray.run.events import Event
     from wmrl_ray.search_trial import train_here
     from wmrl_ray.train import NonFiniteLossError
 
@@ -241,7 +244,8 @@ def on_ray(out: Path, *, cpus_per_run: float = 1.0, gpus_per_run: float = 0.0, m
 
 def _finished(plan: Plan, out: Path) -> dict[str, Outcome]:
     """The cells that an earlier sweep finished. Raises ConfigError for a folder that holds a run with other settings."""
-    from wmrl_ray.run import RunConfig, RunDir
+    from wmrl_ray.run.config import RunConfig
+    from wmrl_ray.run.folder import RunDir
 
     done: dict[str, Outcome] = {}
     runs = {cell.run: cell.config for cell in plan.cells if cell.config and not cell.blocked} | plan.managers
@@ -267,7 +271,7 @@ def _check_vectors(plan: Plan, out: Path, done: Collection[str]) -> None:
     A Manager that is trained further, or again, has other intents. One that no open cell needs may be gone.
     """
     from wmrl_ray.intents import augmented_id
-    from wmrl_ray.run import RunDir
+    from wmrl_ray.run.folder import RunDir
 
     wanted = {_needs(cell) for cell in plan.cells if not cell.blocked and cell.run not in done}
     for cell in plan.cells:

@@ -113,7 +113,7 @@ class Record:
 
 def check_same(search: Search, out: Path) -> None:
     """Raises ConfigError for a folder that holds a run of this search with other settings than it would have now."""
-    from wmrl_ray.run import RunConfig
+    from wmrl_ray.run.config import RunConfig
     from wmrl_ray.search_trial import Member
 
     recorded = {name: trial["point"] for name, trial in Record(search, out).trials.items() if trial["point"] is not None}
@@ -190,7 +190,7 @@ def _cells(search: Search, trial: Trial) -> list[Cell]:
 
 
 def _outcome(trial: Trial, path: Path, search: Search) -> Outcome:
-    from wmrl_ray.run import RunDir
+    from wmrl_ray.run.folder import RunDir
     from wmrl_ray.sweep import Outcome
 
     run = RunDir(path)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wmrl_ray.config import ConfigError, flatten, to_dict
-from wmrl_ray.run import Event, RunConfig
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event
 
 PROJECT = "wmrl"  # of W&B and MLflow, where WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME do not say otherwise
 

@@ -28,7 +28,9 @@ from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.intents import intended_states
 from wmrl_ray.rollout import Evaluation, EvaluationStoppedError, env_dims, evaluate, step_limit
-from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event, OnEvent
+from wmrl_ray.run.folder import RunDir
 
 
 class NonFiniteLossError(RuntimeError):
@@ -275,6 +277,75 @@ def lacks_evaluation(run: RunDir, progress: Progress) -> bool:
     return not any(line["update"] == progress.update and "eval/return_mean" in line for line in run.read_metrics())
 
 
+class Session:
+    """What both loops do between their calls: tell, log, evaluate and save; and what they have come to in the end."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDir,
+        progress: Progress,
+        agent: Agent,
+        dataset: Dataset | None,
+        env_id: str | None,
+        on_event: OnEvent | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        """Of `config`, in `run`, from `progress.update` on; an evaluation that a stop broke off is repeated first."""
+        self.config, self.run, self.progress, self.agent = config, run, progress, agent
+        self.dataset, self.env_id = dataset, env_id
+        self._on_event, self._should_stop = on_event, should_stop
+        run.open_metrics(progress.update)
+        self._tell("start", {})
+        if warning := data_warning(run):
+            self._tell("warning", {}, warning)
+        self.last_eval = run.last_evaluation()
+        self._since = (progress.update, time.monotonic())  # of the last line, moved on by the evaluations after it
+        if lacks_evaluation(run, progress):
+            self.assess()
+
+    def log(self, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        metrics["time/updates_per_s"] = (self.progress.update - self._since[0]) / (now - self._since[1])
+        self._since = (self.progress.update, now)
+        self.run.log(self.progress.update, metrics)
+        self._tell("update", metrics)
+
+    def assess(self) -> None:
+        """Evaluates the agent, unless a stop is asked for on the way."""
+        assert self.env_id is not None
+        begun, (run, update) = time.monotonic(), (self.run, self.progress.update)
+        metrics = evaluate_run(run, self.config, self.agent, self.env_id, self.dataset, update, self._should_stop)
+        self._since = (self._since[0], self._since[1] + time.monotonic() - begun)
+        if metrics is not None:
+            self.last_eval = metrics
+            self._tell("eval", metrics)
+
+    @property
+    def stopping(self) -> bool:
+        return self._should_stop is not None and self._should_stop()
+
+    def save(self, tree: dict[str, Any], must: bool) -> None:
+        """A checkpoint of `tree`; on a full disk a warning, or an error if there `must` be one."""
+        meta = checkpoint_meta(self.config, self.dataset, self.env_id, self.progress.update)
+        missed = self.run.save_checkpoint(self.progress.update, lambda path: checkpoint.save(path, tree, meta), must=must)
+        self._tell("warning" if missed else "checkpoint", {}, missed or "")
+
+    def end(self, totals: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """What the session came to, with `totals` of the loop's own; result.json if the run has finished."""
+        finished = self.progress.finished and not lacks_evaluation(self.run, self.progress)
+        result = {"updates": self.progress.update, "seconds": self.run.seconds(), "finished": finished}
+        result |= {**(totals or {}), **self.last_eval}
+        if finished:
+            self.run.finish(result)
+        self._tell("end", self.last_eval)
+        return result
+
+    def _tell(self, kind: Any, metrics: dict[str, float], message: str = "") -> None:
+        if self._on_event is not None:
+            self._on_event(Event(kind, self.progress.update, self.config.num_updates, metrics, message))
+
+
 def train(
     config: RunConfig,
     run_dir: Path,
@@ -293,7 +364,6 @@ def train(
         What `result.json` holds: updates, seconds, updates_per_s, finished, and the last evaluation's metrics.
     """
     torch.set_num_threads(1)  # Why: one core per process; runs share the machine
-    tell = on_event or (lambda event: None)
     agent_config(config.algorithm, config.agent)  # for its errors, before anything is read or made
     check(
         not config.learns_online and config.dataset is not None,
@@ -311,54 +381,17 @@ def train(
         agent.set_state(tree["agent"])
         replay.set_state(tree["replay"])
         progress.update = meta["update"]
-    run.open_metrics(progress.update)
-
-    def event(kind: Any, metrics: dict[str, float], message: str = "") -> None:
-        tell(Event(kind, progress.update, config.num_updates, metrics, message))
-
-    def save(must: bool) -> None:
-        tree = {"agent": agent.get_state(), "replay": replay.get_state()}
-        meta = checkpoint_meta(config, dataset, env_id, progress.update)
-        missed = run.save_checkpoint(progress.update, lambda path: checkpoint.save(path, tree, meta), must=must)
-        event("warning" if missed else "checkpoint", {}, missed or "")
-
-    def assess() -> None:
-        nonlocal last_eval, last_log
-        assert env_id is not None
-        begun = time.monotonic()
-        metrics = evaluate_run(run, config, agent, env_id, dataset, progress.update, should_stop)
-        last_log = (last_log[0], last_log[1] + time.monotonic() - begun)
-        if metrics is not None:
-            last_eval = metrics
-            event("eval", last_eval)
-
-    event("start", {})
-    if warning := data_warning(run):
-        event("warning", {}, warning)
-    last_eval = run.last_evaluation()
-    last_log = (progress.update, time.monotonic())
-    if lacks_evaluation(run, progress):
-        assess()
+    session = Session(config, run, progress, agent, dataset, env_id, on_event, should_stop)
     while not progress.finished:
         metrics = update_many(agent, replay, config.updates_per_call, config.batch_size)
         progress.update += config.updates_per_call
         if progress.due(config.log_every):
-            now = time.monotonic()
-            metrics["time/updates_per_s"] = (progress.update - last_log[0]) / (now - last_log[1])
-            last_log = (progress.update, now)
-            run.log(progress.update, metrics)
-            event("update", metrics)
+            session.log(metrics)
         if progress.evaluation_due:
-            assess()
-        stopping = should_stop is not None and should_stop()
+            session.assess()
+        stopping = session.stopping
         if progress.due(config.checkpoint_every) or stopping:
-            save(must=progress.finished or stopping)
-        if stopping and not progress.finished:
+            session.save({"agent": agent.get_state(), "replay": replay.get_state()}, must=progress.finished or stopping)
+        if stopping:
             break
-
-    finished = progress.finished and not lacks_evaluation(run, progress)
-    result = {"updates": progress.update, "seconds": run.seconds(), "finished": finished, **last_eval}
-    if finished:
-        run.finish(result)
-    event("end", last_eval)
-    return result
+    return session.end()

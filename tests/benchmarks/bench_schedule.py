@@ -38,7 +38,7 @@ class Costs:
     put: float  # a learner publishes its weights
     load: float  # a runner on the same node takes them
     ingest: float  # a learner takes one packet of episodes
-    plan: float = 0.060  # one vector step: planning and environment
+    plan: float = 0.060  # one vector step: planning and environment; a GPU's or a small model's
     update: float = 0.015
     transfer: float = 0.016  # of the weights to another node: 20 MB at 10 Gbit/s, one after another from the learner's
     runners_per_node: int = 16
@@ -239,26 +239,32 @@ def measure(repetitions: int = 200) -> Costs:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runners", type=int, nargs="*", default=[8, 32, 128])
+    parser.add_argument(
+        "--plan-ms", type=float, nargs="*", default=[60.0, 125.0, 311.0], help="planning and one step; see RESULTS.md's speeds"
+    )
     parser.add_argument("--seconds", type=float, default=300.0, help="simulated, after as many of warm-up")
     arguments = parser.parse_args()
     costs = measure()
     print(f"{machine()}\nmeasured here, ms: " + ", ".join(f"{name} {1e3 * getattr(costs, name):.2f}" for name in MEASURED))
     print(
-        f"assumed: {1e3 * costs.plan:.0f} ms for planning and one step; {1e3 * costs.transfer:.0f} ms for the weights to "
-        f"another node, {costs.runners_per_node} runners on each; episodes of 500 steps\n"
+        f"assumed: {1e3 * costs.transfer:.0f} ms for the weights to another node, {costs.runners_per_node} runners on each; "
+        "episodes of 500 steps\n"
     )
     lines = []
-    for update, rate, steps in SCENARIOS:
+    for plan_ms, (update, rate, steps) in itertools.product(arguments.plan_ms, SCENARIOS):
         for runners in arguments.runners:
             calls = 16
             limits = Limits(runners, steps, calls, rate, max_steps_ahead=None, max_queued_episodes=1_000)
-            scenario = replace(costs, update=update)
+            scenario = replace(costs, update=update, plan=plan_ms / 1e3)
             found = simulate(limits, scenario, warmup=arguments.seconds, seconds=arguments.seconds)
             shares = [f"{share:.1%}" for share in (found.driver, found.learner, found.uplink, found.runners)]
-            name = f"{1e3 * update:g} ms, U = {rate:g}, n = {steps}"
+            name = f"{plan_ms:g} ms, {1e3 * update:g} ms, U = {rate:g}, n = {steps}"
             lines.append([name, runners, f"{found.steps:.0f}", *shares, f"{found.lag:.0f}", found.bottleneck])
     print(
-        table(["update, rate, request", "runners", "steps/s", "driver", "learner", "network", "runners", "lag", "first"], lines)
+        table(
+            ["plan, update, rate, request", "runners", "steps/s", "driver", "learner", "network", "runners", "lag", "first"],
+            lines,
+        )
     )
 
 

@@ -80,7 +80,7 @@ def sample(uri: str) -> dict[str, Any]:
 def learner_memory(uri: str) -> dict[str, Any]:
     """A learner after 300 updates, which have touched most pages of the data."""
     from wmrl_ray.data import open_dataset
-    from wmrl_ray.run import RunConfig
+    from wmrl_ray.run.config import RunConfig
     from wmrl_ray.train import build_agent, build_replay, update_many
 
     config = RunConfig("iql_tdmpc", uri, batch_size=BATCH)
@@ -98,7 +98,7 @@ def bare_and_ray(uri: str, repetitions: int, num_learners: int) -> dict[str, Any
     from wmrl_ray.data import open_dataset
     from wmrl_ray.rllib import compat
     from wmrl_ray.rllib.config import IQLTDMPCConfig
-    from wmrl_ray.run import RunConfig
+    from wmrl_ray.run.config import RunConfig
     from wmrl_ray.train import build_agent, build_replay, update_many
 
     config = RunConfig("iql_tdmpc", uri, env=ENV, batch_size=BATCH, num_learners=num_learners)

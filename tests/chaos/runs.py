@@ -12,7 +12,8 @@ import torch
 
 from tests.chaos import traps
 from wmrl_ray import checkpoint
-from wmrl_ray.run import OnlineConfig, RunConfig, RunDir
+from wmrl_ray.run.config import OnlineConfig, RunConfig
+from wmrl_ray.run.folder import RunDir
 
 
 def config_of(*, num_learners: int = 0, num_runners: int = 1, **changes: Any) -> RunConfig:

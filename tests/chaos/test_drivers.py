@@ -19,7 +19,8 @@ from tests.chaos.runs import check_same, check_whole, config_of, log_of
 from wmrl_ray.config import to_dict
 from wmrl_ray.online import train_online
 from wmrl_ray.rllib.train import train_on_ray
-from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.folder import RunDir
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
@@ -30,7 +31,7 @@ from wmrl_ray.config import from_dict
 from wmrl_ray.rllib.config import CONFIGS
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.online import train_online
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 CONFIGS["own_tdmpc"] = traps.TrappedConfig
 train = train_on_ray if sys.argv[3] == "ray" else train_online
 train(from_dict(RunConfig, json.loads(sys.argv[1])), sys.argv[2], resume=True)

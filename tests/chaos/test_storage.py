@@ -15,7 +15,7 @@ import pytest
 from tests.chaos.runs import check_same, check_whole, config_of
 from wmrl_ray.online import train_online
 from wmrl_ray.rllib.train import train_on_ray
-from wmrl_ray.run import RunDir
+from wmrl_ray.run.folder import RunDir
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 SIZE, LEFT = 4 * 2**20, 48 * 2**10  # bytes of the disk, and those that a full one still has: enough for lines of the log

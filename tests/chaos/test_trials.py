@@ -13,7 +13,7 @@ from tests.chaos import traps
 from tests.chaos.runs import log_of
 from tests.rllib import fakes
 from tests.studies import run_sweep, tiny_plan
-from wmrl_ray.run import RunDir
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.sweep import in_process, on_ray
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

@@ -25,7 +25,7 @@ import numpy as np
 from tests.rllib import fakes, online_fakes
 from wmrl_ray import checkpoint
 from wmrl_ray.data.replay import Replay
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 
 FOLDER = "WMRL_TEST_TRAPS"  # environment variable: where traps and pids are
 TRAP_PLANE = "tests.chaos.traps:test/TrapPlane-v0"

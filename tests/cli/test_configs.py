@@ -10,7 +10,7 @@ import yaml
 from wmrl_ray.cli.configs import apply_overrides, available, read_source
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.core.agents import agent_config
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 
 
 @pytest.mark.parametrize("name", sorted(available()))

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from wmrl_ray.cli import display as display_module
 from wmrl_ray.cli.display import JsonLines, LivePanel, make_display, sparkline
-from wmrl_ray.run import Event, RunConfig
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event
 
 CONFIG = RunConfig(algorithm="bc", dataset="wmrl/pointmaze/umaze-v0", num_updates=1000)
 

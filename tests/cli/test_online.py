@@ -17,7 +17,8 @@ from rich.console import Console
 
 from tests.fakes import Imitator, OnlineTDMPC, registered
 from wmrl_ray.cli.display import LivePanel
-from wmrl_ray.run import Event, RunConfig
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event
 
 ROOT = Path(__file__).parents[2]
 MAIN = """

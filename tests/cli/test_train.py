@@ -15,7 +15,7 @@ import torch
 
 from wmrl_ray.cli.train import train as train_command
 from wmrl_ray.policy import Policy
-from wmrl_ray.run import RunDir
+from wmrl_ray.run.folder import RunDir
 
 MAIN = "from wmrl_ray.cli import main; main()"
 ROOT = Path(__file__).parents[2]

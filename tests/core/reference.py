@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -45,6 +47,26 @@ def apply(network: nn.Sequential, x: np.ndarray) -> np.ndarray:
 
 def q_min(critic: nn.ModuleList, z: np.ndarray, action: np.ndarray) -> np.ndarray:
     return np.min([apply(member, np.concatenate([z, action], -1))[..., 0] for member in critic], axis=0)
+
+
+def latent_model_loss(agent: Any, batch: Batch, td_target: np.ndarray) -> tuple[float, dict[str, float]]:
+    """TD-MPC's loss along a latent rollout (Section III-B of the IQL-TD-MPC paper), step by step: (loss, its parts)."""
+    c, m, t = agent.config, agent.model, agent.target
+    obs, action, valid = array(batch.obs), array(batch.action), array(batch.valid)
+    reward = c.reward_scale * array(batch.reward) + c.reward_shift
+    B, H = reward.shape
+    z = apply(m.encoder, obs[:, 0])
+    consistency, reward_loss, critic = np.zeros(B), np.zeros(B), np.zeros(B)
+    for k in range(H):
+        weight, za = valid[:, k] * c.rho**k, np.concatenate([z, action[:, k]], -1)
+        for member in m.critic:
+            critic += weight * (apply(member, za)[:, 0] - td_target[:, k]) ** 2
+        reward_loss += weight * (apply(m.reward_head, za)[:, 0] - reward[:, k]) ** 2
+        z = apply(m.dynamics, za)
+        consistency += weight * ((z - apply(t.encoder, obs[:, k + 1])) ** 2).mean(-1)
+    windows = {"consistency": consistency, "reward": reward_loss, "critic": critic}
+    parts = {name: np.minimum(loss, c.loss_clip).mean() for name, loss in windows.items()}
+    return sum(getattr(c, f"{name}_coef") * part for name, part in parts.items()) / H, parts
 
 
 def reached(model: nn.Module, loss: torch.Tensor) -> set[str]:

@@ -236,6 +236,16 @@ def test_a_state_of_another_kind_of_device_keeps_the_agents_own_streams(name):
         ("iq_mpc", {"model": {"num_bins": 101}}, "num_bins = 101"),
         ("iq_mpc", {"gamma": 1.0}, "gamma = 1.0"),
         ("iq_mpc", {"penalty_coef": -1.0}, "penalty_coef = -1.0"),
+        ("iq_mpc", {"entropy_coef": -1.0}, "entropy_coef = -1.0"),
+        ("tdmpc", {"grad_clip": -1.0}, "grad_clip = -1.0"),
+        ("tdmpc", {"policy_std": -0.1}, "policy_std = -0.1"),
+        ("tdmpc", {"plan": {"num_policy": -1}}, "num_policy = -1; neither may be negative"),
+        ("iql_tdmpc", {"consistency_coef": -1.0}, "consistency_coef = -1.0"),
+        ("iql_tdmpc", {"loss_clip": 0.0}, "loss_clip = 0.0"),
+        ("iql_tdmpc", {"tau": 0.0}, "tau = 0.0"),
+        ("bc", {"grad_clip": -1.0}, "grad_clip = -1.0"),
+        ("bc", {"lr": float("inf")}, "lr = inf; it must be a finite number"),
+        ("iql", {"beta": "nan"}, "beta = nan"),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(name, values, named):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.core.reference import apply, array, q_min, random_batch, shake
+from tests.core.reference import apply, array, latent_model_loss, q_min, random_batch, shake
 from wmrl_ray.core.agents import make_agent
 
 B, H, O, A, Z = 2, 3, 5, 6, 8  # noqa: E741
@@ -57,18 +57,25 @@ def test_the_td_target_bootstraps_from_v_or_from_q_and_not_after_a_terminal_step
     assert expected[0, -1] == array(batch.reward)[0, -1]
 
 
-def test_the_model_loss_uses_the_td_target_of_its_config():
+@pytest.mark.parametrize("critic_loss", ["iql", "tdmpc"])
+def test_the_model_loss_is_the_papers_in_numpy(critic_loss):
+    agent = make(critic_loss=critic_loss, reward_scale=2.0, reward_shift=-1.0)
     batch, noise = random_batch(B, H, O, A), torch.randn(B, H, A)
-    for critic_loss in ("iql", "tdmpc"):
-        agent = make(critic_loss=critic_loss)
-        target, z = array(agent.td_target(batch, noise)), apply(agent.model.encoder, array(batch.obs)[:, 0])
-        critic = np.zeros(B)
-        for k in range(H):
-            za = np.concatenate([z, array(batch.action)[:, k]], -1)
-            weight = 0.5**k * array(batch.valid)[:, k]
-            critic += weight * sum((apply(member, za)[:, 0] - target[:, k]) ** 2 for member in agent.model.critic)
-            z = apply(agent.model.dynamics, za)
-        assert agent.model_loss(batch, noise)[2]["loss/critic"].item() == pytest.approx(critic.mean(), rel=1e-5)
+    expected, parts = latent_model_loss(agent, batch, array(agent.td_target(batch, noise)))
+    loss, zs, info = agent.model_loss(batch, noise)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    for name, part in parts.items():
+        assert info[f"loss/{name}"].item() == pytest.approx(part, rel=1e-5), name
+    assert zs.shape == (B, H + 1, Z) and not zs.requires_grad
+
+
+def test_each_windows_part_of_the_model_loss_is_clamped():
+    agent, batch = make(loss_clip=50.0), random_batch(B, H, O, A)
+    batch.reward[0] = 1e3
+    expected, parts = latent_model_loss(agent, batch, array(agent.td_target(batch, torch.zeros(B, H, A))))
+    loss, _, info = agent.model_loss(batch, torch.zeros(B, H, A))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert parts["reward"] < 50.0 and info["loss/reward"].item() == pytest.approx(parts["reward"], rel=1e-5)
 
 
 def test_the_actor_loss_is_equation_3_in_numpy():
@@ -112,6 +119,19 @@ def test_an_update_moves_every_module_and_reports_finite_metrics():
     assert all(not torch.equal(before[name], p) for name, p in agent.model.named_parameters())
     assert all(value.dim() == 0 and value.isfinite() and not value.requires_grad for value in metrics.values())
     assert {"loss/consistency", "loss/reward", "loss/critic", "loss/value", "loss/actor", "grad_norm/model"} <= set(metrics)
+
+
+def test_every_second_update_moves_the_targets_by_tau():
+    agent = make(tau=0.25)
+    batch, before = random_batch(B, H, O, A), [p.clone() for p in agent.target.parameters()]
+    agent.update(batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, agent.target.parameters(), strict=True))
+    agent.update(batch)
+    online = [*agent.model.encoder.parameters(), *agent.model.critic.parameters()]
+    target = [*agent.target.encoder.parameters(), *agent.target.critic.parameters()]
+    assert len(before) == len(target)
+    for old, p, new in zip(before, online, target, strict=True):
+        assert torch.allclose(new, 0.75 * old + 0.25 * p, atol=1e-6) and not torch.equal(new, old)
 
 
 def test_planning_takes_only_actions_that_the_policy_sampled():

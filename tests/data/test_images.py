@@ -20,7 +20,7 @@ from wmrl_ray.data.makers.experts import make_demonstrations
 from wmrl_ray.data.minari_writer import write_local_minari
 from wmrl_ray.intents import augmented
 from wmrl_ray.online import train_online
-from wmrl_ray.run import OnlineConfig, RunConfig
+from wmrl_ray.run.config import OnlineConfig, RunConfig
 
 SHAPE = (3, 4, 4)
 

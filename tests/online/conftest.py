@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes import ImageActor, Imitator, OnlineTDMPC, registered
 from tests.online.runs import SMALL
-from wmrl_ray.run import OnlineConfig, RunConfig
+from wmrl_ray.run.config import OnlineConfig, RunConfig
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wmrl_ray import checkpoint
-from wmrl_ray.run import RunDir
+from wmrl_ray.run.folder import RunDir
 
 SMALL = {
     "model": {"latent_dim": 8, "encoder_dim": 16, "hidden_dim": 16},

@@ -9,7 +9,7 @@ import pytest
 from tests.online.runs import SMALL
 from wmrl_ray.config import ConfigError
 from wmrl_ray.online import Clock, make_clock
-from wmrl_ray.run import OnlineConfig, RunConfig
+from wmrl_ray.run.config import OnlineConfig, RunConfig
 
 
 def simulated(online: OnlineConfig, seed_steps: int, until: int, call: int) -> list[tuple[int, int, bool]]:

@@ -14,7 +14,8 @@ from wmrl_ray.collect import Collector
 from wmrl_ray.data.datasets import dataset_from_episodes
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.online import train_online
-from wmrl_ray.run import RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.train import build_replay
 
 

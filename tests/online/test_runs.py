@@ -19,7 +19,8 @@ from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, to_dict
 from wmrl_ray.online import train_online
 from wmrl_ray.policy import Policy
-from wmrl_ray.run import OnlineConfig, RunConfig, RunDir
+from wmrl_ray.run.config import OnlineConfig, RunConfig
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.train import with_episode_len
 
 
@@ -145,7 +146,7 @@ from wmrl_ray.config import from_dict
 from wmrl_ray.core.agents import AGENTS
 AGENTS["online"] = OnlineTDMPC
 from wmrl_ray.online import train_online
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 config = from_dict(RunConfig, json.loads(sys.argv[1]))
 train_online(config, sys.argv[2], resume=True, on_event=lambda e: print(e.kind, e.update, flush=True))
 """

@@ -12,7 +12,7 @@ from tests.rllib import fakes
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
 from wmrl_ray.rllib.online import OnlineAlgorithm
-from wmrl_ray.run import OnlineConfig, RunConfig
+from wmrl_ray.run.config import OnlineConfig, RunConfig
 
 AGENTS.update(own_tdmpc=OnlineTDMPC, own_imitator=Imitator, own_images=ImageActor)
 

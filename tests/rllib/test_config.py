@@ -17,7 +17,7 @@ from wmrl_ray.rllib.config import CONFIGS, BCConfig, IQLTDMPCConfig, TDMPCConfig
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rllib.online_learner import OnlineLearner
 from wmrl_ray.rllib.train import train_on_ray
-from wmrl_ray.run import OnlineConfig, RunConfig
+from wmrl_ray.run.config import OnlineConfig, RunConfig
 
 
 def test_every_agent_has_a_config_and_an_algorithm_that_know_each_other() -> None:

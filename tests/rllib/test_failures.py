@@ -19,7 +19,9 @@ from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.failures import ActorLostError, Failure, RemoteError, as_lost, unwrap
 from wmrl_ray.rllib.train import train_on_ray
-from wmrl_ray.run import Event, RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.trackers import Trackers
 from wmrl_ray.train import train
 

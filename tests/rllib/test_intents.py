@@ -31,7 +31,7 @@ from wmrl_ray.policy import Policy
 from wmrl_ray.rllib import ManagerConfig
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.rollout import evaluate
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 from wmrl_ray.train import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

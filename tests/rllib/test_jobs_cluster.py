@@ -15,7 +15,7 @@ import yaml
 
 from tests.rllib import fakes
 from tests.rllib.heads import Head, head
-from wmrl_ray.run import RunDir
+from wmrl_ray.run.folder import RunDir
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

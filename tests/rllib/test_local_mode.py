@@ -97,7 +97,7 @@ import json, os, sys
 from pathlib import Path
 from tests.rllib.fakes import PLANE, TINY_AGENT
 from wmrl_ray.rllib.train import train_on_ray
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 
 import ray, wmrl_ray.rllib.learner as learner
 dataset, folder, temp = sys.argv[1:]

@@ -18,7 +18,8 @@ from tests.rllib.online_fakes import run_config
 from wmrl_ray.config import ConfigError
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.train import train_on_ray
-from wmrl_ray.run import Event, OnlineConfig, RunConfig
+from wmrl_ray.run.config import OnlineConfig, RunConfig
+from wmrl_ray.run.events import Event
 
 pytestmark = pytest.mark.ray
 

@@ -16,9 +16,10 @@ from tests.rllib.online_fakes import OwnTDMPC, run_config, small_online
 from wmrl_ray.collect import Collector, Statistics
 from wmrl_ray.online import train_online
 from wmrl_ray.policy import Policy
-from wmrl_ray.rllib.online import Tally
+from wmrl_ray.rllib.tally import Tally
 from wmrl_ray.rllib.train import train_on_ray
-from wmrl_ray.run import OnlineConfig, RunDir
+from wmrl_ray.run.config import OnlineConfig
+from wmrl_ray.run.folder import RunDir
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 

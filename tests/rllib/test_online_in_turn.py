@@ -16,7 +16,7 @@ from tests.rllib import fakes
 from tests.rllib.online_fakes import replays, runner_pid, small_online, unfinished_steps, weights
 from wmrl_ray.collect import Collector
 from wmrl_ray.rllib.failures import RemoteError
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 from wmrl_ray.train import build_agent, build_replay, update_many
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

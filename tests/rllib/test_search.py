@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from wmrl_ray.fork import lineage
 from wmrl_ray.results import read_results
 from wmrl_ray.rllib import search as module
 from wmrl_ray.rllib.search import run_search
-from wmrl_ray.run import RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.study import Plan
 from wmrl_ray.sweep import Outcome, on_ray
 
@@ -36,6 +39,28 @@ def run(plan: Plan, out: Path, **kwargs: Any) -> tuple[dict[str, Outcome], Sweep
     results = sweep(plan, out, on_ray(out), log, run_search=run_search, **kwargs)
     record = json.loads((out / plan.searches[0].folder / "search.json").read_text())
     return {cell.run: outcome for cell, outcome in results}, log, record
+
+
+def test_a_trials_runs_are_exported_to_prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the cells of a grid are; here in this process."""
+    told = []
+
+    class Told:
+        def __init__(self, config: RunConfig, folder: Path) -> None:
+            self.run = (config.algorithm, folder)
+
+        def on_event(self, event: Event) -> None:
+            told.append((*self.run, event.kind))
+
+    monkeypatch.setattr(module, "Telemetry", Told)
+    monkeypatch.setattr(module.tune, "get_context", lambda: SimpleNamespace(get_trial_dir=lambda: "trials/t0"))
+    monkeypatch.setattr(module.tune, "get_checkpoint", lambda: None)
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(module.tune, "report", reports.append)
+    search, out = plan_of(tmp_path, scheduler="asha").searches[0], tmp_path / "out"
+    module._work({"trial": {"name": "t0", "point": search.trials[0]}}, search, out, {}, tmp_path / "stop")
+    assert {(algorithm, folder) for algorithm, folder, _ in told} == {("bc", out / search.run("t0", seed)) for seed in (0, 1)}
+    assert [kind for *_, kind in told].count("eval") == 8 and reports[-1]["result"]["state"] == "finished"
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from tests.rllib import fakes
 from tests.studies import SweepLog, run_sweep, tiny_plan
 from wmrl_ray.config import ConfigError
 from wmrl_ray.rllib.trials import Outcome, cause_of, run_trials
-from wmrl_ray.run import RunDir
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.study import Plan
 from wmrl_ray.sweep import Outcome as SweepOutcome
 from wmrl_ray.sweep import on_ray

@@ -13,7 +13,8 @@ import pytest
 
 from tests.rllib.online_fakes import run_config
 from wmrl_ray.rllib.telemetry import METRICS, Telemetry, exported_names, readings
-from wmrl_ray.run import Event, OnlineConfig
+from wmrl_ray.run.config import OnlineConfig
+from wmrl_ray.run.events import Event
 
 
 def numbers(event: Event) -> dict[str, float]:

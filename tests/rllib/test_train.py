@@ -18,7 +18,8 @@ from wmrl_ray.data.episode import DataError
 from wmrl_ray.policy import Policy
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.rollout import evaluate
-from wmrl_ray.run import Event, RunConfig
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event
 from wmrl_ray.train import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

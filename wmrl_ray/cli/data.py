@@ -137,7 +137,7 @@ def _trained_expert(task: str, seed: int, no_ray: bool) -> Path:
     """The run folder of TD-MPC2 trained by the task's shipped configuration; trained now as far as it is not."""
     from wmrl_ray.cli.configs import available
     from wmrl_ray.cli.train import train
-    from wmrl_ray.run import RunDir
+    from wmrl_ray.run.folder import RunDir
 
     config = f"{task.replace('/', '-')}-tdmpc2"
     check(config in available(), f"no expert of {task}: give one with --checkpoint RUN, or add tune_configs/{config}.yaml")

@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from wmrl_ray.run import Event, RunConfig
+    from wmrl_ray.run.config import RunConfig
+    from wmrl_ray.run.events import Event
 
 BARS = "▁▂▃▄▅▆▇█"
 

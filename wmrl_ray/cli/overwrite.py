@@ -9,6 +9,7 @@ from pathlib import Path
 RUN_FILES = (
     "dataset.json",
     "environment.json",
+    "sessions.json",
     "metrics.jsonl",
     "trajectories.npz",
     "result.json",

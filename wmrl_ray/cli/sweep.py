@@ -76,7 +76,7 @@ def sweep(
     """Train every cell of a study: each Manager once for all its Workers, finished runs never again.
 
     Ctrl-C or SIGTERM stop it, with a checkpoint of every run at work; the same command goes on from there. Every evaluation is
-    in OUT/results.parquet.
+    in OUT/results.parquet, except those of a population's abandoned generations: their folders stay.
     """
     if print_schema:
         from wmrl_ray.schema import study_schema

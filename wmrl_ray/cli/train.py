@@ -17,7 +17,9 @@ from wmrl_ray.cli.signals import GRACE_S, StopRequest
 from wmrl_ray.config import ConfigError, from_dict
 
 if TYPE_CHECKING:
-    from wmrl_ray.run import Event, RunConfig, RunDir
+    from wmrl_ray.run.config import RunConfig
+    from wmrl_ray.run.events import Event
+    from wmrl_ray.run.folder import RunDir
 
 
 def train(
@@ -62,7 +64,8 @@ def train(
         values["track"] = list(dict.fromkeys([*values.get("track", ["tensorboard"]), *track]))
 
     from wmrl_ray.core.agents import agent_config
-    from wmrl_ray.run import RunConfig, RunDir
+    from wmrl_ray.run.config import RunConfig
+    from wmrl_ray.run.folder import RunDir
     from wmrl_ray.trackers import Trackers
 
     config = from_dict(RunConfig, values)

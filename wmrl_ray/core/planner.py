@@ -48,7 +48,7 @@ class PlanConfig:
         )
         check(
             min(self.num_samples, self.num_policy) >= 0,
-            f"plan.num_samples = {self.num_samples}, plan.num_policy = {self.num_policy}",
+            f"plan.num_samples = {self.num_samples}, plan.num_policy = {self.num_policy}; neither may be negative",
         )
         check(self.temperature >= 0, f"plan.temperature = {self.temperature}; it must not be negative")
         check(0 <= self.momentum <= 1, f"plan.momentum = {self.momentum}; it must be in [0, 1]")

@@ -8,12 +8,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wmrl_ray.config import ConfigError
+from wmrl_ray.run.provenance import changed
 
 Line = dict[str, Any]  # one object of metrics.jsonl
 
@@ -29,6 +31,7 @@ class Run:
     lines: list[Line]
     result: dict[str, Any] | None
     warnings: list[str] = field(default_factory=list)
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # environments, each from `update` on; one if never resumed
 
     @property
     def name(self) -> str:
@@ -188,7 +191,11 @@ def read_run(path: Path) -> Run:
     environment = _read_json(path / "environment.json")
     if environment is None:
         warnings.append("environment.json is missing: versions and hardware are unknown")
-    run = Run(path, config, dataset or {"name": str(config.get("dataset"))}, environment or {}, lines, result, warnings)
+    recorded = _read_json(path / "sessions.json")
+    sessions = [{"update": 0, **(environment or {})}] if recorded is None else recorded["sessions"]
+    warnings += _changes(sessions)
+    card = dataset or {"name": str(config.get("dataset"))}
+    run = Run(path, config, card, environment or {}, lines, result, warnings, sessions)
     planned = int(config.get("num_updates", 0))
     if not run.is_complete:
         warnings.append(f"incomplete: {run.num_updates} of {planned} updates; its last evaluation is what the tables show")
@@ -199,6 +206,15 @@ def read_run(path: Path) -> Run:
     elif run.is_complete and run.evaluations[-1]["update"] < planned:
         warnings.append(f"the last evaluation is at update {run.evaluations[-1]['update']}, not at {planned}")
     return run
+
+
+def _changes(sessions: Sequence[dict[str, Any]]) -> list[str]:
+    """Of what was done by other code or elsewhere than what came before it."""
+    return [
+        f"from update {now['update']:,} on it is the work of another session, which differs in {', '.join(keys)}"
+        for before, now in pairwise(sessions)
+        if (keys := changed(before, now))
+    ]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -15,9 +15,11 @@ import numpy as np
 from wmrl_ray.config import flatten
 from wmrl_ray.report.runs import Run
 from wmrl_ray.report.stats import improvement, performance_profile, summarize, summarize_strata
+from wmrl_ray.run.provenance import OF_A_SESSION, changed
+from wmrl_ray.run.settings import NOT_LEARNED, is_among
 
 # Where a run was computed, not what was computed: runs that differ only here are seeds of one experiment.
-NOT_AN_EXPERIMENT = {"seed", "device", "log_every", "checkpoint_every", "num_to_keep", "num_eval_runners", "envs_per_runner"}
+NOT_AN_EXPERIMENT = NOT_LEARNED | {"seed"}
 
 PROFILE_POINTS = 101
 
@@ -249,20 +251,28 @@ def _config_table(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _environment_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each distinct environment once, with the runs made in it; commands and start times differ by nature and are left out."""
+    """Each distinct environment once, with the runs made in it, and where a resumed run changed to it.
+
+    Commands and start times differ by nature and are left out.
+    """
     seen: dict[str, dict[str, Any]] = {}
     for run in runs:
-        flat = {key: value for key, value in flatten(run.environment) if key not in ("command", "started")}
-        seen.setdefault(repr(sorted(flat.items(), key=lambda item: item[0])), {"values": flat, "runs": []})["runs"].append(
-            run.name
-        )
+        before = None
+        for session in run.sessions:
+            if before is not None and not changed(before, session):
+                continue
+            name = run.name if before is None else f"{run.name} from update {session['update']:,}"
+            flat = {key: value for key, value in flatten(session) if key not in OF_A_SESSION}
+            key = repr(sorted(flat.items(), key=lambda item: item[0]))
+            seen.setdefault(key, {"values": flat, "runs": []})["runs"].append(name)
+            before = session
     return [entry for entry in seen.values() if entry["values"]]
 
 
 def experiment_of(run: Run) -> tuple:
     """Every setting that defines the experiment besides the dataset, as sorted (key, repr) pairs."""
     skipped = NOT_AN_EXPERIMENT | {"dataset", "env"}
-    return tuple(sorted((key, repr(value)) for key, value in flatten(run.config) if key.split(".")[0] not in skipped))
+    return tuple(sorted((key, repr(value)) for key, value in flatten(run.config) if not is_among(key, skipped)))
 
 
 def _what_differs(experiment: tuple, siblings: Sequence[tuple]) -> str:

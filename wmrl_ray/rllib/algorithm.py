@@ -25,7 +25,7 @@ from wmrl_ray.rllib.evaluation import RunningEvaluation
 from wmrl_ray.rllib.failures import RemoteError, guarded, unwrap
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rollout import Evaluation
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 from wmrl_ray.train import checkpoint_meta, evaluation_metrics
 
 EVALUATION_NAMES = {"return_mean": "episode_return_mean", "length_mean": "episode_len_mean", "episodes": "num_episodes"}

@@ -29,7 +29,7 @@ from wmrl_ray.rllib.module import AddIsFirst, AgentModule
 from wmrl_ray.rllib.online import IQMPC, IQSAC, TDMPC2, OnlineAlgorithm, make_limits
 from wmrl_ray.rllib.online_learner import OnlineLearner
 from wmrl_ray.rollout import env_dims
-from wmrl_ray.run import RunConfig
+from wmrl_ray.run.config import RunConfig
 from wmrl_ray.train import with_episode_len
 
 # RLlib's hyper-parameters of learning. Nothing here reads them: the agent owns its own.
@@ -39,7 +39,7 @@ NOT_OURS += ("minibatch_size", "num_epochs", "shuffle_batch_per_epoch", "learner
 
 class AgentAlgorithmConfig(AlgorithmConfig):
     """RLlib's settings keep RLlib's names; ours are the dataset, `agent`, `batch_size` (of each learner), `updates_per_call`,
-    and `online` (the keys of `wmrl_ray.run.OnlineConfig`) for an agent that takes its own steps.
+    and `online` (the keys of `wmrl_ray.run.config.OnlineConfig`) for an agent that takes its own steps.
 
     Offline there is nothing to sample while training: `num_env_runners` counts runners for evaluation too. Online it is another
     name of `online["num_runners"]`. Either way `num_envs_per_env_runner` is that of evaluations.

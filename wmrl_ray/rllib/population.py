@@ -1,4 +1,10 @@
-"""Tune's population-based training, in which nobody waits for a member that will not come."""
+"""Tune's population-based training, in which nobody waits for a member that will not come.
+
+What a member does before it takes over another's state is a generation of its own (`search_trial.Member`): its folder stays,
+and is no row of results.parquet. Why: nobody goes on from it, and the table would show it as the result of settings that were
+given up before they were trained to the end. The successor's own rows begin with the evaluations of the run it continues, which
+its `lineage` names.
+"""
 
 from __future__ import annotations
 

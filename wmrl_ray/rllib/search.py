@@ -24,6 +24,7 @@ import torch
 from ray import tune
 
 from wmrl_ray.config import ConfigError, check
+from wmrl_ray.rllib.telemetry import Telemetry
 from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, check_gpus, quiet_tune
 from wmrl_ray.search import Search
 from wmrl_ray.search_trial import Member, run_trial
@@ -144,7 +145,14 @@ def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], sto
 
     try:
         result = run_trial(
-            search, out, name, point, keep_last, adopted=adopted, should_stop=lambda: should_end(last.get("update"))
+            search,
+            out,
+            name,
+            point,
+            keep_last,
+            adopted=adopted,
+            should_stop=lambda: should_end(last.get("update")),
+            listener=lambda config, folder: Telemetry(config, folder).on_event,
         )
     except _PrunedBeforeError:
         result = {"state": "pruned", **last}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ray.util.metrics import Gauge
 
-from wmrl_ray.run import Event, OnEvent, RunConfig
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event, OnEvent
 from wmrl_ray.trackers import run_name
 
 TAGS = ("algorithm", "run", "role")

@@ -24,7 +24,9 @@ from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
 from wmrl_ray.rllib.failures import RemoteError, as_lost
 from wmrl_ray.rllib.telemetry import Telemetry
-from wmrl_ray.run import Event, OnEvent, RunConfig, RunDir
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.events import Event, OnEvent
+from wmrl_ray.run.folder import RunDir
 from wmrl_ray.train import (
     Progress,
     build_replay,

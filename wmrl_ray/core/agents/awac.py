@@ -38,16 +38,9 @@ class Config(AgentConfig):
     reward_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, f"lr = {self.lr}; it must be positive")
-        check(self.hidden_dim >= 1, f"hidden_dim = {self.hidden_dim}; it must be at least 1")
+        super().__post_init__()
         check(0 <= self.gamma <= 1, f"gamma = {self.gamma}; it must be in [0, 1]")
-        check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
         check(self.temperature > 0, f"temperature = {self.temperature}; it must be positive")
-        check(self.largest_weight > 0, f"largest_weight = {self.largest_weight}; it must be positive")
-        check(
-            self.log_std_min < self.log_std_max,
-            f"log_std_min = {self.log_std_min}, log_std_max = {self.log_std_max}; the first must be smaller",
-        )
 
 
 class Model(nn.Module):

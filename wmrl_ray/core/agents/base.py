@@ -22,6 +22,12 @@ ObsDim = int | tuple[int, int, int]  # O of vectors, (C, h, w) of images
 COMPILE_OPTIONS = {"realize_reads_threshold": 100}
 
 
+# What a number of these names can be, in every agent's Config
+POSITIVE = {"lr", "actor_lr", "encoder_lr_scale", "hidden_dim", "grad_clip", "loss_clip", "largest_weight", "reward_scale"}
+NOT_NEGATIVE = {"policy_std", "policy_noise", "policy_noise_clip", "noise_clip", "weight_decay", "beta", "shift"}
+FRACTIONS = {"tau", "rho", "scale_rate"}
+
+
 @dataclass(frozen=True)
 class AgentConfig:
     """What every agent's Config has besides its own hyper-parameters."""
@@ -30,6 +36,16 @@ class AgentConfig:
     compile: Literal["off", "default", "cuda_graphs"] = "off"  # torch.compile; cuda_graphs: reduce-overhead, not of whole steps
 
     needs_return_to_go: ClassVar[bool] = False  # `update` reads `Batch.time` and `Batch.return_to_go`
+
+    def __post_init__(self) -> None:
+        values = {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
+        for name, value in values.items():
+            check(name not in POSITIVE or value > 0, f"{name} = {value}; it must be positive")
+            not_negative = name in NOT_NEGATIVE or name.endswith("_coef")
+            check(not not_negative or value >= 0, f"{name} = {value}; it must not be negative")
+            check(name not in FRACTIONS or 0 < value <= 1, f"{name} = {value}; it must be in (0, 1]")
+        low, high = values.get("log_std_min", -1), values.get("log_std_max", 0)
+        check(low < high, f"log_std_min = {low}, log_std_max = {high}; the first must be smaller")
 
     @property
     def window(self) -> int:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.math import masked_mean
@@ -24,10 +23,6 @@ class Config(AgentConfig):
     lr: float = 3e-4
     normalize_obs: bool = True
     grad_clip: float | None = None  # CORL does not clip
-
-    def __post_init__(self) -> None:
-        check(self.lr > 0, f"lr = {self.lr}; it must be positive")
-        check(self.hidden_dim >= 1, f"hidden_dim = {self.hidden_dim}; it must be at least 1")
 
 
 class BC(Agent):

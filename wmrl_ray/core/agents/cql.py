@@ -61,17 +61,10 @@ class Config(AgentConfig):
     grad_clip: float | None = None  # CORL does not clip
 
     def __post_init__(self) -> None:
-        for name in ("hidden_dim", "actor_layers", "critic_layers", "num_actions"):
+        super().__post_init__()
+        for name in ("actor_layers", "critic_layers", "num_actions"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "actor_lr"):
-            check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}; it must be positive")
-        check(self.conservative_coef >= 0, f"conservative_coef = {self.conservative_coef}; it must not be negative")
         check(0 <= self.gamma <= 1, f"gamma = {self.gamma}; it must be in [0, 1]")
-        check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
-        check(
-            self.log_std_min < self.log_std_max,
-            f"log_std_min = {self.log_std_min}, log_std_max = {self.log_std_max}; the first must be smaller",
-        )
 
 
 class Actor(nn.Module):

@@ -59,6 +59,7 @@ class Config(AgentConfig):
     normalize_obs: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("sequence", "embedding_dim", "num_layers", "num_heads", "episode_len", "warmup"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
         check(
@@ -66,7 +67,6 @@ class Config(AgentConfig):
             f"num_heads = {self.num_heads}; it must divide embedding_dim = {self.embedding_dim}",
         )
         check(0 <= self.dropout < 1, f"dropout = {self.dropout}; it must be in [0, 1)")
-        check(self.lr > 0, f"lr = {self.lr}; it must be positive")
 
     @property
     def window(self) -> int:

@@ -80,8 +80,6 @@ class Config(SimplicialAgentConfig):
         check(self.model.num_bins == 1, f"model.num_bins = {self.model.num_bins}; inverse soft-Q needs critics of 1 number")
         check(self.gamma is None or self.gamma < 1, f"gamma = {self.gamma}; it must be below 1")
         check(self.alpha > 0, f"alpha = {self.alpha}; it must be positive")
-        for name in ("consistency_coef", "critic_coef", "penalty_coef"):
-            check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
         check(0 < self.action_margin < 1, f"action_margin = {self.action_margin}; it must be in (0, 1)")
 
 

@@ -49,18 +49,12 @@ class Config(AgentConfig):
     shift: int = 3  # pixels that images move at most, in updates
 
     def __post_init__(self) -> None:
-        for name in ("hidden_dim", "num_critics", "num_channels", "simnorm_dim"):
+        super().__post_init__()
+        for name in ("num_critics", "num_channels", "simnorm_dim"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "actor_lr", "alpha"):
-            check(getattr(self, name) > 0, f"{name} = {getattr(self, name)}; it must be positive")
+        check(self.alpha > 0, f"alpha = {self.alpha}; it must be positive")
         check(0 <= self.gamma < 1, f"gamma = {self.gamma}; it must be in [0, 1)")
-        check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
-        check(self.shift >= 0, f"shift = {self.shift}; it must not be negative")
         check(self.temperature >= 0, f"temperature = {self.temperature}; it must not be negative")
-        check(
-            self.log_std_min < self.log_std_max,
-            f"log_std_min = {self.log_std_min}, log_std_max = {self.log_std_max}; the first must be smaller",
-        )
 
 
 class Model(nn.Module):

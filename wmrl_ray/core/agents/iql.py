@@ -42,18 +42,10 @@ class Config(AgentConfig):
     reward_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, f"lr = {self.lr}; it must be positive")
+        super().__post_init__()
         check(self.lr_steps is None or self.lr_steps >= 1, f"lr_steps = {self.lr_steps}; it must be at least 1, or null")
-        check(self.hidden_dim >= 1, f"hidden_dim = {self.hidden_dim}; it must be at least 1")
         check(0 <= self.gamma <= 1, f"gamma = {self.gamma}; it must be in [0, 1]")
-        check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
         check(0 < self.expectile < 1, f"expectile = {self.expectile}; it must be in (0, 1)")
-        check(self.beta >= 0, f"beta = {self.beta}; it must not be negative")
-        check(self.largest_weight > 0, f"largest_weight = {self.largest_weight}; it must be positive")
-        check(
-            self.log_std_min < self.log_std_max,
-            f"log_std_min = {self.log_std_min}, log_std_max = {self.log_std_max}; the first must be smaller",
-        )
 
 
 class Model(nn.Module):

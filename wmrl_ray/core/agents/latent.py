@@ -32,11 +32,8 @@ class LatentAgentConfig(AgentConfig):
     reward_shift: float = 0.0  # CORL's antmaze uses -1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(0 < self.gamma <= 1, f"gamma = {self.gamma}; it must be in (0, 1]")
-        check(0 < self.rho <= 1, f"rho = {self.rho}; it must be in (0, 1]")
-        check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
-        check(self.lr > 0, f"lr = {self.lr}; it must be positive")
-        check(self.reward_scale > 0, f"reward_scale = {self.reward_scale}; it must be positive")
         check(self.target_every >= 1, f"target_every = {self.target_every}; it must be at least 1")
 
     @property

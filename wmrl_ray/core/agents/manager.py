@@ -68,8 +68,6 @@ class Config(LatentAgentConfig):
         check(self.num_classes >= 2, f"num_classes = {self.num_classes}; it must be at least 2")
         check(0 < self.uniform_mix < 1, f"uniform_mix = {self.uniform_mix}; it must be in (0, 1)")
         check(0 < self.expectile < 1, f"expectile = {self.expectile}; it must be in (0, 1)")
-        check(self.beta >= 0, f"beta = {self.beta}; it must not be negative")
-        check(self.largest_weight > 0, f"largest_weight = {self.largest_weight}; it must be positive")
 
     @property
     def window(self) -> int:

@@ -42,16 +42,10 @@ class SimplicialAgentConfig(AgentConfig):
     shift: int = 3  # pixels that images move at most, in updates
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.gamma is None or 0 < self.gamma <= 1, f"gamma = {self.gamma}; it must be in (0, 1], or None")
         check(self.episode_len is None or self.episode_len >= 1, f"episode_len = {self.episode_len}; it must be at least 1")
         check(self.extra_iterations >= 0, f"extra_iterations = {self.extra_iterations}; it must not be negative")
-        check(0 < self.rho <= 1, f"rho = {self.rho}; it must be in (0, 1]")
-        check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
-        check(self.lr > 0, f"lr = {self.lr}; it must be positive")
-        check(self.encoder_lr_scale > 0, f"encoder_lr_scale = {self.encoder_lr_scale}; it must be positive")
-        check(self.grad_clip > 0, f"grad_clip = {self.grad_clip}; it must be positive")
-        check(self.entropy_coef >= 0, f"entropy_coef = {self.entropy_coef}; it must not be negative")
-        check(self.shift >= 0, f"shift = {self.shift}; it must not be negative")
 
     @property
     def discount(self) -> float:

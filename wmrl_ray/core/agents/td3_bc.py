@@ -34,13 +34,9 @@ class Config(AgentConfig):
     reward_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, f"lr = {self.lr}; it must be positive")
-        check(self.hidden_dim >= 1, f"hidden_dim = {self.hidden_dim}; it must be at least 1")
+        super().__post_init__()
         check(0 <= self.gamma <= 1, f"gamma = {self.gamma}; it must be in [0, 1]")
-        check(0 < self.tau <= 1, f"tau = {self.tau}; it must be in (0, 1]")
         check(self.alpha >= 0, f"alpha = {self.alpha}; it must not be negative")
-        check(self.policy_noise >= 0, f"policy_noise = {self.policy_noise}; it must not be negative")
-        check(self.noise_clip >= 0, f"noise_clip = {self.noise_clip}; it must not be negative")
         check(self.policy_every >= 1, f"policy_every = {self.policy_every}; it must be at least 1")
 
 

@@ -1,7 +1,8 @@
 """TD-MPC, trained on a fixed dataset.
 
 Hansen, Wang, Su: Temporal Difference Learning for Model Predictive Control (2203.04955); as the baseline of Table I of the
-IQL-TD-MPC paper, whose Section III-B numbers the losses below follow. Sizes and coefficients are the authors' public code's.
+IQL-TD-MPC paper, whose Section III-B numbers the losses below follow. Sizes, coefficients and the mean over the latent's
+dimensions in L_f (the text: a squared norm) are the authors' public code's.
 
 Deviates, for offline training (what Table I's TD-MPC column needs and its text leaves out):
 - the schedules of exploration noise and of the horizon (1 to 5 over 25k steps) are dropped: nothing is explored;

@@ -46,7 +46,6 @@ class Config(SimplicialAgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.model.num_bins >= 2, f"model.num_bins = {self.model.num_bins}; TD-MPC2's heads need at least 2")
-        check(0 < self.scale_rate <= 1, f"scale_rate = {self.scale_rate}; it must be in (0, 1]")
 
 
 class Target(TargetCritic):

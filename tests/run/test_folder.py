@@ -1,0 +1,78 @@
+"""The folder of a run: what is written waits for room, and what is read is whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from wmrl_ray.config import ConfigError
+from wmrl_ray.run import provenance
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.folder import RunDir
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return RunConfig(algorithm="bc", dataset="x", env="Pendulum-v1")
+
+
+def test_lines_of_the_log_wait_until_a_full_disk_has_room(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir.create(tmp_path / "run", config, None)
+    run.open_metrics(0)
+    run.log(1, {"loss/model": 1.0})
+    number = errno.ENOSPC
+
+    def full(*arguments: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wmrl_ray.run.folder.open", full, raising=False)
+        with pytest.warns(UserWarning, match="No space left on device: lines of .*metrics.jsonl wait") as told:
+            run.log(2, {"loss/model": 2.0})
+            run.log(3, {"loss/model": 3.0})
+        assert len(told) == 1 and [line["update"] for line in RunDir(run.path).read_metrics()] == [1]
+        assert [line["update"] for line in run.read_metrics()] == [1, 2, 3]
+    run.log(4, {"loss/model": 4.0})
+    assert [line["update"] for line in RunDir(run.path).read_metrics()] == [1, 2, 3, 4]
+    number = errno.EIO
+    monkeypatch.setattr("wmrl_ray.run.folder.open", full, raising=False)
+    with pytest.raises(OSError, match="metrics.jsonl"):
+        run.log(5, {})
+
+
+def test_each_session_records_where_it_comes_from(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir.create(tmp_path / "run", config, None)
+    run.open_metrics(0)
+    first = json.loads((run.path / "environment.json").read_text())
+    assert run.sessions() == [{"update": 0, **first}] and not (run.path / "sessions.json").exists()
+    monkeypatch.setattr(provenance, "_git_revision", lambda: "def")
+    RunDir(run.path).open_metrics(40)
+    assert [(one["update"], one["git_revision"]) for one in run.sessions()] == [(0, first["git_revision"]), (40, "def")]
+    assert json.loads((run.path / "environment.json").read_text()) == first
+    RunDir(run.path).open_metrics(60)
+    assert len(run.sessions()) == 2  # of the same process
+    assert [path.name for path in run.path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_run_of_an_old_version_without_its_provenance_still_resumes(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", config, None)
+    (run.path / "environment.json").unlink()
+    assert run.sessions() == []
+    run.open_metrics(40)
+    assert [one["update"] for one in run.sessions()] == [40]
+
+
+def test_a_resumed_run_may_be_placed_and_evaluated_otherwise_but_not_learn_otherwise(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", replace(config, runner_resources={"a_node": 1.0}), None)
+    elsewhere = {"learner_resources": {"big": 1.0}, "runner_resources": {"b_node": 2.0}, "device": "cpu"}
+    recorded = {"num_updates": 200_000, "eval_every": 5_000, "eval_episodes": 3, "track": ()}
+    run.check_same(replace(config, **elsewhere, **recorded))
+    with pytest.raises(ConfigError, match="cannot resume .* with batch_size = 128: it was started with 256"):
+        run.check_same(replace(config, batch_size=128))
