@@ -148,7 +148,7 @@ class RunDir:
 
     def config(self) -> RunConfig:
         if not self.exists():
-            raise ConfigError(f"{self.path} holds no run (no config.json)")
+            raise ConfigError(f"{self.path} holds no run (no config.json); give the folder that `wmrl train` wrote")
         return from_dict(RunConfig, json.loads((self.path / "config.json").read_text()))
 
     def sessions(self) -> list[Provenance]:
