@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 
 # Before anything imports torch, a simulator or Ray, and inherited by every process that a test starts.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "disable")  # as the Makefile
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["RAY_AUTH_MODE"] = "disabled"  # Ray 2.60 turns token auth on for a local ray.init()
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -27,6 +28,16 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that draw (`needs_gl`) are skipped where nothing can."""
+    if item.get_closest_marker("needs_gl") is not None:
+        from wmrl_ray.envs.catalog import _find_opengl
+
+        if (lacks := _find_opengl()) is not None:
+            install = "apt-get install libegl1 libopengl0 libgl1 libgl1-mesa-dri"
+            pytest.skip(f"no OpenGL: {lacks}" if lacks == install else f"no OpenGL: {lacks}; {install}")
 
 
 @pytest.fixture(scope="session", autouse=True)

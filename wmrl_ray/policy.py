@@ -93,11 +93,13 @@ def find_checkpoint(path: Path) -> Path:
     from wmrl_ray.run.folder import RunDir
 
     if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(f"no checkpoint at {path}; give a run folder, or a folder in its checkpoints/")
     run = RunDir(path)
     if run.exists():
         newest = run.newest_checkpoint()
         if newest is None:
-            raise CheckpointError(f"the run {path} has no complete checkpoint yet")
+            raise CheckpointError(
+                f"the run {path} has no complete checkpoint yet; wait for its first one, or go on with `wmrl train {path} --resume`"
+            )
         path = newest
     return path / "policy" if (path / "policy" / "manifest.json").exists() else path

@@ -253,7 +253,8 @@ def _run(
             slot = slots[i]
             if not np.isfinite(actions[i]).all():
                 where = f"episode {slot.index}, step {len(slot.action)}"
-                raise FloatingPointError(f"the agent's action is not finite in {where}: {actions[i]}")
+                fix = "its weights have diverged: act from an earlier checkpoint, or train with a lower agent.lr"
+                raise FloatingPointError(f"the agent's action is not finite in {where}: {actions[i].tolist()}; {fix}")
             reports_success |= "success" in slot.step(actions[i])
             if frames and slot.index == 0:
                 slot.take_frame()

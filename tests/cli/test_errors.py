@@ -16,7 +16,7 @@ from wmrl_ray.rllib.failures import RemoteError
 from wmrl_ray.train import NonFiniteLossError
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, NonFiniteLossError])
+@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, NonFiniteLossError, FloatingPointError])
 def test_errors_that_a_user_can_mend_are_their_own_message(kind):
     assert user_message(kind("x = 3; at most 2")) == "x = 3; at most 2"
 
@@ -60,6 +60,7 @@ def test_a_bug_reaches_the_user_with_its_traceback(monkeypatch):
     ("error_type", "code", "err"),
     [
         ("NonFiniteLossError", 2, "wmrl: learner failed: NonFiniteLossError: update 3 is not finite\n"),
+        ("FloatingPointError", 2, "wmrl: learner failed: FloatingPointError: update 3 is not finite\n"),
         ("DataError", 2, "wmrl: learner failed: DataError: update 3 is not finite\n"),
         ("KeyError", 1, "wmrl: learner failed: KeyError: update 3 is not finite\n\nOn the learner:\nTraceback (remote)\n"),
         (None, 1, "wmrl: learner failed: None: update 3 is not finite\n\nOn the learner:\nTraceback (remote)\n"),
@@ -91,7 +92,7 @@ def test_an_actors_error_is_one_line_if_the_user_can_mend_it_else_the_actors_tra
         (["train", "quick", "--no-ray", "--debug"], "--debug is for Ray"),
         (["train", "quick", "--resume", "--overwrite"], "choose one"),
         (["train", "quick", "--no-ray", "--set", "dataset=nowhere"], "dataset 'nowhere' does not exist"),
-        (["evaluate", "nowhere"], "no checkpoint at nowhere"),
+        (["evaluate", "nowhere"], "no checkpoint at nowhere; give a run folder"),
         (["evaluate", ".", "--episodes", "0"], "--episodes 0; at least 1 is needed"),
         (["evaluate", ".", "--video", "film.txt"], "--video film.txt must end in one of .mp4"),
         (["evaluate", ".", "--video", "film.gif"], "--video film.gif must end in one of .mp4, .mkv"),

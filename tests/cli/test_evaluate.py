@@ -105,6 +105,23 @@ def test_egl_is_chosen_for_videos_only_on_linux(wmrl, tmp_path, monkeypatch, pla
     assert os.environ.get("MUJOCO_GL") == backend
 
 
+def test_weights_that_have_diverged_are_one_line(wmrl, tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    wmrl("train", tiny, "--no-ray", "--run-dir", run, "--set", "num_updates=10")
+    load = Policy.load
+
+    def load_diverged(path: Path, **others: object) -> Policy:
+        policy = load(path, **others)
+        for p in policy.agent.model.parameters():
+            p.data.fill_(float("nan"))
+        return policy
+
+    monkeypatch.setattr(Policy, "load", load_diverged)
+    outcome = wmrl("evaluate", run, "--episodes", 1)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert outcome.err.startswith("wmrl: the agent's action is not finite in episode 0, step 0: [nan, nan]; its weights")
+
+
 def test_a_checkpoint_that_names_no_environment_asks_for_one(wmrl, tiny, tmp_path, monkeypatch):
     run = tmp_path / "run"
     wmrl("train", tiny, "--no-ray", "--run-dir", run, "--set", "num_updates=10")

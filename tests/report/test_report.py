@@ -147,6 +147,20 @@ def test_runs_on_other_hardware_are_seeds_of_the_same_experiment(tmp_path, write
     assert [row["seeds"] for row in numbers["scales"][0]["datasets"][0]["rows"]] == [[0, 1]]
 
 
+def test_seeds_evaluated_and_tracked_otherwise_are_of_one_experiment_and_longer_runs_are_not(tmp_path, write_run):
+    others: dict = {"eval_episodes": 5, "max_failures": 0, "call_timeout_s": 60.0, "runner_resources": {"a_node": 1.0}}
+    write_run("a", seed=0, scores=(10.0, 20.0, 30.0), eval_every=100, track=["tensorboard"])
+    write_run("b", seed=1, scores=(10.0, 50.0), planned=200, num_updates=300, eval_every=150, track=["tensorboard", "wandb"])
+    write_run("c", seed=2, scores=(10.0, 20.0, 40.0), eval_every=100, **others)
+    write_run("long", seed=3, scores=(10.0, 20.0, 40.0, 50.0), eval_every=100)
+    _, numbers = numbers_of(tmp_path)
+    rows = numbers["scales"][0]["datasets"][0]["rows"]
+    assert sorted((row["label"], row["seeds"]) for row in rows) == [
+        ("bc (num_updates=300)", [0, 1, 2]),
+        ("bc (num_updates=400)", [3]),
+    ]
+
+
 def test_a_dataset_without_reference_scores_is_ranked_by_return(tmp_path, write_run):
     card = {"name": "mine", "stand_in": None, "ref_min_score": None, "ref_max_score": None, "env_id": None}
     write_run("weak", "bc", scores=(10.0,), card=card)

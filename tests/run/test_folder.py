@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from wmrl_ray.config import ConfigError
 from wmrl_ray.run import provenance
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.folder import RunDir
@@ -65,3 +67,12 @@ def test_a_run_of_an_old_version_without_its_provenance_still_resumes(config: Ru
     assert run.sessions() == []
     run.open_metrics(40)
     assert [one["update"] for one in run.sessions()] == [40]
+
+
+def test_a_resumed_run_may_be_placed_and_evaluated_otherwise_but_not_learn_otherwise(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", replace(config, runner_resources={"a_node": 1.0}), None)
+    elsewhere = {"learner_resources": {"big": 1.0}, "runner_resources": {"b_node": 2.0}, "device": "cpu"}
+    recorded = {"num_updates": 200_000, "eval_every": 5_000, "eval_episodes": 3, "track": ()}
+    run.check_same(replace(config, **elsewhere, **recorded))
+    with pytest.raises(ConfigError, match="cannot resume .* with batch_size = 128: it was started with 256"):
+        run.check_same(replace(config, batch_size=128))

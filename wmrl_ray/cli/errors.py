@@ -29,7 +29,7 @@ def remote_message(error: BaseException) -> tuple[str, int] | None:
     remote = getattr(sys.modules.get("wmrl_ray.rllib.failures"), "RemoteError", None)
     if remote is None or not isinstance(error, remote):
         return None
-    if getattr(error, "error_type", None) in {"ConfigError", *(name for _, name in _USER_ERRORS)}:
+    if getattr(error, "error_type", None) in {"ConfigError", "FloatingPointError", *(name for _, name in _USER_ERRORS)}:
         return str(error).partition("\n")[0], EXIT_USER_ERROR
     return str(error), EXIT_ERROR
 
@@ -39,7 +39,7 @@ def user_message(error: BaseException) -> str | None:
     cause = getattr(error, "cause", None)  # Ray wraps a worker's exception and puts the remote traceback into its text
     if isinstance(cause, Exception):
         error = cause
-    known = [ConfigError]
+    known: list[type[BaseException]] = [ConfigError, FloatingPointError]  # the second: an action that is not finite
     known += [getattr(sys.modules[module], name) for module, name in _USER_ERRORS if module in sys.modules]
     if isinstance(error, tuple(known)):
         return str(error)

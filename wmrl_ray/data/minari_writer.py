@@ -24,6 +24,10 @@ def write_minari(
 ) -> None:
     """Writes a Minari dataset folder (hdf5 layout), with the sha256 of the arrays, which the reader compares.
 
+    By Minari's storage (`MinariStorage.new`, `update_episodes`), not by its `create_dataset_from_buffers`: that writes into the
+    dataset's final place, where a process that is killed leaves half a dataset which Minari finds by its id. Here the folder is
+    written beside it and renamed when complete, and episodes are taken one at a time.
+
     Args:
         dataset: its card says the environment and the reference scores.
         folder: the dataset's own.

@@ -16,9 +16,10 @@ from wmrl_ray.config import flatten
 from wmrl_ray.report.runs import Run
 from wmrl_ray.report.stats import improvement, performance_profile, summarize, summarize_strata
 from wmrl_ray.run.provenance import OF_A_SESSION, changed
+from wmrl_ray.run.settings import NOT_LEARNED, is_among
 
 # Where a run was computed, not what was computed: runs that differ only here are seeds of one experiment.
-NOT_AN_EXPERIMENT = {"seed", "device", "log_every", "checkpoint_every", "num_to_keep", "num_eval_runners", "envs_per_runner"}
+NOT_AN_EXPERIMENT = NOT_LEARNED | {"seed"}
 
 PROFILE_POINTS = 101
 
@@ -271,7 +272,7 @@ def _environment_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def experiment_of(run: Run) -> tuple:
     """Every setting that defines the experiment besides the dataset, as sorted (key, repr) pairs."""
     skipped = NOT_AN_EXPERIMENT | {"dataset", "env"}
-    return tuple(sorted((key, repr(value)) for key, value in flatten(run.config) if key.split(".")[0] not in skipped))
+    return tuple(sorted((key, repr(value)) for key, value in flatten(run.config) if not is_among(key, skipped)))
 
 
 def _what_differs(experiment: tuple, siblings: Sequence[tuple]) -> str:

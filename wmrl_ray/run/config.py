@@ -139,27 +139,5 @@ class RunConfig:
         return replace(self, agent=to_dict(agent_config(self.algorithm, self.agent)))
 
 
-# What a resumed run may change: how long and where it runs and what it records, not what it learns.
-MAY_CHANGE = frozenset(
-    [
-        "num_updates",
-        "eval_every",
-        "eval_episodes",
-        "checkpoint_every",
-        "num_to_keep",
-        "log_every",
-        "track",
-        "learner_resources",
-        "runner_resources",
-        "device",
-        "num_eval_runners",
-        "envs_per_runner",
-        "max_failures",
-        "call_timeout_s",
-        "placement_timeout_s",
-        "online.replay_unfinished",
-    ]
-)
-
 # Settings of the agent that a run takes from its environment where they are None.
 FROM_ENVIRONMENT = frozenset(["episode_len"])

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
 from wmrl_ray.config import ConfigError, flatten, from_dict, to_dict
-from wmrl_ray.run.config import FROM_ENVIRONMENT, MAY_CHANGE, RunConfig
+from wmrl_ray.run.config import FROM_ENVIRONMENT, RunConfig
 from wmrl_ray.run.provenance import Provenance, describe_environment, with_session
+from wmrl_ray.run.settings import MAY_CHANGE, is_among
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +149,7 @@ class RunDir:
 
     def config(self) -> RunConfig:
         if not self.exists():
-            raise ConfigError(f"{self.path} holds no run (no config.json)")
+            raise ConfigError(f"{self.path} holds no run (no config.json); give the folder that `wmrl train` wrote")
         return from_dict(RunConfig, json.loads((self.path / "config.json").read_text()))
 
     def sessions(self) -> list[Provenance]:
@@ -171,8 +172,7 @@ class RunDir:
             old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
             if key.removeprefix("agent.") in FROM_ENVIRONMENT and new is None:
                 continue  # Why: it follows from env and env_config, which are compared themselves
-            # The second: of resources, which are mappings
-            if not {key, key.partition(".")[0]} & MAY_CHANGE and old != new:
+            if not is_among(key, MAY_CHANGE) and old != new:
                 return f"{key} = {new}: it was started with {old}"
         return None
 

@@ -1,0 +1,34 @@
+"""Which settings of a run say how long and where it is computed and what is recorded of it, not what it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+# Runs that differ only here learn the same: a report takes them for seeds of one experiment.
+NOT_LEARNED = frozenset(
+    [
+        "eval_every",
+        "eval_episodes",
+        "checkpoint_every",
+        "num_to_keep",
+        "log_every",
+        "track",
+        "learner_resources",
+        "runner_resources",
+        "device",
+        "num_eval_runners",
+        "envs_per_runner",
+        "max_failures",
+        "call_timeout_s",
+        "placement_timeout_s",
+        "online.replay_unfinished",
+    ]
+)
+
+# What a resumed run may change. Why apart: runs of different lengths are no seeds of one experiment.
+MAY_CHANGE = NOT_LEARNED | {"num_updates"}
+
+
+def is_among(key: str, settings: Set[str]) -> bool:
+    """Whether a dotted key is one of the settings, or a part of one as `learner_resources.a_node` is."""
+    return any(key == name or key.startswith(f"{name}.") for name in settings)
