@@ -60,8 +60,8 @@ class PassingPlane(Plane):
     """Succeeds at the third step, and at the last of its long episodes."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        *rest, _ = super().step(action)
-        return *rest, {"success": self.t == 3 or self.t == self.length == max(LENGTHS)}
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"success": self.t == 3 or self.t == self.length == max(LENGTHS)}
 
 
 class PassingAtEndPlane(PassingPlane):
