@@ -42,6 +42,29 @@ class Silent(Countdown):
     reports_success = False
 
 
+class Passing(gym.Env):
+    """Six steps; a success at the third, and in every second episode at the last."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    count = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.steps, self.count = 0, self.count + 1
+        return np.zeros(1, np.float32), {"success": False}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        success = self.steps == 3 or (self.steps == 6 and self.count % 2 == 0)
+        return np.zeros(1, np.float32), 0.0, False, self.steps == 6, {"success": success}
+
+
+class PassingAtEnd(Passing):
+    success_at_end = True
+
+
+gym.register("Passing-v0", entry_point=Passing)
+gym.register("PassingAtEnd-v0", entry_point=PassingAtEnd)
 gym.register("Countdown-v0", entry_point=Countdown)
 gym.register("Silent-v0", entry_point=Silent)
 
@@ -141,6 +164,14 @@ def test_an_environment_without_success_says_so() -> None:
     assert evaluate(FakeAgent(constant(0.0)), "Countdown-v0", 3).reports_success
     silent = evaluate(FakeAgent(constant(0.0)), "Silent-v0", 3)
     assert (silent.reports_success, silent.successes) == (False, [False] * 3)
+
+
+@pytest.mark.parametrize("env_config", [{}, {"p_tremble": 0.5}, {"action_repeat": 2}])
+@pytest.mark.parametrize(("env_id", "expected"), [("Passing-v0", [True] * 4), ("PassingAtEnd-v0", [False, True] * 2)])
+def test_the_environment_says_whether_its_last_step_or_any_counts_as_success(
+    env_id: str, expected: list[bool], env_config: dict[str, Any]
+) -> None:
+    assert evaluate(FakeAgent(constant(0.0)), env_id, 4, env_config=env_config, num_envs=1).successes == expected
 
 
 def test_an_action_that_is_not_finite_names_the_episode_and_step() -> None:

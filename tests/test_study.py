@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from tests.studies import tiny_plan, tiny_values
-from wmrl_ray.cli.configs import available_studies, read_study
+from wmrl_ray.cli.configs import available_studies, read_source, read_study
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.data.makers import MAKERS
+from wmrl_ray.run.config import RunConfig
 from wmrl_ray.study import Cell, Plan, Study, expand
 
 WORKERS = {"awac", "bc", "dt", "iql", "td3_bc", "cql"}
@@ -249,3 +250,38 @@ def test_a_plan_of_any_shipped_study_loads_no_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def iq_mpc_config(row: str, column: str) -> dict[str, Any]:
+    """Of a run of the paper's locomotion, manipulation or visual tasks, resolved."""
+    values = read_study("iq_mpc/table7").values | {"rows": [row], "columns": [column], "seeds": [0]}
+    (cell,) = expand(from_dict(Study, values), is_here=lambda uri: True).cells
+    assert cell.config is not None
+    return cell.config
+
+
+V0 = {"hopper-hop", "walker-run", "humanoid-walk", "walker-run-visual", "walker-walk-visual"}
+
+
+@pytest.mark.parametrize("row", read_study("iq_mpc/table7").values["datasets"])
+def test_the_baseline_of_iq_mpc_has_the_public_codes_loss_for_each_task(row: str) -> None:
+    found, ours = iq_mpc_config(row, "iq_sac"), iq_mpc_config(row, "iq_mpc")
+    assert found["agent"]["objective"] == ("v0" if row in V0 else "value")
+    assert found["agent"]["temperature"] == (1.0 if row == "humanoid-walk" else 0.01)
+    assert found["online"]["seed_steps"] == 1280
+    assert ours["online"] == found["online"] | {"seed_steps": None}  # as many demonstrations, and as large a replay
+    assert (ours["num_updates"], ours["eval_episodes"]) == (found["num_updates"], found["eval_episodes"])
+
+
+def test_table_7_of_iq_mpc_has_its_rows_losses() -> None:
+    cells = expand(from_dict(Study, read_study("iq_mpc/table7").values), is_here=lambda uri: True).cells
+    losses = {cell.row: cell.config["agent"]["objective"] for cell in cells if cell.column == "iq_sac" and cell.config}
+    assert losses == {"hopper-hop": "v0", "cheetah-run": "value", "walker-run": "v0", "quadruped-run": "value"}
+
+
+@pytest.mark.parametrize(("name", "objective"), [("dmc-walker-walk-iq-sac", "v0"), ("dmc-cartpole-swingup-iq-sac", "value")])
+def test_the_single_runs_of_the_baseline_are_its_too(name: str, objective: str) -> None:
+    config = from_dict(RunConfig, read_source(name).values).resolved()
+    assert (config.agent["objective"], config.online.seed_steps, config.online.num_demonstrations) == (objective, 1280, 100)
+    ours = from_dict(RunConfig, read_source(name.replace("iq-sac", "iq-mpc")).values)
+    assert (ours.dataset, ours.env, ours.env_config) == (config.dataset, config.env, config.env_config)

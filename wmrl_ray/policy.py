@@ -99,7 +99,8 @@ def find_checkpoint(path: Path) -> Path:
         newest = run.newest_checkpoint()
         if newest is None:
             raise CheckpointError(
-                f"the run {path} has no complete checkpoint yet; wait for its first one, or go on with `wmrl train {path} --resume`"
+                f"the run {path} has no complete checkpoint yet; wait for its first one, or go on with "
+                f"`wmrl train {path} --resume`"
             )
         path = newest
     return path / "policy" if (path / "policy" / "manifest.json").exists() else path

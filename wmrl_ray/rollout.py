@@ -17,7 +17,7 @@ from wmrl_ray.data.episode import Episode
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.camera import Camera, camera_of
 from wmrl_ray.envs.intents import Intents, make_intents, split_intent_env_id
-from wmrl_ray.envs.wrappers import action_repeat_of, is_pixels, step_limit_of
+from wmrl_ray.envs.wrappers import action_repeat_of, is_pixels, step_limit_of, succeeds_at_end
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Evaluation:
     """The result of E evaluation episodes; entry k of every list belongs to episode k.
 
-    episodes: the trajectories, empty if not recorded. successes: the environment reported success at some step.
+    episodes: the trajectories, empty if not recorded. successes: the environment reported success at some
+    step, or at the last where only that counts (`succeeds_at_end`).
     reports_success: the environment reports success at all; otherwise `successes` is all false and means nothing.
     act_metrics: what `Agent.act` reported, averaged over steps. frames: [T+1, h, w, 3] uint8 of episode 0, if asked for.
     """
@@ -166,7 +167,7 @@ class Slot:
         self.newest, self.terminated, self.ended = np.array(obs), bool(terminated), bool(terminated or truncated)
         self.action.append(action)
         self.reward.append(float(reward))
-        self.success |= bool(info.get("success", False))
+        self.success = bool(info.get("success", False)) or (self.success and not succeeds_at_end(self.env))
         return info
 
     def episode(self) -> Episode:

@@ -12,6 +12,7 @@ import torch
 from wmrl_ray.config import ConfigError
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.catalog import family_of
+from wmrl_ray.envs.wrappers import succeeds_at_end
 
 FAMILY = family_of("PickCube-v1")
 installed = pytest.mark.skipif(FAMILY.status()[0] != "ok", reason=f"{FAMILY.name}: {FAMILY.status()[0]}")
@@ -50,6 +51,22 @@ def test_the_task_can_be_solved_and_its_reward_is_highest_then(env_id: str) -> N
     best = {"PickCube-v1": 5.0, "LiftCube-v1": 2.25}[env_id]
     assert results[-1][1] == pytest.approx(2 * best)  # two repeated steps
     assert all(0 <= reward < 2 * best for _, reward, success in results if not success)
+
+
+@installed
+def test_success_is_that_of_the_last_repeated_step_and_of_an_episodes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_env("PickCube-v1")
+    env.reset(seed=0)
+    task, answers = env.unwrapped._task, iter([True, False, False, True])
+    step = task.step
+
+    def answered(action: np.ndarray):
+        *rest, info = step(action)
+        return *rest, info | {"success": torch.tensor([next(answers)])}
+
+    monkeypatch.setattr(task, "step", answered)
+    assert [env.step(np.zeros(4, np.float32))[4]["success"] for _ in range(2)] == [False, True]
+    assert succeeds_at_end(env)
 
 
 @installed

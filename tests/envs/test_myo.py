@@ -12,6 +12,7 @@ from wmrl_ray.config import ConfigError
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.camera import camera_of
 from wmrl_ray.envs.catalog import family_of
+from wmrl_ray.envs.wrappers import succeeds_at_end
 
 FAMILY = family_of("myoHandAny-v0")
 IDS = list(FAMILY.environments)
@@ -57,9 +58,10 @@ def test_an_episode_is_a_hundred_steps_though_the_pen_is_dropped() -> None:
 def test_success_is_myosuites_solved(monkeypatch: pytest.MonkeyPatch) -> None:
     env = make_env("myoHandKeyTurnFixed-v0", action_repeat=2)
     obs, _ = env.reset(seed=0)
-    answers = iter([1, 0, 0, 0])  # at the first of two repeated steps, then never
+    answers = iter([1, 0, 0, 1])  # at the first of two repeated steps, then at the second, which counts
     monkeypatch.setattr(env.unwrapped._inner, "step", lambda action: (obs, 1.5, False, False, {"solved": next(answers)}))
-    assert [env.step(np.zeros(39, np.float32))[1::3] for _ in range(2)] == [(3.0, {"success": True}), (3.0, {"success": False})]
+    assert [env.step(np.zeros(39, np.float32))[1::3] for _ in range(2)] == [(3.0, {"success": False}), (3.0, {"success": True})]
+    assert succeeds_at_end(env)
 
 
 @installed

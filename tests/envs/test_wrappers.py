@@ -11,7 +11,7 @@ import pytest
 import tests.fakes  # noqa: F401 - registers Drift-v0
 from wmrl_ray.config import ConfigError
 from wmrl_ray.envs import make_env, make_vector_env
-from wmrl_ray.envs.wrappers import ActionRepeat, FixedLength, TremblingHand, is_pixels
+from wmrl_ray.envs.wrappers import ActionRepeat, FixedLength, TremblingHand, is_pixels, succeeds_at_end
 from wmrl_ray.rollout import step_limit
 
 
@@ -47,6 +47,15 @@ def test_a_repeated_action_earns_the_sum_and_stops_at_the_end() -> None:
         (4, 3 + 4, False, True),
         (5, 5, True, False),
     ]
+
+
+def test_where_the_end_counts_a_repeated_actions_success_is_its_last_steps() -> None:
+    env = Counter(end=4, success=3)
+    env.success_at_end = True  # type: ignore[attr-defined]
+    repeated = ActionRepeat(env, 2)
+    repeated.reset()
+    assert succeeds_at_end(repeated) and not succeeds_at_end(Counter())
+    assert [repeated.step(ACTION)[4]["success"] for _ in range(2)] == [False, False]
 
 
 @pytest.mark.parametrize(("repeat", "limit"), [(1, 20), (2, 10), (3, 7)])

@@ -56,6 +56,18 @@ class Plane(gym.Env):
         return self._obs(), -distance / 10, self.t == self.length, False, {"success": self.t == self.length and distance < 1}
 
 
+class PassingPlane(Plane):
+    """Succeeds at the third step, and at the last of its long episodes."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"success": self.t == 3 or self.t == self.length == max(LENGTHS)}
+
+
+class PassingAtEndPlane(PassingPlane):
+    success_at_end = True
+
+
 class ConfiguredPlane(Plane):
     """As RLlib makes an environment of a class: with one mapping."""
 
@@ -65,6 +77,9 @@ class ConfiguredPlane(Plane):
 
 for _name, _kwargs in {"Plane": {}, "RaisingPlane": {"fails": "raise"}, "DyingPlane": {"fails": "die"}}.items():
     gym.register(f"test/{_name}-v0", entry_point=Plane, kwargs=_kwargs)
+
+gym.register("test/PassingPlane-v0", entry_point=PassingPlane)
+gym.register("test/PassingAtEndPlane-v0", entry_point=PassingAtEndPlane)
 
 PLANE, RAISING_PLANE, DYING_PLANE = (f"tests.rllib.fakes:test/{name}-v0" for name in ("Plane", "RaisingPlane", "DyingPlane"))
 

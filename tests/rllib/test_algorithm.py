@@ -152,6 +152,18 @@ def test_evaluation_runs_exactly_the_episodes_asked_for(iql: Any, num_runners: i
     algorithm.stop()
 
 
+@pytest.mark.parametrize("at_end", [False, True])
+def test_runners_count_the_last_steps_success_where_the_environment_says_so(bc: Any, at_end: bool) -> None:
+    env = f"tests.rllib.fakes:test/Passing{'AtEnd' * at_end}Plane-v0"
+    algorithm = bc.environment(env).evaluation(evaluation_duration=12).build_algo()
+    algorithm.evaluate()
+    evaluation = algorithm.last_evaluation
+    algorithm.stop()
+    is_long = [length == max(fakes.LENGTHS) for length in evaluation.lengths]
+    assert len(set(is_long)) == 2
+    assert evaluation.successes == (is_long if at_end else [True] * 12)
+
+
 def test_evaluation_does_not_prefer_short_episodes(bc: Any) -> None:
     """With lengths 6, 11 and 20 side by side, the first 60 to end would be shorter than those that were drawn."""
     algorithm = bc.evaluation(evaluation_duration=60).build_algo()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,16 @@ def available() -> dict[str, Path]:
         for path in sorted(folder.glob("*.y*ml")):
             found.setdefault(path.stem, path)
     return found
+
+
+def read_available() -> Iterator[Source]:
+    """Every shipped configuration of a single run, those of the folder nearest to the user first."""
+    from wmrl_ray.study import is_study
+
+    for name, path in available().items():
+        values = _read_yaml(path)
+        if not is_study(values):
+            yield Source(name, values)
 
 
 def available_studies() -> dict[str, Path]:

@@ -41,7 +41,7 @@ def make(
             help="For example pointmaze-umaze (an unknown name lists them all), or expert:TASK for demonstrations.",
         ),
     ],
-    steps: Annotated[int, typer.Option(help="Environment steps.")] = 1_000_000,
+    steps: Annotated[int | None, typer.Option(help="Environment steps; default: 1,000,000.")] = None,
     seed: Annotated[int, typer.Option(help="The dataset depends on it, and not on the number of workers.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes (with --ray: actors); 0 works in this one.")] = 0,
     use_ray: Annotated[bool, typer.Option("--ray", help="Spread the work over Ray actors, on a cluster if one runs.")] = False,
@@ -50,7 +50,10 @@ def make(
     overwrite: Overwrite = False,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="expert:TASK: run or checkpoint of the expert; default: one is trained by the shipped config."),
+        typer.Option(
+            help="expert:TASK: run or checkpoint of the expert; default: a TD-MPC2 is trained, by the configuration of TASK in "
+            "tune_configs, or else with the paper's settings."
+        ),
     ] = None,
     episodes: Annotated[int | None, typer.Option(help="expert:TASK: number of demonstrations; default: the paper's.")] = None,
     overrides: Annotated[
@@ -62,17 +65,24 @@ def make(
         ),
     ] = None,
     no_ray: Annotated[bool, typer.Option("--no-ray", help="expert:TASK: train the expert in this process.")] = False,
+    pixels: Annotated[bool, typer.Option("--pixels", help="expert:TASK: train an expert that sees images.")] = False,
 ) -> None:
     """Make a stand-in for a D4RL dataset with the same recipe, or an expert's demonstrations; written as a Minari dataset."""
     check(workers >= 0, f"--workers {workers}; it must not be negative")
     if name.startswith("expert:"):
         check(workers == 0 and not use_ray, "demonstrations are made in one process; drop --workers and --ray")
+        check(steps is None, f"--steps {steps}: an expert's demonstrations are counted in episodes; give --episodes")
+        check(
+            checkpoint is None or not (no_ray or pixels),
+            "--no-ray and --pixels are about training an expert, and --checkpoint gives a trained one: drop one or the other",
+        )
         task, changes = name.removeprefix("expert:"), agent_overrides(overrides or [])
-        _make_demonstrations(task, checkpoint, episodes, seed, dataset_id, reference_episodes, overwrite, changes, no_ray)
+        training = {"no_ray": no_ray, "pixels": pixels}
+        _make_demonstrations(task, checkpoint, episodes, seed, dataset_id, reference_episodes, overwrite, changes, training)
         return
     check(
-        checkpoint is None and episodes is None and not overrides,
-        f"--checkpoint, --episodes and --set are for expert:TASK, not for {name}",
+        checkpoint is None and episodes is None and not overrides and not no_ray and not pixels,
+        f"--checkpoint, --episodes, --set, --no-ray and --pixels are for expert:TASK, not for {name}",
     )
     from wmrl_ray.data.makers import MAKERS, make_dataset
 
@@ -81,7 +91,7 @@ def make(
     with progress_bar(f"making {name}", "steps") as progress:
         made = make_dataset(
             name,
-            steps=steps,
+            steps=1_000_000 if steps is None else steps,
             seed=seed,
             workers=workers,
             dataset_id=dataset_id,
@@ -102,19 +112,20 @@ def _make_demonstrations(
     reference_episodes: int,
     overwrite: bool,
     changes: dict[str, Any],
-    no_ray: bool,
+    training: dict[str, bool],
 ) -> None:
-    """Prints the id, and on stderr what the expert earns."""
+    """Prints the id, and on stderr what the expert earns. training: for `trained_expert`."""
+    from wmrl_ray.cli.experts import trained_expert
     from wmrl_ray.data.datasets import open_dataset
     from wmrl_ray.data.files import check_free
     from wmrl_ray.data.makers.experts import expert_dataset_id, make_demonstrations
     from wmrl_ray.data.source import check_minari_id, minari_root
 
     if checkpoint is None:
-        dataset_id = dataset_id or expert_dataset_id(task)
+        dataset_id = dataset_id or expert_dataset_id(task, of_images=training["pixels"])
         check_minari_id(dataset_id)
         check_free(minari_root() / dataset_id, overwrite)  # Why here too: the expert may take a day to train
-        checkpoint = _trained_expert(task, seed, no_ray)
+        checkpoint = trained_expert(task, seed, **training)
     with progress_bar(f"demonstrations of {task}", "episodes") as progress:
         made = make_demonstrations(
             task,
@@ -131,21 +142,6 @@ def _make_demonstrations(
     low = f"random policy {card.ref_min_score:.4g}"
     print(f"expert: mean return {card.return_mean:.4g} over {card.num_episodes:,} episodes ({low})", file=sys.stderr)
     print(made)
-
-
-def _trained_expert(task: str, seed: int, no_ray: bool) -> Path:
-    """The run folder of TD-MPC2 trained by the task's shipped configuration; trained now as far as it is not."""
-    from wmrl_ray.cli.configs import available
-    from wmrl_ray.cli.train import train
-    from wmrl_ray.run.folder import RunDir
-
-    config = f"{task.replace('/', '-')}-tdmpc2"
-    check(config in available(), f"no expert of {task}: give one with --checkpoint RUN, or add tune_configs/{config}.yaml")
-    run = RunDir(Path("runs") / config / f"tdmpc2-seed{seed}")
-    print(f"expert: {run.path}", file=sys.stderr)
-    train(config, no_ray=no_ray, resume=run.exists(), run_dir=run.path, seed=seed)
-    check(run.result() is not None, f"the expert's training has not finished; repeat the command to go on with {run.path}")
-    return run.path
 
 
 @app.command("list")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wmrl_ray.cli.configs import apply_overrides, read_source
+from wmrl_ray.cli.configs import Source, apply_overrides, read_source
 from wmrl_ray.cli.display import JsonLines, make_display
 from wmrl_ray.cli.errors import EXIT_INTERRUPTED
 from wmrl_ray.cli.overwrite import ReplacedRun
@@ -56,8 +56,24 @@ def train(
     if resume and overwrite:
         raise ConfigError("--resume continues the run and --overwrite deletes it: choose one")
     source = read_source(file_or_name)
+    apply_overrides(source.values, overrides or [])
+    train_source(source, track, no_ray, debug, resume, overwrite, run_dir, seed, grace, as_json)
+
+
+def train_source(
+    source: Source,
+    track: list[str] | None = None,
+    no_ray: bool = False,
+    debug: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    run_dir: Path | None = None,
+    seed: int | None = None,
+    grace: float = GRACE_S,
+    as_json: bool = False,
+) -> None:
+    """`train` of a configuration that has been read; arguments as there."""
     values = source.values
-    apply_overrides(values, overrides or [])
     if seed is not None:
         values["seed"] = seed
     if track:

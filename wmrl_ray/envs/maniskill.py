@@ -39,11 +39,13 @@ class ManiSkillEnv(gym.Env[np.ndarray, np.ndarray]):
     Observation: obs="state": float32 [51] or [42]. obs="pixels": uint8 [9, 64, 64], the last three frames of the task's
     camera, channel first; needs a GPU.
     Action: float32 [4] in [-1, 1]; values outside are clipped.
-    Reward: the dense one; reward_mode names another of ManiSkill's. info["success"]: at one of the repeated steps.
+    Reward: the dense one; reward_mode names another of ManiSkill's. info["success"]: after the last of the repeated
+    steps; an episode's success is its last step's.
     `truncated` after max_episode_steps steps, never `terminated`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
+    success_at_end = True  # as TD-MPC2 evaluates
 
     def __init__(
         self,
@@ -102,16 +104,15 @@ class ManiSkillEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         action = action.clip(-1.0, 1.0)
-        total, success = 0.0, False
+        total = 0.0
         for _ in range(self.action_repeat):
             obs, reward, _, _, info = self._task.step(action)
             total += float(reward)
-            success = success or bool(info["success"])
         self._elapsed += 1
         if self._pixels:
             self._frames = np.concatenate([self._frames[3:], self._frame(obs)])
         shown = self._frames if self._pixels else obs[0].numpy()
-        return shown, total, False, self._elapsed >= self._limit, {"success": success}
+        return shown, total, False, self._elapsed >= self._limit, {"success": bool(info["success"])}
 
     def _frame(self, obs: Any) -> np.ndarray:
         """[3, 64, 64] of the task's own camera."""

@@ -28,12 +28,13 @@ class MyoEnv(gym.Env[np.ndarray, np.ndarray]):
     """One of MyoSuite's environments.
 
     Observation: float32 [O]. Action: float32 [39] in [-1, 1], how much each muscle is excited; values outside are clipped.
-    Reward: MyoSuite's dense one. info["success"] says whether the task is solved at this step (with action_repeat: at one of
-    its steps). `truncated` after max_episode_steps steps, never `terminated`. A simulation that diverges is truncated with its
-    last valid observation, reward 0 and info["diverged"].
+    Reward: MyoSuite's dense one. info["success"] says whether the task is solved after this step (with action_repeat: after
+    the last of its steps); an episode's success is its last step's. `truncated` after max_episode_steps steps, never
+    `terminated`. A simulation that diverges is truncated with its last valid observation, reward 0 and info["diverged"].
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
+    success_at_end = True  # as TD-MPC2 evaluates
 
     def __init__(self, env_id: str, action_repeat: int = 1, max_episode_steps: int = MAX_STEPS, render_mode: str | None = None):
         check(max_episode_steps >= 1, f"max_episode_steps = {max_episode_steps}; at least 1 is needed")
@@ -73,17 +74,16 @@ class MyoEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         action = action.clip(-1.0, 1.0)
-        reward, success = 0.0, False
+        reward = 0.0
         for _ in range(self.action_repeat):
             obs, earned, _, _, info = self._inner.step(action)
             reward += earned
-            success = success or bool(info["solved"])
         self._elapsed += 1
         warnings = self.data.warning
         if any(warnings[kind].number for kind in self._bad):
             return self._obs, 0.0, False, True, {"success": False, "diverged": True}
         self._obs = obs
-        return obs, float(reward), False, self._elapsed >= self._limit, {"success": success}
+        return obs, float(reward), False, self._elapsed >= self._limit, {"success": bool(info["solved"])}
 
     def render(self) -> np.ndarray | None:
         if self.render_mode != "rgb_array":

@@ -83,11 +83,13 @@ class FlatEnv(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
 
 
 class ActionRepeat(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
-    """Takes every action `repeat` times, or until the episode ends; rewards add up, success at any of them counts."""
+    """Takes every action `repeat` times, or until the episode ends; rewards add up, success at any of them counts, or at the
+    last where only the end of an episode does.
+    """
 
     def __init__(self, env: gym.Env, repeat: int):
         super().__init__(env)
-        self.action_repeat = repeat
+        self.action_repeat, self._at_end = repeat, succeeds_at_end(env)
         limit = step_limit_of(env)
         self.max_episode_steps = None if limit is None else -(-limit // repeat)
 
@@ -96,7 +98,7 @@ class ActionRepeat(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
         for _ in range(self.action_repeat):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
-            success = success or bool(info.get("success", False))
+            success = bool(info.get("success", False)) or (success and not self._at_end)
             if terminated or truncated:
                 break
         if "success" in info:
@@ -167,6 +169,15 @@ def step_limit_of(env: gym.Env) -> int | None:
 def action_repeat_of(env: gym.Env) -> int:
     """How often an action of `env` is taken in its simulator; 1 where nothing repeats it."""
     return env.get_wrapper_attr("action_repeat") if env.has_wrapper_attr("action_repeat") else 1
+
+
+def succeeds_at_end(env: gym.Env) -> bool:
+    """What an episode's success is: the success of its last step, where `env` has success_at_end = True; else of any step.
+
+    Why two: TD-MPC2 and the papers that follow it report the last step of MyoSuite's and ManiSkill's episodes, which go on
+    after a success; in D4RL's mazes a goal that was reached counts.
+    """
+    return env.has_wrapper_attr("success_at_end") and bool(env.get_wrapper_attr("success_at_end"))
 
 
 def _has_other_than_box(space: gym.Space) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from wmrl_ray.data.episode import Episode
+from wmrl_ray.envs.wrappers import succeeds_at_end
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,30 @@ class EpisodeRecorder(RLlibCallback):
         return ordered
 
     def on_episode_end(
-        self, *, episode: Any, prev_episode_chunks: Any = None, metrics_logger: Any = None, env_index: int, **kwargs: Any
+        self,
+        *,
+        episode: Any,
+        prev_episode_chunks: Any = None,
+        metrics_logger: Any = None,
+        env: Any,
+        env_index: int,
+        **kwargs: Any,
     ) -> None:
+        chunks, at_end = [*(prev_episode_chunks or []), episode], succeeds_at_end(env.envs[env_index])
         if self._wanted is None:
-            record = read_episode([*(prev_episode_chunks or []), episode])
+            record = read_episode(chunks, success_at_end=at_end)
             metrics_logger.log_value("episode_return", record.episode.episode_return, window=100)
             if record.success is not None:
                 metrics_logger.log_value("episode_success", float(record.success), window=100)
         elif len(self._records[env_index]) < self._wanted[env_index]:
-            self._records[env_index].append(read_episode([*(prev_episode_chunks or []), episode]))
+            self._records[env_index].append(read_episode(chunks, success_at_end=at_end))
 
 
-def read_episode(chunks: list[Any]) -> EpisodeRecord:
-    """One Episode from the consecutive chunks that RLlib cut it into; each chunk repeats the observation it was cut at."""
+def read_episode(chunks: list[Any], *, success_at_end: bool = False) -> EpisodeRecord:
+    """One Episode from the consecutive chunks that RLlib cut it into; each chunk repeats the observation it was cut at.
+
+    success_at_end: as of `succeeds_at_end`.
+    """
     obs = [_array(chunk.get_observations())[int(i > 0) :] for i, chunk in enumerate(chunks)]
     infos = [info for chunk in chunks for info in chunk.get_infos()]
     found = [bool(info["success"]) for info in infos if "success" in info]
@@ -66,7 +78,7 @@ def read_episode(chunks: list[Any]) -> EpisodeRecord:
         reward=np.concatenate([np.asarray(chunk.get_rewards(), np.float32) for chunk in chunks if len(chunk)]),
         terminated=bool(chunks[-1].is_terminated),
     )
-    return EpisodeRecord(episode, any(found) if found else None)
+    return EpisodeRecord(episode, (found[-1] if success_at_end else any(found)) if found else None)
 
 
 def _array(obs: Any) -> np.ndarray:
