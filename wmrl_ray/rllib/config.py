@@ -251,9 +251,10 @@ class AgentAlgorithmConfig(AlgorithmConfig):
     def _refuse_unknown(self) -> None:
         known = _defaults(type(self))
         for key in vars(self):
-            if key.startswith("__") and key.endswith("__"):
-                continue  # Tune's own notes to its trials
-            check(key in known, f"unknown key {key!r}{did_you_mean(key, known)} in {type(self).__name__}")
+            if key in known or (key.startswith("__") and key.endswith("__")):  # the latter: Tune's own notes to its trials
+                continue
+            # Why not `check`: looking for what was meant takes a second over all keys
+            raise ConfigError(f"unknown key {key!r}{did_you_mean(key, known)} in {type(self).__name__}")
         for key in NOT_OURS:
             stored = key if key in known else f"_{key}"
             value = getattr(self, stored)
