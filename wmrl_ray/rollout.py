@@ -17,6 +17,7 @@ from wmrl_ray.data.episode import Episode
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.camera import Camera, camera_of
 from wmrl_ray.envs.intents import Intents, make_intents, split_intent_env_id
+from wmrl_ray.envs.loading import opengl_fix
 from wmrl_ray.envs.wrappers import action_repeat_of, is_pixels, step_limit_of, succeeds_at_end
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class _Stage(Slot):
 
     def take_frame(self) -> None:
         frame = np.asarray(self.env.render() if self.camera is None else self.camera.frame())
-        check(bool(frame.any()), "the picture is black; set MUJOCO_GL=egl or osmesa before Python starts")
+        check(bool(frame.any()), f"the picture is black; {opengl_fix()}")
         self.frames.append(frame)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wmrl_ray.envs import catalog, make_env
+from wmrl_ray.envs import catalog, loading, make_env
 from wmrl_ray.envs.catalog import FAMILIES, family_of, known_ids
 
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -45,7 +45,7 @@ def test_a_missing_package_is_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -
 def test_a_missing_library_of_the_system_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog.util, "find_spec", lambda name: object())
     monkeypatch.setattr(catalog.sys, "platform", "linux")
-    monkeypatch.setattr(catalog, "_loads", lambda library: library != "libX11.so.6")
+    monkeypatch.setattr(loading, "has_library", lambda library: library != "libX11.so.6")
     status, fix = BY_NAME["ManiSkill"].status()
     assert status == "library missing" and "apt-get install libx11-6" in fix
 
@@ -63,7 +63,7 @@ def test_a_missing_library_of_the_system_is_named_with_its_package(monkeypatch: 
 def test_what_pixels_need_is_looked_for(backend: str, absent: str, fix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", backend)
     monkeypatch.setattr(catalog.sys, "platform", "linux")
-    monkeypatch.setattr(catalog, "_loads", lambda library: library != absent)
+    monkeypatch.setattr(loading, "has_library", lambda library: library != absent)
     monkeypatch.setattr(catalog.util, "find_spec", lambda name: object())
     assert BY_NAME["DMControl"].status() == ("ok", "")  # states need none
     status, found = BY_NAME["DMControl"].status(pixels=True)
@@ -71,4 +71,4 @@ def test_what_pixels_need_is_looked_for(backend: str, absent: str, fix: str, mon
 
 
 def test_what_is_there_loads() -> None:
-    assert catalog._loads("libc.so.6") and not catalog._loads("libnothing.so.9")
+    assert loading.has_library("libc.so.6") and not loading.has_library("libnothing.so.9")

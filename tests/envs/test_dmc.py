@@ -219,7 +219,11 @@ env.close()
 def test_black_pictures_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wmrl_ray.envs.camera.Camera.frame", lambda self, out=None: np.zeros((64, 64, 3), np.uint8))
     env = make_env("dmc/walker-walk", obs="pixels")
-    with pytest.raises(ConfigError, match="the pictures are black; set MUJOCO_GL=egl or osmesa"):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(ConfigError, match="the pictures are black; `wmrl doctor` looks for the cause; or set MUJOCO_GL=osmesa"):
+        env.reset(seed=0)
+    monkeypatch.delenv("MUJOCO_GL")
+    with pytest.raises(ConfigError, match="the pictures are black; set MUJOCO_GL=egl or osmesa before Python starts"):
         env.reset(seed=0)
 
 
@@ -240,6 +244,41 @@ except ConfigError as error:
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     lines = shown.stdout.splitlines()
     assert lines[0] == "(24,)" and lines[1].startswith("no OpenGL for pictures") and "MUJOCO_GL=egl" in lines[1], shown.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libraries of Linux")
+@pytest.mark.parametrize("backend", [None, "egl", "osmesa"])
+def test_a_missing_library_for_pictures_is_named_with_its_package(backend: str | None) -> None:
+    """No OpenGL library loads in this process. Where a MUJOCO_GL asks for one, MuJoCo needs it for states too."""
+    code = """
+import ctypes
+real = ctypes.CDLL.__init__
+def init(self, name, *args, **kwargs):
+    if name and ("EGL" in str(name) or "OSMesa" in str(name)):
+        raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+    real(self, name, *args, **kwargs)
+ctypes.CDLL.__init__ = init
+from wmrl_ray.config import ConfigError
+from wmrl_ray.envs import make_env
+for kwargs in ({}, {"obs": "pixels"}):
+    try:
+        make_env("dmc/walker-walk", **kwargs).reset(seed=0)
+        print("works")
+    except ConfigError as error:
+        print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    environment |= {} if backend is None else {"MUJOCO_GL": backend}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    missing = {
+        None: "libEGL.so.1 is missing: apt-get install libegl1",
+        "egl": "libEGL.so.1 is missing: apt-get install libegl1",
+        "osmesa": "libOSMesa.so.8 is missing: apt-get install libosmesa6",
+    }[backend]
+    assert len(lines := shown.stdout.splitlines()) == 2, shown.stderr
+    assert missing in lines[1] and "NoneType" not in shown.stdout
+    assert lines[0] == "works" if backend is None else missing in lines[0] and "unset MUJOCO_GL" in lines[0]
 
 
 def test_the_sizes_of_pixels_are_their_shape() -> None:

@@ -8,7 +8,6 @@ default ones.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import functools
 import importlib
 import os
@@ -19,19 +18,16 @@ from typing import Any
 import numpy as np
 
 from wmrl_ray.config import ConfigError
+from wmrl_ray.envs.loading import find_opengl, has_library, opengl_fix
 
 _OPEN: weakref.WeakSet[Camera] = weakref.WeakSet()
-FIX = "set MUJOCO_GL=egl or osmesa before Python starts"
 
 
 def prefer_egl() -> None:
     """Chooses EGL, which needs no display, where nothing is chosen and it is there; MuJoCo looks once, when it is imported."""
     if sys.platform == "linux" and not os.environ.get("MUJOCO_GL") and "mujoco" not in sys.modules:
-        try:
-            ctypes.CDLL("libEGL.so.1")
-        except OSError:
-            return  # Why: asked for and not there, it would break what needs no pictures
-        os.environ["MUJOCO_GL"] = "egl"
+        if has_library("libEGL.so.1"):  # Why: asked for and not there, it would break what needs no pictures
+            os.environ["MUJOCO_GL"] = "egl"
 
 
 @functools.cache  # once
@@ -74,7 +70,10 @@ class Camera:
         try:
             self._renderer = mujoco.Renderer(model, size, size)
         except (mujoco.FatalError, RuntimeError, ImportError, AttributeError) as error:
-            raise ConfigError(f"no OpenGL for pictures ({error}); {FIX}") from error
+            about = (
+                "" if find_opengl() else f" ({error})"
+            )  # Why: where a library is missing, this is about an attribute of None
+            raise ConfigError(f"no OpenGL for pictures{about}; {opengl_fix()}") from error
         finally:
             quality.offsamples, screen.offwidth, screen.offheight = before
         _close_all_at_exit()
@@ -131,7 +130,7 @@ class FrameStack:
         """[9, size, size] of an episode's first frame, three times."""
         frame = self._camera.frame(self._buffer)
         if not frame.any():
-            raise ConfigError(f"the pictures are black; {FIX}")
+            raise ConfigError(f"the pictures are black; {opengl_fix()}")
         self._newest = np.tile(frame.transpose(2, 0, 1), (self.FRAMES, 1, 1))
         return self._newest
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -12,8 +10,8 @@ from importlib import util
 from pathlib import Path
 from typing import Literal
 
+from wmrl_ray.envs import loading
 from wmrl_ray.envs.layouts import layout, maze_ids
-from wmrl_ray.envs.loading import library_fix
 
 Status = Literal["ok", "extra missing", "library missing", "renderer missing"]
 
@@ -57,8 +55,8 @@ class Family:
                 return "extra missing", f"pip install 'wmrl-ray[{self.extra}]'"
         if sys.platform == "linux":
             for library in self.libraries:
-                if not _loads(library):
-                    return "library missing", library_fix(library)
+                if not loading.has_library(library):
+                    return "library missing", loading.library_fix(library)
         if pixels and (fix := self.find_renderer()) is not None:
             return "renderer missing", fix
         return "ok", ""
@@ -72,28 +70,6 @@ def family_of(env_id: str) -> Family | None:
 def known_ids() -> list[str]:
     """Every id that a family lists."""
     return [env_id for family in FAMILIES for env_id in family.environments]
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
-
-
-def _find_opengl() -> str | None:
-    """What MuJoCo lacks to draw. Only a picture proves it, which `wmrl doctor` draws."""
-    if sys.platform != "linux":
-        return None
-    backend = os.environ.get("MUJOCO_GL", "").lower()
-    if backend in ("disable", "disabled", "off", "false", "0"):
-        return f"MUJOCO_GL={backend} switches it off: export MUJOCO_GL=egl"
-    if backend in ("", "egl") and not _loads("libEGL.so.1"):
-        return "apt-get install libegl1 libopengl0 libgl1 libgl1-mesa-dri"
-    if backend == "osmesa" and not _loads("libOSMesa.so.8"):
-        return "apt-get install libosmesa6"
-    return None
 
 
 def _find_vulkan() -> str | None:
@@ -133,7 +109,7 @@ FAMILIES = (
         libraries=(),
         pattern=r"wmrl/(Point|Ant)Maze-.*",
         environments=_MAZES,
-        find_renderer=_find_opengl,
+        find_renderer=loading.find_opengl,
     ),
     Family(
         name="DMControl",
@@ -143,7 +119,7 @@ FAMILIES = (
         libraries=(),
         pattern=r"dmc/.*",
         environments={f"dmc/{name}": Sizes(obs, action, 500) for name, (obs, action) in _DMC.items()},
-        find_renderer=_find_opengl,
+        find_renderer=loading.find_opengl,
         has_pixels=True,
     ),
     Family(
@@ -156,7 +132,7 @@ FAMILIES = (
         environments={
             f"myoHand{task}{goal}-v0": Sizes(obs, 39, 100) for task, obs in _MYO.items() for goal in ("Fixed", "Random")
         },
-        find_renderer=_find_opengl,
+        find_renderer=loading.find_opengl,
     ),
     Family(
         name="ManiSkill",

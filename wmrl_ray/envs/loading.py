@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import io
 import os
 import re
+import sys
 from types import ModuleType
 
 from wmrl_ray.config import ConfigError
@@ -19,6 +21,7 @@ _LIBRARIES = {  # shared library -> Debian's package of it
     "libglib-2.0.so.0": "libglib2.0-0",
     "libgthread-2.0.so.0": "libglib2.0-0",
 }
+_DRAWING = {"egl": ("libEGL.so.1", "libegl1 libopengl0 libgl1 libgl1-mesa-dri"), "osmesa": ("libOSMesa.so.8", "libosmesa6")}
 
 
 def load_simulator(module: str, what: str, extra: str) -> ModuleType:
@@ -46,6 +49,8 @@ def load_simulator(module: str, what: str, extra: str) -> ModuleType:
     except (RuntimeError, AttributeError) as error:  # MuJoCo's, for a MUJOCO_GL that does not exist or does not work
         backend = os.environ.get("MUJOCO_GL", "")
         about = f"with MUJOCO_GL={backend} " if backend else ""
+        if backend and (missing := find_opengl()) is not None:  # Why: MuJoCo's own words are about an attribute of None
+            raise ConfigError(f"{what} cannot load {module} {about}({missing}); without pictures: unset MUJOCO_GL") from error
         raise ConfigError(
             f"{what} cannot load {module} {about}({_first_line(error)}); `wmrl doctor` looks for the cause"
         ) from error
@@ -60,6 +65,39 @@ def missing_library(error: BaseException) -> str | None:
 def library_fix(library: str) -> str:
     """How to install a shared library."""
     return f"install it (Debian, Ubuntu: apt-get install {_LIBRARIES[library]})" if library in _LIBRARIES else "install it"
+
+
+def has_library(library: str) -> bool:
+    """The system finds this shared library."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def find_opengl() -> str | None:
+    """What MuJoCo lacks to draw, and the fix. Only a picture proves that nothing is missing, which `wmrl doctor` draws."""
+    if sys.platform != "linux":
+        return None
+    backend = os.environ.get("MUJOCO_GL", "").lower()
+    if backend in ("disable", "disabled", "off", "false", "0"):
+        return f"MUJOCO_GL={backend} switches it off: export MUJOCO_GL=egl"
+    library, packages = _DRAWING.get(backend or "egl", ("", ""))
+    if library and not has_library(library):
+        return f"{library} is missing: apt-get install {packages}"
+    return None
+
+
+def opengl_fix() -> str:
+    """What to do where MuJoCo does not draw."""
+    backend = os.environ.get("MUJOCO_GL", "").lower()
+    if (missing := find_opengl()) is not None:
+        return missing
+    if backend in _DRAWING:
+        other = next(name for name in _DRAWING if name != backend)
+        return f"`wmrl doctor` looks for the cause; or set MUJOCO_GL={other}, not {backend}, before Python starts"
+    return "set MUJOCO_GL=egl or osmesa before Python starts"
 
 
 def _first_line(error: BaseException) -> str:
