@@ -98,8 +98,7 @@ def find_checkpoint(path: Path) -> Path:
     if run.exists():
         newest = run.newest_checkpoint()
         if newest is None:
-            raise CheckpointError(
-                f"the run {path} has no complete checkpoint yet; wait for its first one, or go on with `wmrl train {path} --resume`"
-            )
+            fix = f"wait for its first one, or go on with `wmrl train {path} --resume`"
+            raise CheckpointError(f"the run {path} has no complete checkpoint yet; {fix}")
         path = newest
     return path / "policy" if (path / "policy" / "manifest.json").exists() else path
