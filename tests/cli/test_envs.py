@@ -60,6 +60,7 @@ def test_the_list_loads_no_simulator_and_is_quick():
     assert time.perf_counter() - before < 30  # a second on a quiet machine
 
 
+@pytest.mark.needs_gl
 def test_the_check_makes_and_steps_each_and_its_pixels(wmrl, monkeypatch):
     monkeypatch.setattr(catalog, "FAMILIES", (SMALL,))
     monkeypatch.setattr(command, "run_check", lambda family: tried(family))

@@ -146,6 +146,7 @@ def test_a_policy_is_evaluated_with_the_arguments_that_its_environment_was_train
     assert json.loads(wmrl("evaluate", run, "--episodes", 2, "--json").out)["length_mean"] == 7
 
 
+@pytest.mark.needs_gl
 def test_the_command_films_episode_0(wmrl, tiny, tmp_path):
     run = tmp_path / "run"
     wmrl("train", tiny, "--no-ray", "--run-dir", run, "--set", "num_updates=10")

@@ -169,6 +169,7 @@ def frames_of(obs: np.ndarray) -> list[np.ndarray]:
     return [obs[i : i + 3] for i in range(0, 9, 3)]
 
 
+@pytest.mark.needs_gl
 def test_pixels_are_the_last_three_frames_the_newest_last() -> None:
     env = make_env("dmc/cheetah-run", obs="pixels")
     obs, _ = env.reset(seed=0)
@@ -186,6 +187,7 @@ def test_pixels_are_the_last_three_frames_the_newest_last() -> None:
     env.close()
 
 
+@pytest.mark.needs_gl
 def test_pixels_are_repeatable_and_upright_whatever_else_draws() -> None:
     env, other = make_env("dmc/walker-walk", obs="pixels"), make_env("dmc/quadruped-run", obs="pixels")
     start, _ = env.reset(seed=1)
@@ -198,6 +200,7 @@ def test_pixels_are_repeatable_and_upright_whatever_else_draws() -> None:
     env.close()
 
 
+@pytest.mark.needs_gl
 def test_the_suites_own_camera_sees_the_same() -> None:
     """In a process of its own: its renderer and ours disturb each other."""
     code = """
@@ -216,6 +219,7 @@ env.close()
     assert difference < 3 < 10 < flipped and spread > 10, shown.stderr
 
 
+@pytest.mark.needs_gl
 def test_black_pictures_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wmrl_ray.envs.camera.Camera.frame", lambda self, out=None: np.zeros((64, 64, 3), np.uint8))
     env = make_env("dmc/walker-walk", obs="pixels")
@@ -286,6 +290,7 @@ def test_the_sizes_of_pixels_are_their_shape() -> None:
     assert env_dims("dmc/walker-walk") == (24, 6)
 
 
+@pytest.mark.needs_gl
 def test_it_can_be_filmed_and_draws_itself() -> None:
     env = make_env("dmc/walker-walk", render_mode="rgb_array")
     env.reset(seed=0)

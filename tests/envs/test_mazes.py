@@ -182,13 +182,12 @@ def test_another_process_needs_only_the_prefixed_id_and_hears_nothing() -> None:
     assert (result.stdout, result.stderr) == ("(4,)\n", "")
 
 
+@pytest.mark.needs_gl
 def test_a_picture_shows_the_goal_and_is_not_black() -> None:
     env = make_env(POINT, render_mode="rgb_array", frame_size=64)
     env.reset(seed=0, options={"start_cell": (3, 1)})
     try:
         frame = np.asarray(env.render())
-    except ConfigError as error:
-        pytest.skip(str(error))
     finally:
         env.close()
     assert frame.shape == (64, 64, 3)

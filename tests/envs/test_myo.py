@@ -83,6 +83,7 @@ def test_a_simulation_that_diverges_is_cut_off_with_what_was_still_valid(monkeyp
 
 
 @installed
+@pytest.mark.needs_gl
 def test_it_can_be_filmed() -> None:
     env = make_env("myoHandKeyTurnFixed-v0", render_mode="rgb_array")
     env.reset(seed=0)
