@@ -21,6 +21,8 @@ SMALL = dataclasses.replace(DMC, environments={"dmc/pendulum-swingup": Sizes(3, 
 def test_every_environment_is_listed_with_its_sizes(wmrl):
     outcome = wmrl("envs")
     assert outcome.code == 0
+    heads = next(line for line in outcome.out.splitlines() if "environment" in line)
+    assert heads.split() == ["environment", "observations", "actions", "steps", "status", "pixels"]
     line = next(line for line in outcome.out.splitlines() if "dmc/humanoid-walk" in line)
     assert line.split()[:4] == ["dmc/humanoid-walk", "67", "21", "500"]
     assert all(env_id in outcome.out for env_id in known_ids())

@@ -35,6 +35,14 @@ def rows():
     return random_batch(B, H, O, A)
 
 
+def test_the_papers_sizes_have_its_number_of_parameters():
+    """ "Learnable parameters" in its listing of the architecture, which 91 observations and 39 actions (Object Hold) give; the
+    target critic has none.
+    """
+    agent = make_agent("iq_mpc", {"episode_len": 100}, 91, 39)
+    assert sum(p.numel() for p in agent.model.parameters()) == 4_274_259
+
+
 # -- numpy --------------------------------------------------------------------------------------------------------------------
 
 

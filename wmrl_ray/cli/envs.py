@@ -72,7 +72,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     table.add_column("environment")
     for column in ("observations", "actions", "steps"):
         table.add_column(column, justify="right")
-    table.add_column("")
+    table.add_column("status")
     table.add_column("pixels")
     family = ""
     for row in rows:

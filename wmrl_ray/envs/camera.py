@@ -70,9 +70,7 @@ class Camera:
         try:
             self._renderer = mujoco.Renderer(model, size, size)
         except (mujoco.FatalError, RuntimeError, ImportError, AttributeError) as error:
-            about = (
-                "" if find_opengl() else f" ({error})"
-            )  # Why: where a library is missing, this is about an attribute of None
+            about = "" if find_opengl() else f" ({error})"  # Why: without the library, it is about an attribute of None
             raise ConfigError(f"no OpenGL for pictures{about}; {opengl_fix()}") from error
         finally:
             quality.offsamples, screen.offwidth, screen.offheight = before

@@ -45,7 +45,13 @@ class Report:
 
 
 class OnlineLearner(AgentLearner):
-    """One rank. Every rank keeps all episodes and samples with its own stream.
+    """One rank. Every rank keeps all episodes, and draws a batch of its own from all of them at every update, with its own
+    stream: a gradient is the mean over `batch_size` windows of each rank.
+
+    Deviates from the design's replay shards. Why: every rank's windows come from all episodes, also from the few that there are
+    at first; the replay is the same on all ranks, so that a checkpoint holds it once, and a run goes on exactly, or with
+    another number of learners. The cost: N ranks take N times the memory for episodes, and each episode crosses the network
+    to every node that has a rank.
 
     Without runners (`online.num_runners` = 0) it takes the steps itself, in turn with its updates.
     """

@@ -3,12 +3,15 @@
 Garg, Chakraborty, Cundy, Song, Ermon: IQ-Learn: Inverse soft-Q Learning for Imitation (2106.12142), with the chi^2 regulariser;
 equations are numbered as in the IQ-MPC paper. Sizes and rates are those of the authors' MuJoCo runs: one critic, a fixed
 temperature (0.01; 0.001 for ant, 1 for humanoid), `objective` "value" for cheetah and ant, "v0" for hopper, walker, humanoid.
-Their batches are 256 rows of each kind, learning starts after 1,280 steps, and a time limit is not a terminal step.
+Their batches are 256 rows of each kind, learning starts after 1,280 steps (a run's `online.seed_steps`), and a time limit is
+not a terminal step.
 
 The critic's losses are those before its step, the policy's are those after it, as in the authors' code.
 
 Deviates: the chi^2 term takes the actions of the batch in every row, as the IQ-MPC paper writes it (Eq. 12); the newest commit
 of the authors' code takes the policy's action in behaviour rows.
+Deviates: before learning starts actions are uniformly random, and as many updates as steps were taken follow at once. This is
+TD-MPC2's schedule, which all agents share here; in the authors' code the untrained policy acts, and no updates make up for it.
 Unspecified: how the encoder of images, IQ-MPC's, that the IQ-MPC paper adds to this baseline learns. Here by the critic's loss
 alone, with its learning rate; policy and target critic read it without gradient. Images are shifted at random in updates.
 """
