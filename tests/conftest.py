@@ -33,9 +33,9 @@ settings.load_profile("deterministic")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that draw (`needs_gl`) are skipped where nothing can."""
     if item.get_closest_marker("needs_gl") is not None:
-        from wmrl_ray.envs.catalog import _find_opengl
+        from wmrl_ray.envs.loading import find_opengl
 
-        if (lacks := _find_opengl()) is not None:
+        if (lacks := find_opengl()) is not None:
             install = "apt-get install libegl1 libopengl0 libgl1 libgl1-mesa-dri"
             pytest.skip(f"no OpenGL: {lacks}" if lacks == install else f"no OpenGL: {lacks}; {install}")
 
