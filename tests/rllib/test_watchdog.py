@@ -108,6 +108,7 @@ def stop_or_wait(spec: dict[str, Any], report: Any) -> dict[str, Any]:
     return outcome
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_stopped_trial_is_started_again_and_one_that_only_waits_is_not(tmp_path: Path) -> None:
     jobs = specs(tmp_path, stopped=["stop"], waiting=["wait"])
