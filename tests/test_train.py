@@ -164,7 +164,7 @@ def test_a_run_is_not_resumed_with_settings_that_learn_something_else(config, tm
     train(config, tmp_path / "run", should_stop=lambda: True)
     with pytest.raises(ConfigError, match=r"agent\.lr = 0\.1: it was started with 0\.0003"):
         train(dataclasses.replace(config, agent={**SMALL, "lr": 0.1}), tmp_path / "run", resume=True)
-    longer = dataclasses.replace(config, num_updates=60)
+    longer = dataclasses.replace(config, num_updates=60, runner_resources={"here": 1.0})  # on other nodes
     assert train(longer, tmp_path / "run", resume=True)["updates"] == 60
     assert RunDir(tmp_path / "run").config().num_updates == 60
 
