@@ -66,7 +66,7 @@ def wait_for_room(
     group = placement_group(bundles)
     started, next_told = time.monotonic(), min(TELL_AFTER_S, limit_s / 2)
     try:
-        # Why not `group.wait(seconds)`: each that times out stays open in Ray's head, which takes no more after 100 of them
+        # Why not `group.wait(seconds)`: it counts whole ones, so less returns at once, and leaves its request open each time
         while placement_group_table(group).get("state") != "CREATED":
             time.sleep(LOOK_EVERY_S)
             waited_s = time.monotonic() - started
