@@ -21,7 +21,9 @@ from wmrl_ray.rllib.config import CONFIGS
 from wmrl_ray.rllib.failures import ActorLostError, RemoteError
 from wmrl_ray.rllib.placement import needs, wait_for_room
 from wmrl_ray.rllib.train import train_on_ray
-from wmrl_ray.run import Event, OnlineConfig, RunConfig, RunDir
+from wmrl_ray.run.config import OnlineConfig, RunConfig
+from wmrl_ray.run.events import Event
+from wmrl_ray.run.folder import RunDir
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
