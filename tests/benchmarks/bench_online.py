@@ -42,7 +42,7 @@ def measure(settings: argparse.Namespace, num_runners: int, schedule: str) -> li
     online: dict[str, Any] = {
         "num_runners": num_runners,
         "num_envs": settings.envs,
-        "seed_steps": settings.seed,
+        "seed_steps": seed,
         "schedule": schedule,
     }
     if schedule == "asynchronous":
