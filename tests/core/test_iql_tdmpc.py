@@ -148,5 +148,5 @@ def test_planning_takes_only_actions_that_the_policy_sampled():
 
 def test_the_policys_spread_is_learned_per_state():
     agent = make()
-    _, log_std = agent.distribution(torch.randn(50, Z))
+    _, log_std = agent.distribution(agent.model.actor(torch.randn(50, Z)))
     assert log_std.std(0).min() > 0 and log_std.min() >= -5 and log_std.max() <= 2

@@ -83,13 +83,13 @@ class IQLTDMPC(LatentAgent):
         groups = {"model": world, "value": list(m.value_head.parameters()), "actor": list(m.actor.parameters())}
         return {name: torch.optim.Adam(params, lr=self.config.lr, fused=True) for name, params in groups.items()}
 
-    def distribution(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z [..., Z] -> mean, log_std [..., A] of the Gaussian before the tanh."""
-        mean, raw = self.model.actor(z).float().chunk(2, -1)
+    def distribution(self, actor: Tensor) -> tuple[Tensor, Tensor]:
+        """What the actor's network says [..., 2 A] -> mean, log_std [..., A] of the Gaussian before the tanh."""
+        mean, raw = actor.float().chunk(2, -1)
         return mean, rescale_log_std(raw, self.config.log_std_min, self.config.log_std_max)
 
-    def policy(self, z: Tensor, noise: Tensor) -> Tensor:
-        return squashed_sample(*self.distribution(z), noise)
+    def sample(self, actor: Tensor, noise: Tensor) -> Tensor:
+        return squashed_sample(*self.distribution(actor), noise)
 
     def model_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Metrics]:
         """L = c_f L_f + c_R L_R + c_Q L_Q along a latent rollout, as TD-MPC, with either critic loss.
@@ -163,7 +163,7 @@ class IQLTDMPC(LatentAgent):
         """L_pi (Eq. 3): the likelihood of the data's actions [B, H, A] at zs [B, H, Z], weighted by exp(beta A) [B, H]."""
         c = self.config
         weight = advantage_weight(advantage, c.beta, c.largest_weight)
-        log_prob = squashed_log_prob(*self.distribution(zs), action, c.action_margin)
+        log_prob = squashed_log_prob(*self.distribution(self.model.actor(zs)), action, c.action_margin)
         loss = -self._over_rollout(weight * log_prob, valid)
         info = {
             "loss/actor": loss,

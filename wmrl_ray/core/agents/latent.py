@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
 from wmrl_ray.core.models.latent import LatentModel, LatentModelConfig, TargetNetworks
 from wmrl_ray.core.planner import PlanConfig, plan
+from wmrl_ray.core.precision import LowPrecision
 
 
 @dataclass(frozen=True)
@@ -42,22 +46,33 @@ class LatentAgentConfig(AgentConfig):
 
 
 class LatentAgent(Agent):
-    """Plans with `policy`, the model's dynamics and reward, and the critics' minimum. Implements `planner.PlanModel`."""
+    """Plans with the policy, the model's dynamics and reward, and the critics' minimum. Implements `planner.PlanModel`.
+
+    With precision bfloat16 planning reads a copy of the weights that is rounded once for a plan.
+    """
 
     config: LatentAgentConfig
     model: LatentModel
     target: TargetNetworks
     compiled_functions = ("returns", "policy_rollout")
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.low_precision = LowPrecision(rounded(self.model)) if self.config.precision == "bfloat16" else None
+        self.planned = self.model  # what planning reads: the model, or its copy in bfloat16
+
     def scaled(self, reward: Tensor) -> Tensor:
         """The rewards that are learned from, for those of the data; any shape."""
         return self.config.reward_scale * reward + self.config.reward_shift
 
-    def policy(self, z: Tensor, noise: Tensor) -> Tensor:
-        """A sample of pi(. | z) [..., A] for standard normal noise [..., A]."""
+    def sample(self, actor: Tensor, noise: Tensor) -> Tensor:
+        """A sample of pi(. | z) [..., A] for what the actor's network says of z [..., actor_dim] and standard normal noise."""
         raise NotImplementedError
 
-    @torch.no_grad()
+    def policy(self, z: Tensor, noise: Tensor) -> Tensor:
+        """A sample of pi(. | z) [..., A] for standard normal noise [..., A]."""
+        return self.sample(self.model.actor(z), noise)
+
     def act(
         self,
         obs: Tensor,
@@ -67,28 +82,52 @@ class LatentAgent(Agent):
         explore: bool = False,
         reward: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Metrics]:
+        return self.plan(obs, plan_state, is_first, self.act_generator, explore=explore)
+
+    @torch.no_grad()
+    def plan(
+        self,
+        obs: Tensor,
+        plan_state: Tensor | None,
+        is_first: Tensor,
+        generator: torch.Generator | Sequence[torch.Generator],
+        *,
+        explore: bool = False,
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """`planner.plan` at obs [W, O]."""
+        self.planned = self.model if self.low_precision is None else self.low_precision.of(self.model)
         with self.autocast():
             z = self.model.encode(obs).float()
-            return plan(self, z, plan_state, is_first, self.config.plan, self.action_dim, self.act_generator, explore=explore)
+            return plan(self, z, plan_state, is_first, self.config.plan, self.action_dim, generator, explore=explore)
 
     # -- PlanModel ----------------------------------------------------------------------------------------------------------
 
     def policy_rollout(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        actions, total, discount = [], 0.0, 1.0
+        m, actions, total, discount = self.planned, [], 0.0, 1.0
         for t in range(self.config.plan.horizon):
-            actions.append(self.policy(z, noise[:, t]).float())
-            total = total + discount * self.model.reward(z, actions[-1]).float()
-            z = self.model.next(z, actions[-1])
+            actions.append(self.sample(m.actor(z), noise[:, t]).float())
+            total = total + discount * m.reward(z, actions[-1]).float()
+            z = m.next(z, actions[-1])
             discount *= self.config.gamma
         return torch.stack(actions, 1), total + discount * self._terminal_value(z, noise[:, -1])
 
     def returns(self, z: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
-        total, discount = 0.0, 1.0
+        m, total, discount = self.planned, 0.0, 1.0
         for t in range(self.config.plan.horizon):
-            total = total + discount * self.model.reward(z, actions[:, t]).float()
-            z = self.model.next(z, actions[:, t])
+            total = total + discount * m.reward(z, actions[:, t]).float()
+            z = m.next(z, actions[:, t])
             discount *= self.config.gamma
         return total + discount * self._terminal_value(z, noise)
 
     def _terminal_value(self, z: Tensor, noise: Tensor) -> Tensor:
-        return self.model.q(z, self.policy(z, noise)).amin(0).float()
+        m = self.planned
+        return m.q(z, self.sample(m.actor(z), noise)).amin(0).float()
+
+
+def rounded(model: LatentModel) -> LatentModel:
+    """A copy whose linear layers are in bfloat16, as autocast has them; those with a single output may be summed in float32."""
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.out_features > 1:
+            layer.bfloat16()
+    return model

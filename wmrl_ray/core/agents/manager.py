@@ -35,7 +35,7 @@ from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.math import advantage_weight, expectile_loss, masked_mean, one_hot_sample, time_weights
 from wmrl_ray.core.models.latent import LatentModel, LatentModelConfig, TargetNetworks
 from wmrl_ray.core.nets import Normalizer, mlp
-from wmrl_ray.core.planner import PlanConfig, plan
+from wmrl_ray.core.planner import PlanConfig
 
 
 def policy_samples_only() -> PlanConfig:
@@ -152,8 +152,8 @@ class Manager(LatentAgent):
         probs = log_probs.exp()
         return (one_hot_sample(log_probs, noise.view_as(log_probs)) + probs - probs.detach()).flatten(-2)
 
-    def policy(self, z: Tensor, noise: Tensor) -> Tensor:
-        log_probs = self.log_probs(self.model.actor(z))
+    def sample(self, actor: Tensor, noise: Tensor) -> Tensor:
+        log_probs = self.log_probs(actor)
         return one_hot_sample(log_probs, noise.view_as(log_probs)).flatten(-2)
 
     # -- losses ---------------------------------------------------------------------------------------------------------------
@@ -297,9 +297,7 @@ class Manager(LatentAgent):
         Why no plan_state: a warm start moves the random samples of a planner, and a Manager's has none.
         """
         is_first = torch.ones(len(obs), dtype=torch.bool, device=obs.device)
-        with self.autocast():
-            z = self.model.encode(obs).float()
-            action, _, _ = plan(self, z, None, is_first, self.config.plan, self.action_dim, generator)
+        action, _, _ = self.plan(obs, None, is_first, generator)
         z = self.model.encode(obs)
         return self.model.next(z, action) - z
 

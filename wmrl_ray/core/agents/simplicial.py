@@ -15,6 +15,7 @@ from wmrl_ray.core.blocks import dropout_mask, shift_images
 from wmrl_ray.core.math import sample_pair, squashed_sample
 from wmrl_ray.core.models.simplicial import SimplicialModel, SimplicialModelConfig, TargetCritic
 from wmrl_ray.core.planner import PlanConfig, plan
+from wmrl_ray.core.precision import LowPrecision
 
 MANY_ACTIONS = 20  # action dimensions from which planning refines more often
 
@@ -90,7 +91,7 @@ class SimplicialAgent(Agent):
         self.plan_config = dataclasses.replace(c.plan, iterations=c.plan.iterations + more)
         self.shared_draws = c.model.num_critics  # of the planner: they choose two critics
         model = SimplicialModel(c.model, self.obs_dim, self.action_dim, with_reward=with_reward)
-        self.low_precision = LowPrecision(model) if c.precision == "bfloat16" else None
+        self.low_precision = LowPrecision(rounded(model)) if c.precision == "bfloat16" else None
         self.planned: SimplicialModel = model  # what planning reads: the model, or its copy in bfloat16
         return model
 
@@ -158,23 +159,10 @@ class SimplicialAgent(Agent):
         return total + discount * m.q(z, action, sample_pair(shared)).mean(0)
 
 
-class LowPrecision:
-    """A copy of a model's weights in bfloat16, which every call of `of` fills anew; scalar critics' last layer in float32.
-
-    Why each time: it takes 1.3 ms, a hundredth of a plan, and nothing tells that weights have changed (torch counts versions of
-    parameters, but fused optimisers and `parameter.data` go past that count).
-    """
-
-    def __init__(self, model: SimplicialModel):
-        self._copy = copy.deepcopy(model).requires_grad_(False).bfloat16()
-        if model.config.num_bins == 1:  # Why: a bias rounded to 8 bits moves Q, and weights its differences
-            critic = self._copy.critic
-            for last in (critic.weights[-1], critic.biases[-1]):
-                last.data = last.data.float()
-
-    @torch.no_grad()
-    def of(self, model: SimplicialModel) -> SimplicialModel:
-        """`model`, laid out as the one this was built from, in this copy's precision."""
-        self._copy.to(model.device)
-        torch._foreach_copy_(list(self._copy.parameters()), list(model.parameters()))
-        return self._copy
+def rounded(model: SimplicialModel) -> SimplicialModel:
+    """A copy with weights in bfloat16; those of scalar critics' last layer in float32."""
+    model = copy.deepcopy(model).bfloat16()
+    if model.config.num_bins == 1:  # Why: a bias rounded to 8 bits moves Q, and weights its differences
+        for last in (model.critic.weights[-1], model.critic.biases[-1]):
+            last.data = last.data.float()
+    return model

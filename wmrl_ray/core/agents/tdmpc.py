@@ -48,8 +48,8 @@ class TDMPC(LatentAgent):
         groups = {"model": world, "actor": list(m.actor.parameters())}
         return {name: torch.optim.Adam(params, lr=self.config.lr, fused=True) for name, params in groups.items()}
 
-    def policy(self, z: Tensor, noise: Tensor) -> Tensor:
-        mean = torch.tanh(self.model.actor(z).float())
+    def sample(self, actor: Tensor, noise: Tensor) -> Tensor:
+        mean = torch.tanh(actor.float())
         return truncated_noise(mean, self.config.policy_std, noise, self.config.policy_noise_clip)
 
     def model_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Metrics]:
