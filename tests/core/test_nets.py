@@ -36,11 +36,12 @@ def test_elu_gives_torchs_values_and_gradients(dtype):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_compiled_network_gives_the_same_values_and_gradients(monkeypatch, precision):
-    """Its biases join the activations, its last column's product the last activation, and its ELU is not torch's."""
+@pytest.mark.parametrize("activation", [nets.ELU, nets.ReLU])
+def test_a_compiled_network_gives_the_same_values_and_gradients(monkeypatch, precision, activation):
+    """Its biases join the activations, its last column's product the last activation, and its activations are not torch's."""
     monkeypatch.setattr(nets, "ONEDNN", False)  # whatever this machine's processor
     torch.manual_seed(0)
-    network, x = mlp(5, [40], 1), torch.randn(7, 5, requires_grad=True)
+    network, x = mlp(5, [40], 1, activation), torch.randn(7, 5, requires_grad=True)
     torch.nn.init.normal_(network[-1].bias)  # type: ignore[arg-type]
     inputs = [x, *network.parameters()]
     compiled = torch.compile(lambda x: network(x))

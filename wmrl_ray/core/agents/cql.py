@@ -32,7 +32,7 @@ from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics, soft_update
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.math import masked_mean, squashed_sample_log_prob
-from wmrl_ray.core.nets import Linear, LinearReLU, Normalizer, mlp, orthogonal_init
+from wmrl_ray.core.nets import Linear, LinearReLU, Normalizer, ReLU, mlp, orthogonal_init
 
 ROWS = 2048  # of a critic's input at a time on a CPU: their activations stay in the cache between two layers
 LARGEST_MULTIPLIER = 1e6
@@ -72,7 +72,7 @@ class Actor(nn.Module):
 
     def __init__(self, obs_dim: int, action_dim: int, config: Config):
         super().__init__()
-        self.body = mlp(obs_dim, [config.hidden_dim] * config.actor_layers, 2 * action_dim, nn.ReLU)
+        self.body = mlp(obs_dim, [config.hidden_dim] * config.actor_layers, 2 * action_dim, ReLU)
         nn.init.xavier_uniform_(self.body[-1].weight, gain=1e-2)  # type: ignore[arg-type]
         nn.init.zeros_(self.body[-1].bias)  # type: ignore[arg-type]
         self.scale, self.offset = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-1.0))
