@@ -45,7 +45,7 @@ def how_to_get(row: str, spec: DatasetSpec, uri: str) -> str:
     if makers:
         return f"{absent}; make it: wmrl data make {makers[0]}"
     if uri.startswith("wmrl/expert/") and spec.env is not None:
-        return f"{absent}; make it with a trained TD-MPC2: wmrl data make expert:{spec.env} --checkpoint RUN"
+        return f"{absent}; make it: wmrl data make expert:{spec.env} (trains a TD-MPC2; or --checkpoint RUN of one)"
     if uri != spec.uri or spec.source is None:
         return f"{absent}; make, download or import it there (wmrl data --help)"
     scores = "" if spec.ref_scores is None else " --ref-min {:.10g} --ref-max {:.10g}".format(*spec.ref_scores)
