@@ -100,8 +100,8 @@ class AgentModule(TorchRLModule, InferenceOnlyAPI):
         action, self._plan_state, metrics = self.agent.act(obs, self._plan_state, is_first, explore=explore, reward=reward)
         if not action.isfinite().all():
             raise FloatingPointError(
-                f"the agent's action is not finite: {action.tolist()}; its parameters have diverged: lower the learning rate or "
-                "scale the rewards, and go on from an earlier checkpoint"
+                f"the agent's action is not finite: {action.tolist()}; its parameters have diverged: lower the learning "
+                "rate or scale the rewards, and go on from an earlier checkpoint"
             )
         for name, value in metrics.items():
             self._plan_sums[name] = self._plan_sums.get(name, 0.0) + value
