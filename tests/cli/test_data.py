@@ -123,3 +123,14 @@ def test_ray_actors_make_the_same_dataset(wmrl, made, local_ray):
     assert outcome.code == 0, outcome.err
     cards = [json.loads(wmrl("data", "info", uri, "--json").out) for uri in (made, "wmrl/test-cli/by-ray-v0")]
     assert cards[0]["sha256"] == cards[1]["sha256"]
+
+
+def test_random_vectors_stand_behind_its_observations_and_only_they_have_a_seed(wmrl, made, tmp_path):
+    outcome = wmrl(
+        "intents", made, "--random", 3, "--seed", 1, "--env", "wmrl/PointMaze-Medium-v0", "--id", f"{ID[:-3]}-random-v0"
+    )
+    assert outcome.code == 0, outcome.err
+    about = wmrl("data", "info", outcome.out.strip()).out
+    assert "7 observations" in about and "PointMaze-Medium-v0" in about
+    refused = wmrl("intents", made, "--manager", tmp_path, "--seed", 1)
+    assert refused.code == 2 and "--seed 1 has no effect with --manager" in refused.err

@@ -245,6 +245,7 @@ def test_every_point_of_a_grid_is_a_table_against_the_same_baseline(tmp_path, wr
     html, numbers = write_report([tmp_path / "runs"], tmp_path / "report.html")
     studies = json.loads(numbers.read_text())["studies"]
     assert [(study["point"], cell_of(study)["delta"]) for study in studies] == [(None, 40.0), ("skip4", 20.0)]
+    assert ["not of this point" in study["caption"] for study in studies] == [False, True]  # the paper has no values for it
     assert [study["num_planned"] for study in studies] == [2, 2]
     assert html.read_text().count("(arXiv:2306.00867), with skip4</h2>") == 1
 

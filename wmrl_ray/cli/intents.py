@@ -16,7 +16,8 @@ def intents(
     manager: Annotated[Path | None, typer.Option(help="Run or checkpoint folder of a Manager of this dataset.")] = None,
     random: Annotated[int | None, typer.Option(help="Instead: random vectors of this size, redrawn at every step.")] = None,
     dataset_id: Annotated[str | None, typer.Option("--id", help="Minari id to write; default: made of both names.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random vectors.")] = 0,
+    env: Annotated[str | None, typer.Option(help="Environment to evaluate Workers in; default: the dataset's own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random vectors; default 0.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a dataset with a Manager's intents (or random vectors, the ablation) behind its observations.
@@ -24,6 +25,7 @@ def intents(
     The result is a dataset like any other: `wmrl train` a Worker on it. In evaluations the Manager plans at every step.
     """
     check((manager is None) != (random is None), "give either --manager RUN or --random DIM")
+    check(manager is None or seed is None, f"--seed {seed} has no effect with --manager; it is of random vectors")
     from wmrl_ray.intents import augment
 
     with progress_bar("intents", "rows") as progress:
@@ -32,7 +34,8 @@ def intents(
                 uri,
                 random if random is not None else str(manager),
                 dataset_id,
-                seed=seed,
+                env=env,
+                seed=seed or 0,
                 overwrite=overwrite,
                 progress=progress,
             )

@@ -211,6 +211,7 @@ def summarize_study(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
         rows.append({"name": name, "datasets": datasets, "cells": cells})
     shown = [arm for row in rows for cell in row["cells"] for arm in cell["arms"].values() if arm["seeds"]]
     updates = [update for arm in shown for update in arm["updates"]]
+    of_defaults = study.point and study.point not in table.get("points", {})
     return {
         "path": str(study.path),
         "paper": study.paper["paper"],
@@ -219,7 +220,8 @@ def summarize_study(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
         "table": study.key,
         "point": study.point.removeprefix("-") or None,
         "stand_ins": study.stand_ins,
-        **{key: table[key] for key in ("title", "caption", "form", "arms", "columns", "num_updates", "num_seeds")},
+        "caption": table["caption"] + " The paper's values are of its own settings, not of this point." * bool(of_defaults),
+        **{key: table[key] for key in ("title", "form", "arms", "columns", "num_updates", "num_seeds")},
         "updates": [min(updates), max(updates)] if updates else None,
         "num_runs": sum(len(arm["seeds"]) for arm in shown),
         "num_planned": len(study.cells),

@@ -10,6 +10,8 @@ the defaults below (no Lagrange multiplier, alpha 10, no clip, policy lr 3e-5), 
   `max_target_backup`, `critic_layers` 5, `actor_lr` 1e-4, observations not normalised.
 
 Deviates:
+- The last layers of actor and critics start small (gain 0.01), as in CORL's files of today; in those of 57e4037 like all others
+  (gain sqrt 2), so that Q starts with a spread of 0.2 and actions near 0.2 in size.
 - Both critics have `critic_layers` hidden layers. Both public forks of CORL forget to pass the number to the second critic, so
   that the antmaze files of today train one critic of 5 layers beside one of 3.
 - Switches that every CORL file of maze2d, antmaze and gym leaves at one value are not here: no entropy in the backup,
