@@ -7,11 +7,13 @@ The numbers of updates are the paper's own: CORL trains DT for 100,000, all othe
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from tests.test_study import WORKERS, plan
+from wmrl_ray.core.agents import agent_config
 
 ROWS = {
     "antmaze": {
@@ -137,6 +139,17 @@ BY_FAMILY: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {
     ("gym", "cql"): (256, {"lagrange": False, "reward_shift": 0.0}),  # 57e4037: cql/halfcheetah/medium*_v2.yaml
 }
 
+# Without a family, for runs outside the tables: the defaults of CORL's code, but AWAC's temperature, which is 1.0 there and in
+# none of its files of mazes and gym (0.1 and 0.3333).
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "iql": {"expectile": 0.7, "beta": 3.0, "reward_shift": 0.0},
+    "awac": {"temperature": 0.1, "reward_shift": 0.0},
+    "td3_bc": {"reward_shift": 0.0},
+    "bc": {},
+    "dt": {"lr": 1e-4, "reward_scale": 0.001, "target_return": 12000.0},
+    "cql": {"lagrange": False, "reward_shift": 0.0},
+}
+
 # What the Manager and IQL-TD-MPC take from CORL's IQL (configs/offline/iql). On antmaze in units a tenth as large, rewards of
 # (r - 1) / 10: beta and the planner's temperature, factors of values in an exponent, are ten times CORL's 10 and our 0.5.
 PLANNERS: dict[str, dict[str, Any]] = {
@@ -171,6 +184,12 @@ def test_every_cell_of_an_algorithm_of_corl_has_corls_settings(family: str, algo
     for table, variant, config in found:
         assert config["agent"] == expected, (table, variant, config["dataset"])
         assert config["batch_size"] == batch_size, (table, variant, config["dataset"])
+
+
+@pytest.mark.parametrize("algorithm", DEFAULTS)
+def test_an_algorithm_of_corl_has_corls_settings_by_default(algorithm: str) -> None:
+    expected = ALWAYS[algorithm] | DEFAULTS[algorithm] | {"precision": "float32", "compile": "off"}
+    assert asdict(agent_config(algorithm, {})) == expected
 
 
 @pytest.mark.parametrize("algorithm", [*sorted(WORKERS), "tdmpc", "iql_tdmpc"])
