@@ -2,7 +2,8 @@
 
 Kostrikov, Nair, Levine: Offline Reinforcement Learning with Implicit Q-Learning (arXiv 2110.06169), with CORL's settings
 (the IQL column of Table II of the IQL-TD-MPC paper), which are expectile 0.7 and beta 3; 0.9 and 10, with reward_shift -1, for
-the ant mazes; 0.5 and 6 for hopper-medium-expert; a deterministic actor for hopper-medium and hopper-medium-replay.
+the ant mazes; 0.5 and 6 for hopper-medium-expert; a deterministic actor, tau 0.001 and rewards divided by the range of returns
+for hopper-medium and hopper-medium-replay.
 
 As in CORL: all three losses are those of the parameters before the step (Q's target takes V before V's step, the policy's
 weights come from the target critics and that same V), so that one backward pass and one optimiser serve all three; the target
