@@ -269,9 +269,12 @@ def test_an_update_is_a_clipped_step_down_each_loss_over_the_steps_that_count():
     z = m.encode(batch.obs[:, ::K])  # [B, H+1, Z]
     action = agent.inverse(z[:, :-1], z[:, 1:], action_noise).detach()
     zs = m.rollout(z[:, 0], action)[:, :H].detach()  # a step's action belongs to the latent that it starts from
+    model_loss, _, _, info = agent.model_loss(batch, noise, action_noise)
+    other = agent.model_loss(batch, action_noise, action_noise)[3]
+    assert other["q/target_mean"] != info["q/target_mean"]  # the policy's noise matters here
     value_loss, advantage, _ = agent.value_loss(zs, action, COUNTS)
     expected = {
-        "model": agent.model_loss(batch, noise, action_noise)[0],
+        "model": model_loss,
         "value": value_loss,
         "actor": agent.actor_loss(zs, action, advantage, COUNTS)[0],
         "decoder": (m.decoder(z.detach()) - batch.obs[:, ::K])[IS_REAL].square().mean(),
@@ -285,6 +288,7 @@ def test_an_update_is_a_clipped_step_down_each_loss_over_the_steps_that_count():
         after[name] = [p.detach() - lr * grad * clip / norms[name] for p, grad in zip(group, grads, strict=True)]
 
     metrics = agent.update(batch)
+    assert all(metrics[key].item() == pytest.approx(value.item(), rel=1e-5) for key, value in info.items())
     for name, loss in expected.items():
         assert metrics[f"grad_norm/{name}"].item() == pytest.approx(norms[name], rel=1e-4)
         if name != "model":  # whose loss is reported without TD-MPC's 1/H
