@@ -204,6 +204,113 @@ def test_the_decoder_answers_in_the_units_of_observations():
     assert (decoded - obs).abs().mean() < 0.3 * 10
 
 
+def cut_and_ended() -> Batch:
+    """The first window ends in a terminal step in the Manager's second, the second one is cut in the Manager's second."""
+    batch = random_batch(B, H * K, O, 7)
+    batch.terminated.zero_()
+    batch.terminated[0, 5] = True
+    batch.valid[0, 6:], batch.valid[1, 7:] = False, False
+    return batch
+
+
+COUNTS = torch.tensor([[True, True, False], [True, False, False]])  # its steps [B, H]
+IS_REAL = torch.tensor([[True, True, True, False], [True, True, False, False]])  # the observations between them [B, H+1]
+OPTIMIZED = {
+    "model": ["encoder", "dynamics", "reward_head", "critic", "inverse_dynamics"],
+    "value": ["value_head"],
+    "actor": ["actor"],
+    "decoder": ["decoder"],
+}
+
+
+def parameters(agent: Manager, name: str) -> list[torch.nn.Parameter]:
+    return [p for module in OPTIMIZED[name] for p in getattr(agent.model, module).parameters()]
+
+
+@pytest.mark.parametrize("critic_loss", ["iql", "tdmpc"])
+def test_the_gradient_passes_an_abstract_action_as_if_it_were_its_probabilities(critic_loss):
+    """Straight-through: the loss' gradient at the sample, pulled back through the softmax of b into b and the encoder."""
+    agent, batch = make(critic_loss=critic_loss, reward_shift=-0.5), cut_and_ended()
+    c, m = agent.config, agent.model
+    noise, action_noise = torch.randn(2, B, H, A)
+    z = m.encode(batch.obs[:, ::K])
+    steps = coarse(batch, torch.zeros(B, H, A), K, batch.reward - 0.5)
+    with torch.no_grad():
+        z_target, td_target = agent.target.encode(steps.obs[:, 1:]), agent.td_target(steps, z[:, 1:], noise)
+    action = agent.inverse(z[:, :-1], z[:, 1:], action_noise).detach().requires_grad_()
+
+    zs, loss = z[:, 0], torch.zeros(())
+    for t in range(H):
+        za = torch.cat([zs, action[:, t]], -1)
+        critic = sum((member(za)[:, 0] - td_target[:, t]) ** 2 for member in m.critic)
+        reward = (m.reward_head(za)[:, 0] - steps.reward[:, t]) ** 2
+        zs = m.dynamics(za)
+        consistency = ((zs - z_target[:, t]) ** 2).mean(-1)
+        error = c.consistency_coef * consistency + c.reward_coef * reward + c.critic_coef * critic
+        loss = loss + (c.rho**t * COUNTS[:, t] * error).mean() / H
+    (at_sample,) = torch.autograd.grad(loss, action, retain_graph=True)
+    logits = m.inverse_dynamics(torch.cat([z[:, :-1], z[:, 1:]], -1)).view(B, H, G, C)
+    probs = ((1 - c.uniform_mix) * logits.softmax(-1) + c.uniform_mix / C).flatten(-2)
+    world = parameters(agent, "model")
+    expected = torch.autograd.grad([loss, probs], world, [torch.ones(()), at_sample])
+
+    grads = torch.autograd.grad(agent.model_loss(batch, noise, action_noise)[0], world)
+    for grad, reference in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, reference, rtol=1e-4, atol=1e-5 * reference.abs().max().item())
+
+
+def test_an_update_is_a_clipped_step_down_each_loss_over_the_steps_that_count():
+    agent, batch, clip, lr = make(grad_clip=0.1), cut_and_ended(), 0.1, 0.5
+    agent.optimizers = {name: torch.optim.SGD(parameters(agent, name), lr) for name in OPTIMIZED}
+    start, m = agent.update_generator.get_state(), agent.model
+    noise, action_noise = torch.randn(2, B, H, A, generator=agent.update_generator)  # of the policy, of b
+    agent.update_generator.set_state(start)
+
+    z = m.encode(batch.obs[:, ::K])  # [B, H+1, Z]
+    action = agent.inverse(z[:, :-1], z[:, 1:], action_noise).detach()
+    zs = m.rollout(z[:, 0], action)[:, :H].detach()  # a step's action belongs to the latent that it starts from
+    model_loss, _, _, info = agent.model_loss(batch, noise, action_noise)
+    other = agent.model_loss(batch, action_noise, action_noise)[3]
+    assert other["q/target_mean"] != info["q/target_mean"]  # the policy's noise matters here
+    value_loss, advantage, _ = agent.value_loss(zs, action, COUNTS)
+    expected = {
+        "model": model_loss,
+        "value": value_loss,
+        "actor": agent.actor_loss(zs, action, advantage, COUNTS)[0],
+        "decoder": (m.decoder(z.detach()) - batch.obs[:, ::K])[IS_REAL].square().mean(),
+    }
+    after, norms = {}, {}
+    for name, loss in expected.items():
+        group = parameters(agent, name)
+        grads = torch.autograd.grad(loss, group)
+        norms[name] = torch.cat([grad.flatten() for grad in grads]).norm().item()
+        assert norms[name] > 2 * clip, name
+        after[name] = [p.detach() - lr * grad * clip / norms[name] for p, grad in zip(group, grads, strict=True)]
+
+    metrics = agent.update(batch)
+    assert all(metrics[key].item() == pytest.approx(value.item(), rel=1e-5) for key, value in info.items())
+    for name, loss in expected.items():
+        assert metrics[f"grad_norm/{name}"].item() == pytest.approx(norms[name], rel=1e-4)
+        if name != "model":  # whose loss is reported without TD-MPC's 1/H
+            assert metrics[f"loss/{name}"].item() == pytest.approx(loss.item(), rel=1e-4)
+        for p, reference in zip(parameters(agent, name), after[name], strict=True):
+            torch.testing.assert_close(p.detach(), reference, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_every_third_update_moves_the_targets_by_tau():
+    agent, batch = make(tau=0.25, target_every=3), cut_and_ended()
+    online = [*agent.model.encoder.parameters(), *agent.model.critic.parameters()]
+    target = [*agent.target.encoder.parameters(), *agent.target.critic.parameters()]
+    assert len(target) == len(list(agent.target.parameters()))
+    for update in range(1, 7):
+        before = [p.clone() for p in target]
+        agent.update(batch)
+        rate = 0.25 if update % 3 == 0 else 0.0
+        for old, p, new in zip(before, online, target, strict=True):
+            torch.testing.assert_close(new, (1 - rate) * old + rate * p, rtol=1e-6, atol=1e-6 * (rate > 0))
+            assert torch.equal(new, old) == (rate == 0)
+
+
 def test_an_update_moves_every_module_and_reports_finite_metrics():
     agent = make()
     before = {name: p.clone() for name, p in agent.model.named_parameters()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,8 +60,12 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         if self.obs.device == torch.device(device):
             return self
+        return self.each(lambda x: x.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch of what `change` makes of each of its tensors."""
         fields = {name: x for name in self.__dataclass_fields__ if (x := getattr(self, name)) is not None}
-        return Batch(**{name: x.to(device, non_blocking=True) for name, x in fields.items()})
+        return Batch(**{name: change(x) for name, x in fields.items()})
 
     @property
     def alive(self) -> Tensor:

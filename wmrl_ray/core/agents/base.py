@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVarTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from wmrl_ray.core.nets import Normalizer
 
 Metrics = dict[str, Tensor]
 ObsDim = int | tuple[int, int, int]  # O of vectors, (C, h, w) of images
+Returned = TypeVarTuple("Returned")
 
 # Why: a LayerNorm reads five tensors; beyond four (torch's default) its result goes through memory to the activation
 COMPILE_OPTIONS = {"realize_reads_threshold": 100}
@@ -226,14 +227,16 @@ class Agent:
             self.sync_grads(parameters)
         return parameters
 
-    def kept(self, latents: Tensor, info: Metrics) -> tuple[Tensor, Metrics]:
+    def kept(self, *returned: *Returned) -> tuple[*Returned]:
         """What a compiled function returned, to be read after another one has run: under "cuda_graphs" copies of it.
+
+        returned: tensors, metrics and batches; but no loss, whose gradient does not read its value.
 
         Why: a CUDA graph writes what it returns into memory of its own, which the next graph may write into.
         """
         if self.config.compile != "cuda_graphs":
-            return latents, info
-        return latents.clone(), {name: value.clone() for name, value in info.items()}
+            return returned
+        return cast(tuple[*Returned], tuple(_copied(value) for value in returned))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The activations' precision."""
@@ -270,6 +273,17 @@ class Agent:
             saved = torch.as_tensor(saved).cpu()
             if saved.numel() == generator.get_state().numel():
                 generator.set_state(saved)
+
+
+def _copied(returned: object) -> Tensor | Batch | Metrics:
+    match returned:
+        case Tensor():
+            return returned.clone()
+        case Batch():
+            return returned.each(torch.clone)
+        case dict():
+            return {name: value.clone() for name, value in returned.items()}
+    raise TypeError(f"no copy of {type(returned).__name__}")
 
 
 def _allow_autograd_in_graphs() -> None:

@@ -236,6 +236,7 @@ class CQL(Agent):
         uniform = torch.rand(B, H, c.num_actions, A, generator=self.update_generator, device=self.device) * 2 - 1
         with self.autocast():  # all losses first: each sees the parameters of the others before their step
             actor_loss, log_prob, info = self.actor_loss(batch, noise[..., 0, :])
+            log_prob, info = self.kept(log_prob, info)
             critic_loss, difference, critic_info = self.critic_loss(batch, noise[..., 1:, :], uniform)
         self.optimize("temperature", self.temperature_loss(log_prob), max_norm=None)
         info["grad_norm/actor"] = self.optimize("actor", actor_loss, c.grad_clip)

@@ -183,8 +183,10 @@ class IQLTDMPC(LatentAgent):
         noise = torch.randn(batch.action.shape, generator=self.update_generator, device=self.device)
         with self.autocast():
             loss, zs, info = self.model_loss(batch, noise)
+            zs, info = self.kept(zs, info)
             zs = zs[:, :-1]  # the latents at which the data has an action
             value_loss, advantage, value_info = self.value_loss(zs, batch.action, batch.valid)
+            advantage, value_info = self.kept(advantage, value_info)
             actor_loss, actor_info = self.actor_loss(zs, batch.action, advantage, batch.valid)
         info["grad_norm/model"] = self.optimize("model", loss, self.config.grad_clip)
         info["grad_norm/value"] = self.optimize("value", value_loss, self.config.grad_clip)

@@ -263,9 +263,12 @@ class Manager(LatentAgent):
         noise = torch.randn(2, B, H, A, generator=self.update_generator, device=self.device)
         with self.autocast():
             loss, steps, zs, info = self.model_loss(batch, noise[0], noise[1])
+            steps, zs, info = self.kept(steps, zs, info)
             zs = zs[:, :-1]  # the latents at which there is an abstract action
             value_loss, advantage, value_info = self.value_loss(zs, steps.action, steps.valid)
+            advantage, value_info = self.kept(advantage, value_info)
             actor_loss, actor_info = self.actor_loss(zs, steps.action, advantage, steps.valid)
+            (actor_info,) = self.kept(actor_info)
             is_real = torch.cat([batch.valid[:, :1], steps.valid], 1)  # [B, H+1]
             decoder_loss, decoder_info = self.decoder_loss(steps.obs, is_real)
         info["grad_norm/model"] = self.optimize("model", loss, self.config.grad_clip)
