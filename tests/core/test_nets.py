@@ -117,3 +117,18 @@ def test_the_normalizer_is_the_identity_until_it_gets_statistics():
     normalizer.mean.copy_(torch.tensor([1.0, 2.0]))
     normalizer.std.copy_(torch.tensor([2.0, 4.0]))
     assert torch.equal(normalizer(x), torch.tensor([[1.0, 0.5]]))
+
+
+@pytest.mark.parametrize("activation", [nets.ReLU, nn.ReLU])
+def test_a_compiled_relu_keeps_no_bools_for_its_gradient(activation):
+    """Torch's own does, and kernels that mix them with bfloat16 are slow."""
+    network, kept = mlp(5, [32, 32], 1, activation), []
+    compiled = torch.compile(lambda x: network(x))
+
+    def pack(tensor):
+        kept.append(tensor.dtype)
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        compiled(torch.randn(64, 5, requires_grad=True))
+    assert (torch.bool in kept) == (activation is nn.ReLU)

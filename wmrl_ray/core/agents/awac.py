@@ -20,7 +20,7 @@ from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics, soft_update
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.math import advantage_weight, gaussian_log_prob
-from wmrl_ray.core.nets import Normalizer, ReLU, mlp, stacked_mlp
+from wmrl_ray.core.nets import Normalizer, mlp, stacked_mlp
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Model(nn.Module):
         super().__init__()
         hidden = [config.hidden_dim] * 3
         self.normalizer = Normalizer(obs_dim) if config.normalize_obs else nn.Identity()
-        self.actor = mlp(obs_dim, hidden, action_dim, ReLU)
+        self.actor = mlp(obs_dim, hidden, action_dim, nn.ReLU)
         self.log_std = nn.Parameter(torch.zeros(action_dim))
         self.critic = stacked_mlp(2, obs_dim + action_dim, hidden, 1)
 

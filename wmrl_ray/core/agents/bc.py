@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.math import masked_mean
-from wmrl_ray.core.nets import Normalizer, ReLU, mlp
+from wmrl_ray.core.nets import Normalizer, mlp
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class BC(Agent):
 
     def build(self) -> tuple[nn.Module, None]:
         normalizer = Normalizer(self.obs_dim) if self.config.normalize_obs else nn.Identity()
-        actor = mlp(self.obs_dim, [self.config.hidden_dim] * 2, self.action_dim, ReLU)
+        actor = mlp(self.obs_dim, [self.config.hidden_dim] * 2, self.action_dim, nn.ReLU)
         return nn.Sequential(normalizer, actor, nn.Tanh()), None
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:

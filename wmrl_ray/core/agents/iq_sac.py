@@ -30,7 +30,7 @@ from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics, demonstration
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.blocks import PixelEncoder, shift_images
 from wmrl_ray.core.math import rescale_log_std, squashed_sample, squashed_sample_log_prob
-from wmrl_ray.core.nets import Ensemble, ReLU, mlp, orthogonal_init
+from wmrl_ray.core.nets import Ensemble, mlp, orthogonal_init
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Model(nn.Module):
         else:
             self.encoder = PixelEncoder(obs_dim, config.num_channels, config.simnorm_dim)
             features = self.encoder.num_features
-        self.actor = mlp(features, hidden, 2 * action_dim, ReLU)
-        self.critic = Ensemble(mlp(features + action_dim, hidden, 1, ReLU) for _ in range(config.num_critics))
+        self.actor = mlp(features, hidden, 2 * action_dim, nn.ReLU)
+        self.critic = Ensemble(mlp(features + action_dim, hidden, 1, nn.ReLU) for _ in range(config.num_critics))
         orthogonal_init(self)
 
 

@@ -22,7 +22,7 @@ from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics, soft_update
 from wmrl_ray.core.batch import Batch
 from wmrl_ray.core.math import advantage_weight, expectile_loss, gaussian_log_prob
-from wmrl_ray.core.nets import Normalizer, ReLU, mlp, stacked_mlp
+from wmrl_ray.core.nets import Normalizer, mlp, stacked_mlp
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Model(nn.Module):
         super().__init__()
         hidden = [config.hidden_dim] * 2
         self.normalizer = Normalizer(obs_dim) if config.normalize_obs else nn.Identity()
-        self.actor = nn.Sequential(*mlp(obs_dim, hidden, action_dim, ReLU), nn.Tanh())
+        self.actor = nn.Sequential(*mlp(obs_dim, hidden, action_dim, nn.ReLU), nn.Tanh())
         self.log_std = None if config.deterministic_actor else nn.Parameter(torch.zeros(action_dim))
-        self.value = mlp(obs_dim, hidden, 1, ReLU)
+        self.value = mlp(obs_dim, hidden, 1, nn.ReLU)
         self.critic = stacked_mlp(2, obs_dim + action_dim, hidden, 1)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Agent, AgentConfig, Metrics, frozen, soft_update
 from wmrl_ray.core.batch import Batch
-from wmrl_ray.core.nets import Normalizer, ReLU, mlp, stacked_mlp
+from wmrl_ray.core.nets import Normalizer, mlp, stacked_mlp
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, hidden_dim: int, obs_dim: int, action_dim: int):
         super().__init__()
-        self.actor = nn.Sequential(*mlp(obs_dim, [hidden_dim] * 2, action_dim, ReLU), nn.Tanh())
+        self.actor = nn.Sequential(*mlp(obs_dim, [hidden_dim] * 2, action_dim, nn.ReLU), nn.Tanh())
         self.critic = stacked_mlp(2, obs_dim + action_dim, [hidden_dim] * 2, 1)
 
 
