@@ -150,3 +150,33 @@ def test_the_policys_spread_is_learned_per_state():
     agent = make()
     _, log_std = agent.distribution(agent.model.actor(torch.randn(50, Z)))
     assert log_std.std(0).min() > 0 and log_std.min() >= -5 and log_std.max() <= 2
+
+
+def test_an_update_is_a_clipped_step_down_each_loss_over_the_steps_that_count():
+    clip, lr = 0.05, 0.5
+    agent, batch = make(grad_clip=clip, beta=0.1), random_batch(B, H, O, A)  # its second window is cut after two steps
+    counts = torch.tensor([[True, True, True], [True, True, False]])
+    groups = {name: [p for group in o.param_groups for p in group["params"]] for name, o in agent.optimizers.items()}
+    agent.optimizers = {name: torch.optim.SGD(group, lr) for name, group in groups.items()}
+    start = agent.update_generator.get_state()
+    noise = torch.randn(B, H, A, generator=agent.update_generator)
+    agent.update_generator.set_state(start)
+
+    zs = agent.model.rollout(agent.model.encode(batch.obs[:, 0]), batch.action)[:, :H].detach()  # where each action is taken
+    value_loss, advantage, _ = agent.value_loss(zs, batch.action, counts)
+    expected = {
+        "model": agent.model_loss(batch, noise)[0],
+        "value": value_loss,
+        "actor": agent.actor_loss(zs, batch.action, advantage, counts)[0],
+    }
+    after = {}
+    for name, loss in expected.items():
+        grads = torch.autograd.grad(loss, groups[name])
+        norm = torch.cat([grad.flatten() for grad in grads]).norm()
+        assert norm > 2 * clip, name
+        after[name] = [p.detach() - lr * grad * clip / norm for p, grad in zip(groups[name], grads, strict=True)]
+
+    agent.update(batch)
+    for name, group in groups.items():
+        for p, reference in zip(group, after[name], strict=True):
+            torch.testing.assert_close(p.detach(), reference, rtol=1e-5, atol=1e-5, msg=name)
