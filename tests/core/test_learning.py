@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.core.test_agents import CONFIGS
+from tests.core.small import CONFIGS
 from wmrl_ray.core.agents import make_agent
 from wmrl_ray.core.agents.base import Agent
 from wmrl_ray.core.batch import Batch

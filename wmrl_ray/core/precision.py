@@ -24,7 +24,7 @@ class LowPrecision(Generic[M]):
     @torch.no_grad()
     def of(self, model: M) -> M:
         """`model`, laid out as the copy, in the copy's precision."""
-        weights = [*model.parameters()]
+        weights: list[torch.Tensor] = [*model.parameters()]
         self._copy.to(weights[0].device)
-        torch._foreach_copy_([*self._copy.parameters()], [*weights])
+        torch._foreach_copy_([*self._copy.parameters()], weights)
         return self._copy
