@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from tests.studies import SweepLog, run_sweep, tiny_plan, tiny_values
 from tests.test_trackers import read_tensorboard
@@ -20,7 +21,7 @@ from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.events import OnEvent
 from wmrl_ray.run.folder import RunDir
 from wmrl_ray.search import METRICS, Search
-from wmrl_ray.search_trial import run_trial, train_until
+from wmrl_ray.search_trial import run_trial, train_here, train_until
 from wmrl_ray.space import point_name
 from wmrl_ray.study import Plan, Study, expand
 from wmrl_ray.sweep import in_process, sweep
@@ -176,6 +177,23 @@ def bc_settings(folder: Path) -> dict[str, Any]:
     cell = expand(from_dict(Study, {**values, "run": {**values["run"], "eval_every": 2}})).cells[0]
     assert cell.config is not None
     return cell.config
+
+
+def test_a_process_compiles_for_its_tenth_run_as_for_its_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch runs a function eagerly that it has compiled eight times; a sweep's process trains many runs, each with its own."""
+    counts = []
+
+    def compiles(config: RunConfig, folder: Path, **kwargs: Any) -> dict[str, Any]:
+        counters["stats"].clear()
+        for _ in range(2):
+            torch.compile(lambda x: x.relu().sum(), backend="eager", dynamic=False)(torch.zeros(len(counts) + 1))
+        counts.append(counters["stats"]["unique_graphs"])
+        return {}
+
+    monkeypatch.setattr("wmrl_ray.train.train", compiles)
+    for k in range(10):
+        train_here(RunConfig("bc", "data"), tmp_path / str(k), lambda event: None)
+    assert counts == [1] * 10
 
 
 def test_a_fork_goes_on_from_the_others_state_with_its_own_settings(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wmrl_ray.config import check, from_dict
+from wmrl_ray.core.memory import forget_runs
 from wmrl_ray.data.files import write_json
 from wmrl_ray.fork import fork
 from wmrl_ray.run.config import RunConfig
@@ -184,7 +185,10 @@ def train_until(
 def train_here(
     config: RunConfig, path: Path, on_event: Callable[[Event], None], should_stop: Callable[[], bool] = lambda: False
 ) -> Values:
-    """Trains the run in this process from where it was left, from a dataset or its own steps, with the trackers it names."""
+    """Trains the run in this process from where it was left, from a dataset or its own steps, with the trackers it names.
+
+    One run at a time: it clears what earlier ones in this process have compiled.
+    """
     from wmrl_ray.online import train_online
     from wmrl_ray.trackers import Trackers
     from wmrl_ray.train import train
@@ -193,6 +197,7 @@ def train_here(
         on_event(event)
         trackers.on_event(event)
 
+    forget_runs()
     loop = train_online if config.learns_online else train
     with Trackers.open(config, path) as trackers:
         return loop(config, path, resume=True, on_event=for_both, should_stop=should_stop)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray import cloudpickle
 
 from tests.rllib import fakes
@@ -138,3 +139,20 @@ def test_a_trial_has_one_thread_however_many_cpus_it_may_fill(tmp_path: Path, cp
     """Of two cores; a share of one is packed."""
     outcomes = run_trials(threads, {"a": None, "b": None}, folder=tmp_path / ".tune", cpus_per_trial=cpus)
     assert [outcome.result and outcome.result["torch"] for outcome in outcomes.values()] == [1, 1], outcomes
+
+
+def who(spec: Any, report: Any) -> dict[str, Any]:
+    if spec == "raise":
+        raise ValueError("boom")
+    return {"pid": os.getpid()}
+
+
+def test_a_process_takes_the_next_trial_when_it_has_done_one_well_and_only_then(tmp_path: Path) -> None:
+    whole = ray.cluster_resources()["CPU"]
+    outcomes = run_trials(who, {"a": None, "b": None, "c": None}, folder=tmp_path / ".tune", cpus_per_trial=whole)
+    assert len({outcome.result and outcome.result["pid"] for outcome in outcomes.values()}) == 1, outcomes
+    outcomes = run_trials(
+        who, {"a": None, "bad": "raise", "c": None}, folder=tmp_path / ".tune", cpus_per_trial=whole, max_failures=0
+    )
+    assert outcomes["bad"].error and outcomes["a"].result and outcomes["c"].result, outcomes
+    assert outcomes["a"].result["pid"] != outcomes["c"].result["pid"]

@@ -1,10 +1,13 @@
-"""How this process handles memory."""
+"""What this process keeps in memory."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import sys
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MAPPED, KEPT = 32 << 20, 256 << 20  # bytes; an allocation above MAPPED (glibc's largest) gets pages of its own
@@ -21,3 +24,15 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, MAPPED) and mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+def forget_runs() -> None:
+    """Leaves nothing of the runs that this process has done; what they compiled must not be used after it.
+
+    Why: torch counts how often it has compiled a function, in all runs together, and runs it eagerly from the ninth time on.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

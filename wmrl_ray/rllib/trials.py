@@ -64,9 +64,10 @@ def run_trials(
     trial_timeout_s: float = 600.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Outcome]:
-    """Runs `work(spec, report)` for each spec in an actor of its own, with one thread, on the Ray that runs already.
+    """Runs `work(spec, report)` for each spec as a trial with one thread, on the Ray that runs already.
 
-    The specs are started in their order, as many at a time as there are CPUs (and GPUs, if any are asked for).
+    The specs are started in their order, as many at a time as there are CPUs (and GPUs, if any are asked for). A process that has
+    done one well takes the next; one whose trial failed does not.
 
     Args:
         work: importable by the workers. What it passes to `report` goes to `on_progress`. An exception or the death of its
@@ -96,7 +97,11 @@ def run_trials(
     tuner = tune.Tuner(
         trainable,
         param_space={"name": tune.grid_search(list(specs))},
-        tune_config=tune.TuneConfig(trial_name_creator=_name, trial_dirname_creator=_name),
+        tune_config=tune.TuneConfig(
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+            reuse_actors=True,  # Why: a process of its own costs each trial seconds of start and imports
+        ),
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent.resolve()),
