@@ -66,8 +66,8 @@ def run_trials(
 ) -> dict[str, Outcome]:
     """Runs `work(spec, report)` for each spec as a trial with one thread, on the Ray that runs already.
 
-    The specs are started in their order, as many at a time as there are CPUs (and GPUs, if any are asked for). A process that has
-    done one well takes the next; one whose trial failed does not.
+    The specs are started in their order, as many at a time as there are CPUs (and GPUs, if any are asked for). A process that
+    has done one well takes the next; one whose trial failed does not.
 
     Args:
         work: importable by the workers. What it passes to `report` goes to `on_progress`. An exception or the death of its
