@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 
 import pytest
 import yaml
 
-from wmrl_ray.cli.configs import apply_overrides, available, read_source
+from wmrl_ray.cli.configs import apply_overrides, available, read_source, read_yaml
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.core.agents import agent_config
 from wmrl_ray.run.config import RunConfig
@@ -69,13 +71,25 @@ def test_overrides_are_yaml_scalars_at_dotted_keys():
     overrides = ["agent.plan.horizon=3", "agent.lr=1e-3", "env=null", "device=cpu", "flag=true", "list=[1, 2]", "text=a=b"]
     apply_overrides(values, overrides)
     assert values == {
-        "agent": {"plan": {"horizon": 3}, "lr": "1e-3"},  # from_dict turns YAML 1.1's string into the float
+        "agent": {"plan": {"horizon": 3}, "lr": 1e-3},
         "env": None,
         "device": "cpu",
         "flag": True,
         "list": [1, 2],
         "text": "a=b",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("off", "off"), ("no", "no"), ("on", "on"), ("True", True), ("1e-3", 1e-3), ("-2.5E4", -2.5e4), ("1.", 1.0), (".5", 0.5)]
+    + [("50_000", 50_000), ("-3", -3), ("2026-11-22", datetime.date(2026, 11, 22)), (".inf", math.inf), ("'1e-3'", "1e-3")]
+    + [("1e", "1e"), ("e3", "e3"), ("1.5_0", 1.5), ("[off, 2e2]", ["off", 200.0])],
+)
+def test_words_are_words_and_numbers_are_numbers(text, value):
+    """As in YAML 1.2: `compile: off` is one of the settings, and 1e-3 a number."""
+    found = read_yaml(text)
+    assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize("override", ["agent", "=3", "agent.=3", ".x=1", "seed=[1"])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
+from yaml import YAMLError
 
 from wmrl_ray.config import ConfigError, did_you_mean, set_key
 
@@ -132,15 +136,13 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: no `=`, an empty key, or a value that is not YAML.
     """
-    import yaml
-
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip() or not all(key.strip().split(".")):
             raise ConfigError(f"--set {override!r} is not key=value; for example --set agent.plan.horizon=3")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = read_yaml(text)
+        except YAMLError:
             raise ConfigError(
                 f"--set {override!r}: the value {text!r} is not valid YAML; quote it or close its brackets"
             ) from None
@@ -171,12 +173,41 @@ def _are_mappings(*values: Any) -> bool:
     return all(isinstance(value, Mapping) for value in values)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
+def read_yaml(text: str) -> Any:
+    """What it says in YAML 1.2, of plain data. (PyYAML reads 1.1, where `off` is false and `1e-3` a word.)
 
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
+
+
+class _Loader(yaml.SafeLoader):
+    """Resolves booleans and floats as YAML 1.2's core schema does."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^([-+]?(\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        values = read_yaml(path.read_text())
+    except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
