@@ -203,5 +203,5 @@ def online_metrics(
     statistics: Statistics, num_steps: int, num_episodes: int, replay: Replay | DemonstrationReplay
 ) -> dict[str, float]:
     """Of the agent's own steps: all of them so far, and the episodes that ended since the last log."""
-    counts = {"online/steps": num_steps, "online/episodes": num_episodes, "online/replay_steps": replay.num_steps}
+    counts = {"online/steps": num_steps, "online/episodes": num_episodes, "online/replay_steps": replay.num_online_steps}
     return {name: float(count) for name, count in counts.items()} | statistics.metrics()

@@ -39,7 +39,7 @@ class Limits:
         needed = self.request_steps + max(0, self.updates_per_call - self.max_updates_ahead) / self.updates_per_step
         check(
             self.steps_ahead >= needed,
-            f"max_steps_ahead = {self.max_steps_ahead}: runners would wait for learners and learners for runners; "
+            f"online.max_steps_ahead = {self.max_steps_ahead}: runners would wait for learners and learners for runners; "
             f"use at least {needed:g}, a request's {self.request_steps} steps and those of one call's updates, or None",
         )
 

@@ -113,6 +113,10 @@ def test_an_expert_is_trained_and_asked_for_its_demonstrations(wmrl, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["expert:dmc/walker-walk", "--episodes", 0], "--episodes 0; at least 1"),
+        (["expert:dmc/walker-walk", "--reference-episodes", 0], "--reference-episodes 0; at least 1"),
+        (["expert:dmc/walker-walk", "--seed", -1], "--seed -1; it must not be negative"),
+        (["expert:dmc/walker-walk", "--set", "agent.nonsense=3"], "nonsense"),
         (["expert:Drift-v0"], "no expert of Drift-v0: give one with --checkpoint RUN"),
         (["expert:PickCub-v1"], "did you mean 'PickCube-v1'"),
         (["expert:myoHandPenTwirlFixed-v0", "--pixels"], "--pixels: MyoSuite has states only"),

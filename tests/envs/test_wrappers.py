@@ -84,6 +84,14 @@ def test_a_fixed_length_goes_on_behind_the_end() -> None:
         ]
 
 
+def test_an_action_is_repeated_behind_the_end_of_a_fixed_length_too() -> None:
+    """A repeated action stops where an episode ends, and an episode of a fixed length has not ended."""
+    env = make_env("Hopper-v5", action_repeat=2, fixed_length=40)
+    env.reset(seed=0)
+    times = [env.unwrapped.data.time for _ in range(40) if env.step(np.ones(3, np.float32))]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(np.diff(times), 2 * env.unwrapped.dt, rtol=1e-6)  # type: ignore[attr-defined]
+
+
 def test_a_trembling_hand_replaces_that_share_of_actions_with_uniform_ones() -> None:
     inner = Counter(end=-1)
     env = TremblingHand(inner, 0.3)

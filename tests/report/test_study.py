@@ -336,7 +336,7 @@ def test_success_rates_and_correlations_stand_beside_the_papers(tmp_path, write_
     card = {"name": "wmrl/expert/x-v0", "stand_in": None, "ref_min_score": None, "ref_max_score": None}
     for seed, score in enumerate((80.0, 90.0)):
         folder = write_run(f"x/iq_mpc-flat-s{seed}", "iq_mpc", seed, (10.0, score), card=card)
-        (folder / "rewards.json").write_text(json.dumps({"pearson": 0.5 + 0.25 * seed}))
+        (folder / "rewards.json").write_text(json.dumps({"pearson": 0.5 + 0.25 * seed, "update": 10_000}))
     about = {"schema": "wmrl.study/v1", "paper": "iq_mpc", "stand_ins": False}
     cell = {"dataset": "wmrl/expert/x-v0", "column": "iq_mpc", "variant": "flat", "manager": None, "blocked": None}
     for table, row in (("table1", "key-turn"), ("table7", "hopper-hop"), ("figure6", "hopper-hop")):
@@ -349,6 +349,11 @@ def test_success_rates_and_correlations_stand_beside_the_papers(tmp_path, write_
     success, pearson = found["studies"]
     assert "0.85 ± 0.07" in as_text(success, 200) and "0.87 ± 0.03" in as_text(success, 200)
     assert "0.62 ± 0.18" in as_text(pearson, 200) and "0.85 ± 0.07" in page.read_text()
+    old = {"pearson": 0.75, "update": 0}  # of a checkpoint before the last evaluation
+    (tmp_path / "runs/x/iq_mpc-flat-s1/rewards.json").write_text(json.dumps(old))
+    _, numbers = write_report([tmp_path / "runs"], tmp_path / "page.html")
+    pearson = json.loads(numbers.read_text())["studies"][1]
+    assert any("wmrl analyse reward" in note for note in pearson["notes"]) and "0.62 ± 0.18" not in as_text(pearson, 200)
     (tmp_path / "runs/x/iq_mpc-flat-s1/rewards.json").unlink()
     _, numbers = write_report([tmp_path / "runs"], tmp_path / "page.html")
     assert any("wmrl analyse reward" in note for note in json.loads(numbers.read_text())["studies"][1]["notes"])

@@ -8,16 +8,21 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
 
 from tests.rllib import fakes
 from tests.test_trackers import read_tensorboard
+from wmrl_ray.data.episode import Episode
+from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.failures import ActorLostError, Failure, RemoteError, as_lost, unwrap
+from wmrl_ray.rllib.online_learner import OnlineLearner
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.events import Event
@@ -50,6 +55,25 @@ def test_a_death_is_found_behind_what_ray_makes_of_it() -> None:
     assert isinstance(as_lost(behind, "building"), ActorLostError)
     assert isinstance(as_lost(ObjectLostError("0" * 56, "", ""), "building"), ActorLostError)
     assert as_lost(ValueError("mine"), "building") is None
+
+
+@pytest.mark.parametrize("imitates", [False, True])
+def test_lost_episodes_end_a_call_only_if_nothing_else_can_be_learned_from(imitates: bool) -> None:
+    """The demonstrations of an imitator are no episodes of its own."""
+    episode = Episode(np.zeros((5, 2), np.float32), np.zeros((4, 1), np.float32), np.zeros(4, np.float32), terminated=False)
+    own = Replay(obs_dim=2, action_dim=1)
+    replay: Any = own
+    if imitates:
+        demonstrations = Replay(obs_dim=2, action_dim=1)
+        demonstrations.add(episode)
+        replay = DemonstrationReplay(demonstrations, own)
+    learner: Any = SimpleNamespace(replay=replay, agent=SimpleNamespace(config=SimpleNamespace(window=3)))
+    lost = ObjectLostError("0" * 56, "", "")
+    with pytest.raises(ObjectLostError):
+        OnlineLearner._check_going_on(learner, lost)
+    own.add(episode)
+    OnlineLearner._check_going_on(learner, lost)
+    assert replay.num_online_steps == 4
 
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

@@ -41,8 +41,8 @@ def test_updates_that_do_not_fit_the_call_are_refused() -> None:
         ({"algorithm": "imitator"}, r"imitates; set dataset = <demonstrations>"),
         ({"env": None}, "steps in an environment; set env"),
         ({"online": {"num_envs": 3}}, r"updates_per_call = 10 is not a multiple of the 3 updates of a turn"),
-        ({"online": {"updates_per_step": 0.3}}, r"the 0\.3 updates of a turn"),
-        ({"online": {"num_demonstrations": 5}}, "num_demonstrations, but no dataset"),
+        ({"online": {"updates_per_step": 0.3}}, r"updates_per_step = 0\.3 makes 0\.3 updates in a turn of 1 steps"),
+        ({"online": {"num_demonstrations": 5}}, "num_demonstrations = 5, but no dataset"),
         ({"online": {"schedule": "asynchronous"}}, "online: .*needs at least 1 runner"),
         ({"online": {"capacity": 0}}, r"online: capacity = 0"),
         ({"online": {"nun_envs": 2}}, "did you mean 'num_envs'"),
@@ -57,5 +57,5 @@ def test_the_updates_of_a_turn_may_be_whole_only_but_for_rounding(config: RunCon
     uneven = OnlineConfig(num_envs=10, updates_per_step=0.7 + 0.1 + 0.1 + 0.1)
     assert uneven.updates_per_turn != 10
     dataclasses.replace(config, online=uneven)
-    with pytest.raises(ConfigError, match="the 1e-10 updates of a turn"):
+    with pytest.raises(ConfigError, match="makes 1e-10 updates in a turn"):
         dataclasses.replace(config, online=OnlineConfig(updates_per_step=1e-10))

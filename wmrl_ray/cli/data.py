@@ -69,8 +69,11 @@ def make(
 ) -> None:
     """Make a stand-in for a D4RL dataset with the same recipe, or an expert's demonstrations; written as a Minari dataset."""
     check(workers >= 0, f"--workers {workers}; it must not be negative")
+    check(seed >= 0, f"--seed {seed}; it must not be negative")
+    check(reference_episodes >= 1, f"--reference-episodes {reference_episodes}; at least 1 is needed")
     if name.startswith("expert:"):
         check(workers == 0 and not use_ray, "demonstrations are made in one process; drop --workers and --ray")
+        check(episodes is None or episodes >= 1, f"--episodes {episodes}; at least 1 is needed")
         check(steps is None, f"--steps {steps}: an expert's demonstrations are counted in episodes; give --episodes")
         check(
             checkpoint is None or not (no_ray or pixels),
@@ -115,16 +118,18 @@ def _make_demonstrations(
     training: dict[str, bool],
 ) -> None:
     """Prints the id, and on stderr what the expert earns. training: for `trained_expert`."""
-    from wmrl_ray.cli.experts import trained_expert
+    from wmrl_ray.cli.experts import ALGORITHM, trained_expert
+    from wmrl_ray.core.agents import agent_config
     from wmrl_ray.data.datasets import open_dataset
     from wmrl_ray.data.files import check_free
     from wmrl_ray.data.makers.experts import expert_dataset_id, make_demonstrations
     from wmrl_ray.data.source import check_minari_id, minari_root
 
     if checkpoint is None:
+        agent_config(ALGORITHM, changes)  # for its errors: the expert may take a day to train
         dataset_id = dataset_id or expert_dataset_id(task, of_images=training["pixels"])
         check_minari_id(dataset_id)
-        check_free(minari_root() / dataset_id, overwrite)  # Why here too: the expert may take a day to train
+        check_free(minari_root() / dataset_id, overwrite)
         checkpoint = trained_expert(task, seed, **training)
     with progress_bar(f"demonstrations of {task}", "episodes") as progress:
         made = make_demonstrations(

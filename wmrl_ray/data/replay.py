@@ -80,6 +80,11 @@ class Replay:
     def num_episodes(self) -> int:
         return self._online.num_episodes + (self._fixed.num_episodes if self._fixed else 0)
 
+    @property
+    def num_online_steps(self) -> int:
+        """Of the episodes added online; at most `capacity`."""
+        return self._online.num_steps
+
     def check_window(self, horizon: int) -> None:
         """Raises DataError unless some episode fills a window of `horizon` steps. (Shorter ones are padded beside it.)"""
         if horizon < 1:
@@ -177,6 +182,11 @@ class DemonstrationReplay:
     @property
     def num_episodes(self) -> int:
         return self.demonstrations.num_episodes + self.behaviour.num_episodes
+
+    @property
+    def num_online_steps(self) -> int:
+        """Of the agent's own episodes."""
+        return self.behaviour.num_online_steps
 
     def check_window(self, horizon: int) -> None:
         """Raises DataError unless each half can fill a window of `horizon` steps."""

@@ -46,14 +46,12 @@ def make_env(
         check(fixed_length >= 1, f"fixed_length = {fixed_length}; at least 1 is needed")
         check("max_episode_steps" not in kwargs, "give fixed_length or max_episode_steps, not both")
         kwargs["max_episode_steps"] = fixed_length
-    env = _make_simulator(env_id, action_repeat, kwargs)
-    if fixed_length is not None:
-        env = FixedLength(env, fixed_length)
+    env = _make_simulator(env_id, action_repeat, fixed_length, kwargs)
     return TremblingHand(env, p_tremble) if p_tremble else env
 
 
-def _make_simulator(env_id: str, action_repeat: int | None, kwargs: dict[str, Any]) -> gym.Env:
-    """With the project's interface; `max_episode_steps` counts steps of repeated actions."""
+def _make_simulator(env_id: str, action_repeat: int | None, fixed_length: int | None, kwargs: dict[str, Any]) -> gym.Env:
+    """With the project's interface; `max_episode_steps` and `fixed_length` count steps of repeated actions."""
     known = env_id.rpartition(":")[2]
     if known in maze_ids():
         env_id = known  # registered already: this package is imported
@@ -66,11 +64,14 @@ def _make_simulator(env_id: str, action_repeat: int | None, kwargs: dict[str, An
     try:
         if family is not None:  # it repeats actions itself, which is cheaper
             make = importlib.import_module(f"wmrl_ray.envs.{family.module}").make
-            return flattened(make(known, **kwargs, **({} if action_repeat is None else {"action_repeat": action_repeat})))
+            env = flattened(make(known, **kwargs, **({} if action_repeat is None else {"action_repeat": action_repeat})))
+            return env if fixed_length is None else FixedLength(env, fixed_length)
         repeat = 1 if action_repeat is None else action_repeat
         if kwargs.get("max_episode_steps") is not None:
             kwargs = kwargs | {"max_episode_steps": kwargs["max_episode_steps"] * repeat}
         env = flattened(gym.make(env_id, disable_env_checker=True, **kwargs))
+        if fixed_length is not None:
+            env = FixedLength(env, fixed_length * repeat)  # Why inside: repeating an action stops where an episode ends
         return env if repeat == 1 else ActionRepeat(env, repeat)
     except gym.error.Error as error:
         ids = [*known_ids(), *gym.registry]

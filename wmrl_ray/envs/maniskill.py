@@ -98,7 +98,7 @@ class ManiSkillEnv(gym.Env[np.ndarray, np.ndarray]):
         if not self._pixels:
             return obs[0].numpy(), {"success": False}
         frame = self._frame(obs)
-        check(bool(frame.any()), "the pictures are black; SAPIEN's renderer does not work here")
+        check(bool(frame.any()), "the pictures are black: SAPIEN's renderer does not work here; use obs='state', or a GPU")
         self._frames = np.tile(frame, (3, 1, 1))
         return self._frames, {"success": False}
 

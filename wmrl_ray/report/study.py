@@ -23,7 +23,7 @@ SCORE, PEARSON = "eval/score_mean", "reward/pearson"
 ALPHA = 0.05  # the papers' level of significance
 MISSING = {
     "eval/success_mean": "its environment does not say what a success is",
-    PEARSON: "no rewards.json: wmrl analyse reward RUN -o RUN/rewards.png",
+    PEARSON: "no rewards.json of its last update: wmrl analyse reward RUN -o RUN/rewards.png",
 }
 CELL_KEYS = ("row", "column", "variant", "seed", "run")
 
@@ -326,17 +326,21 @@ def _uneven(runs: Sequence[Run], managers: Sequence[Run]) -> list[str]:
 
 
 def _measured(run: Run, metric: str) -> float | None:
-    """Of the last evaluation; a correlation of rewards is in rewards.json, which `wmrl analyse reward` writes."""
+    """Of the last evaluation; a correlation of rewards is in rewards.json, which `wmrl analyse reward` writes.
+
+    None where it is missing, or of a checkpoint before the last evaluation: the run has gone on since.
+    """
     if metric != PEARSON:
         return run.final(metric)
     file = run.path / "rewards.json"
     try:
-        value = json.loads(file.read_text())["pearson"] if file.exists() else None
+        found = json.loads(file.read_text()) if file.exists() else {"pearson": None, "update": 0}
+        value, is_old = found["pearson"], found["update"] < run.evaluations[-1]["update"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} is damaged ({type(error).__name__}: {error}); write it again: wmrl analyse reward"
         ) from error
-    return None if value is None else float(value)
+    return None if value is None or is_old else float(value)
 
 
 def _arm(runs: Sequence[Run], num_planned: int, metric: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from wmrl_ray.collect import Collector, Statistics
+from wmrl_ray.data.episode import DataError
 from wmrl_ray.online import check_replay, make_clock, take_turns
 from wmrl_ray.rllib.learner import STREAMS, AgentLearner
 from wmrl_ray.rllib.sampling import Packet, Weights, fetch
@@ -25,7 +26,8 @@ EPISODES = "online"  # where a replay's state keeps the episodes that were added
 class Report:
     """What one rank did in one call.
 
-    metrics: RLlib's, of the last update. weights: the newest, from rank 0. The rest: seconds in this call, and since the last.
+    metrics: RLlib's, of the last update. weights: the newest, from rank 0. replay_steps: of the agent's own episodes. The rest:
+    seconds in this call, and since the last.
     statistics, num_steps, num_episodes, unfinished_steps: of the learner's own collector, if it has one. lost: lengths of the
     episodes that it was to take, and that are gone with a node.
     """
@@ -111,8 +113,8 @@ class OnlineLearner(AgentLearner):
             episodes, lost, cause = fetch(packets)
             for episode in episodes:
                 self.replay.add(episode)
-            if cause is not None and self.replay.num_episodes == 0:
-                raise cause
+            if cause is not None:
+                self._check_going_on(cause)
             ingested = time.monotonic()
             if num_updates:
                 check_replay(self.replay, self.agent, num_steps)
@@ -129,6 +131,13 @@ class OnlineLearner(AgentLearner):
             lost=tuple(lost),
         )
 
+    def _check_going_on(self, lost: Exception) -> None:
+        """Raises what episodes were lost with if there is nothing to learn from without them."""
+        try:
+            self.replay.check_window(self.agent.config.window)
+        except DataError:
+            raise lost from None
+
     def _reduced(self, tensors: Mapping[str, Any]) -> Any:
         self._weights_seq_no += 1  # Why: runners ignore weights that are not newer than theirs
         self.metrics.log_dict(finite_metrics(self.agent, tensors), key=DEFAULT_MODULE_ID, window=1)
@@ -139,7 +148,7 @@ class OnlineLearner(AgentLearner):
 
     def _report(self, metrics: Any, weights: Weights | None = None, **seconds: Any) -> Report:
         self._returned = time.monotonic()
-        return Report(metrics, weights, self.replay.num_steps, **seconds)
+        return Report(metrics, weights, self.replay.num_online_steps, **seconds)
 
     def _waited(self) -> float:
         """Seconds since the last call."""

@@ -36,7 +36,7 @@ METRICS = (
     Metric("wmrl_loss_critic", "learner", ("loss/critic", "loss/value"), "Loss of the critic or of the value."),
     Metric("wmrl_loss_actor", "learner", ("loss/actor", "loss/cloning"), "Loss of the actor."),
     Metric("wmrl_loss_model", "learner", ("loss/model", "loss/consistency"), "Loss of the world model."),
-    Metric("wmrl_replay_steps", "learner", ("online/replay_steps",), "Environment steps in the replay."),
+    Metric("wmrl_replay_steps", "learner", ("online/replay_steps",), "Environment steps of its own in the replay."),
     Metric("wmrl_learner_wait_share", "learner", ("time/learner_wait_share",), "Share of time in which the learner waits."),
     Metric("wmrl_env_steps", "runner", ("online/steps",), "Environment steps so far."),
     Metric("wmrl_env_steps_per_second", "runner", ("online/steps_per_s",), "Environment steps per second, since the last log."),

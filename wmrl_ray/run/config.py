@@ -27,17 +27,18 @@ class OnlineConfig:
     num_demonstrations: int | None = None  # the first episodes of `dataset`; None: all
     replay_unfinished: bool = True  # when resumed; False drops the unfinished episodes of simulators that cannot repeat them
     # asynchronous: how far runners and learners may get away from each other
-    max_steps_ahead: int = 1_000  # steps taken beyond what the updates so far are due for
+    # steps taken beyond what the updates so far are due for; None: room for a request of each runner and a call, twice
+    max_steps_ahead: int | None = None
     max_updates_ahead: int = 100  # updates made beyond what the steps so far are due for
     max_queued_episodes: int = 64  # ended, not yet in a learner's replay
 
     def __post_init__(self) -> None:
-        counts = ("num_envs", "steps_per_turn", "capacity", "max_steps_ahead", "max_updates_ahead", "max_queued_episodes")
+        counts = ("num_envs", "steps_per_turn", "capacity", "max_updates_ahead", "max_queued_episodes")
         for name in counts:
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
         check(self.num_runners >= 0, f"num_runners = {self.num_runners}; it must not be negative")
         check(self.updates_per_step > 0, f"updates_per_step = {self.updates_per_step}; it must be positive")
-        for name in ("seed_steps", "num_demonstrations"):
+        for name in ("seed_steps", "num_demonstrations", "max_steps_ahead"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name} = {value}; it must be at least 1, or None")
         check(
@@ -124,12 +125,18 @@ class RunConfig:
                 f"{name} imitates; set dataset = <demonstrations>, such as those of `wmrl data make expert:TASK`",
             )
             check(self.env is not None, f"{name} steps in an environment; set env = <gymnasium id>")
-            check(self.online.num_demonstrations is None, "online.num_demonstrations, but no dataset; set dataset")
+            number = self.online.num_demonstrations
+            check(number is None, f"online.num_demonstrations = {number}, but no dataset to take them from; set dataset")
         if self.online.schedule == "synchronous":
             turn = self.online.updates_per_turn
             check(
-                # Why not equal: 1/3 x 3 in floating point
-                abs(turn - round(turn)) < 1e-9 and round(turn) >= 1 and self.updates_per_call % round(turn) == 0,
+                abs(turn - round(turn)) < 1e-9 and round(turn) >= 1,  # Why not equal: 1/3 x 3 in floating point
+                f"online.updates_per_step = {self.online.updates_per_step:g} makes {turn:g} updates in a turn of "
+                f"{self.online.steps_per_turn * self.online.total_envs} steps; choose online.steps_per_turn so that "
+                "updates_per_step x steps_per_turn x num_envs x runners is a whole number",
+            )
+            check(
+                self.updates_per_call % round(turn) == 0,
                 f"updates_per_call = {self.updates_per_call} is not a multiple of the {turn:g} updates of a turn "
                 "(online: updates_per_step x steps_per_turn x num_envs x runners); loops stop between calls",
             )
