@@ -1,6 +1,7 @@
 """The Algorithm of an agent that takes its own steps: who collects, who learns, when weights go out.
 
-Episodes go from runners to learners as references; the driver reads counts and times only.
+Episodes go from runners to learners as references; the driver reads counts and times only, but where it is the learner itself
+(`num_learners` = 0).
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ Where the paper and its public code disagree, this is built:
 (f) the encoder has 0.3 of the learning rate (code; `encoder_lr_scale` = 1 is the paper's);
 (g) V of the initial states is that of the first state of every expert window, at any time of its episode (both, in effect);
 (h) V of the rollout is computed for the temporal-difference form only (the code computes it always);
-(i) losses sum over t < H (code), the policy's over t <= H (both).
+(i) losses sum over t < H (code), the policy's over t <= H (both); each sum is divided by its number of steps (code), the
+    penalty's too, where the paper's Eqs. 11 to 14 are plain sums: weights are in effect H and H + 1 times smaller.
 
 Planning. Eq. 15 as printed telescopes to V(z_t), a constant. Algorithm 1, with r = Q(z, a) - gamma V(z'), is meant; where each
 V(z_t) is one sample that all terms share, it telescopes as well, to
