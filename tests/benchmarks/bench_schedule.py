@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks.harness import machine, table
+from wmrl_ray.run.config import OnlineConfig
 from wmrl_ray.schedule import Call, Delivery, Limits, Request, Schedule
 
 WEIGHTS_MB = 20  # TD-MPC2's 5M parameters
+UPDATES_PER_CALL = 16
 
 
 @dataclass(frozen=True)
@@ -253,8 +255,7 @@ def main() -> None:
     lines = []
     for plan_ms, (update, rate, steps) in itertools.product(arguments.plan_ms, SCENARIOS):
         for runners in arguments.runners:
-            calls = 16
-            limits = Limits(runners, steps, calls, rate, max_steps_ahead=None, max_queued_episodes=1_000)
+            limits = Limits(runners, steps, UPDATES_PER_CALL, rate, max_updates_ahead=OnlineConfig().max_updates_ahead)
             scenario = replace(costs, update=update, plan=plan_ms / 1e3)
             found = simulate(limits, scenario, warmup=arguments.seconds, seconds=arguments.seconds)
             shares = [f"{share:.1%}" for share in (found.driver, found.learner, found.uplink, found.runners)]
