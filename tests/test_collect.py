@@ -87,6 +87,21 @@ def test_the_agent_explores_in_all_environments_at_once_and_starts_afresh_in_eac
         assert torch.equal(calls[t]["obs"][row], torch.from_numpy(first.obs[t]))
 
 
+def test_after_random_steps_the_agents_plan_starts_afresh_in_the_middle_of_an_episode(agent: Agent) -> None:
+    calls: list[tuple[bool, list[bool]]] = []
+    act = agent.act
+
+    def recorded(obs: Any, plan_state: Any, is_first: Any, **kwargs: Any) -> Any:
+        calls.append((plan_state is None, is_first.tolist()))
+        return act(obs, plan_state, is_first, **kwargs)
+
+    agent.act = recorded  # type: ignore[method-assign]
+    collector = Collector("Drift-v0", num_envs=2, seed=3)
+    for steps, by in ((2, agent), (1, None), (2, agent)):
+        assert collector.collect(by, steps) == []
+    assert calls == [(True, [True, True]), (False, [False, False])] * 2
+
+
 def test_the_agents_own_stream_is_left_alone_and_evaluations_change_nothing(agent: Agent) -> None:
     before = agent.act_generator.get_state()
     a = Collector("Drift-v0", num_envs=2, seed=3).collect(agent, 30)

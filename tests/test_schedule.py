@@ -16,18 +16,29 @@ from wmrl_ray.schedule import Call, Delivery, Ledger, Limits, Request, Schedule
 class World:
     """Runners and learners that answer in any order. Every episode has a number of its own as reference.
 
-    taken: the references that learners took, in order. alive: those of episodes that were delivered.
+    delivered: the references of episodes that runners delivered, in order. taken: those that learners took. lost: the
+    deliveries among those that were gone by then, as with a node. deaths, losses: how likely a runner dies with a request, and
+    a delivery is lost.
     """
 
-    def __init__(self, limits: Limits, seed: int, episode_steps: tuple[int, ...] = (7, 30), deaths: float = 0.0) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        seed: int,
+        episode_steps: tuple[int, ...] = (7, 30),
+        deaths: float = 0.0,
+        losses: float = 0.0,
+    ) -> None:
         self.schedule, self.limits = Schedule(limits), limits
-        self.rng, self.episode_steps, self.deaths = random.Random(seed), episode_steps, deaths
+        self.rng, self.episode_steps, self.deaths, self.losses = random.Random(seed), episode_steps, deaths, losses
         self.requests: dict[int, Request] = {}
         self.call: Call | None = None
         self.progress = [0] * limits.num_runners  # steps of each runner's unfinished episode
         self.lengths = [self.rng.choice(episode_steps) for _ in range(limits.num_runners)]
         self.delivered: list[int] = []
+        self.delivered_steps = 0
         self.taken: list[int] = []
+        self.lost: list[Delivery] = []
 
     def ask(self) -> None:
         """Everything the schedule allows now is begun."""
@@ -43,6 +54,10 @@ class World:
         choices: list[Any] = [*self.requests, *(["call"] if self.call else [])]
         assert choices, "deadlock: nobody works and nobody may begin"
         if (what := self.rng.choice(choices)) == "call":
+            assert self.call is not None
+            lost = [delivery for delivery in self.call.deliveries if self.rng.random() < self.losses]
+            self.lost += lost
+            self.schedule.ledger.lose_delivered([delivery.steps for delivery in lost])
             self.schedule.finish_call()
             self.call = None
             return
@@ -60,6 +75,7 @@ class World:
         while self.progress[runner] >= self.lengths[runner]:
             self.progress[runner] -= self.lengths[runner]
             self.delivered.append(len(self.delivered))
+            self.delivered_steps += self.lengths[runner]
             episodes.append(Delivery(self.delivered[-1], self.lengths[runner]))
             self.lengths[runner] = self.rng.choice(self.episode_steps)
         return episodes
@@ -68,10 +84,11 @@ class World:
         schedule, limits, counts = self.schedule, self.limits, self.schedule.counts
         assert counts.steps == counts.delivered_steps + schedule.ledger.unfinished_steps + counts.lost_steps
         assert schedule.ledger.unfinished_steps == sum(self.progress)
-        assert counts.episodes == len(self.delivered)
+        assert counts.episodes == len(self.delivered) - len(self.lost)
+        assert counts.delivered_steps == self.delivered_steps - sum(delivery.steps for delivery in self.lost)
         assert self.taken + [delivery.reference for delivery in schedule.queue] == self.delivered  # once each, in order
         assert counts.updates <= limits.updates_per_step * counts.steps + limits.max_updates_ahead + 1e-6
-        if counts.steps < limits.seed_steps or not counts.episodes:
+        if counts.steps < limits.seed_steps or not self.delivered:
             assert counts.updates == 0
 
 
@@ -85,17 +102,18 @@ limits = st.builds(
     max_updates_ahead=st.sampled_from([0, 10]),
     max_queued_episodes=st.integers(1, 10),
 )
+rates = st.sampled_from([0.0, 0.1])
 
 
-@given(limits=limits, seed=st.integers(0, 10_000), deaths=st.sampled_from([0.0, 0.1]), tight=st.booleans())
+@given(limits=limits, seed=st.integers(0, 10_000), deaths=rates, losses=rates, tight=st.booleans())
 def test_in_any_order_of_events_bounds_hold_nothing_is_lost_or_taken_twice_and_nobody_waits_for_ever(
-    limits: Limits, seed: int, deaths: float, tight: bool
+    limits: Limits, seed: int, deaths: float, losses: float, tight: bool
 ) -> None:
     if tight:
         late = max(0, limits.updates_per_call - limits.max_updates_ahead)
         least = limits.request_steps + late / limits.updates_per_step
         limits = Limits(**{**vars(limits), "max_steps_ahead": int(least) + 1})
-    world = World(limits, seed, deaths=deaths)
+    world = World(limits, seed, deaths=deaths, losses=losses)
     longest_answer = 0
     for _ in range(300):
         queued_before = len(world.schedule.queue)
@@ -268,3 +286,16 @@ def test_a_ledger_that_goes_on_without_its_unfinished_episodes_counts_them_as_lo
     assert (dropped.unfinished_steps, dropped.counts.lost_steps, dropped.incarnations) == (0, 14, [0, 0])
     dropped.enter(1, 10, [9])  # of a new episode
     assert dropped.counts.steps == dropped.counts.delivered_steps + dropped.unfinished_steps + dropped.counts.lost_steps
+
+
+def test_delivered_episodes_that_are_gone_with_a_node_count_as_lost_and_not_as_delivered() -> None:
+    ledger = Ledger(2)
+    ledger.enter(0, 20, [6, 9])
+    ledger.enter(1, 10, [7])
+    ledger.lose_delivered([9, 7])
+    counts = ledger.counts
+    assert (counts.steps, counts.episodes, counts.delivered_steps, counts.lost_steps) == (30, 1, 6, 16)
+    assert (ledger.unfinished_steps, counts.lost_runners, ledger.incarnations) == (8, 0, [0, 0])
+    ledger.lose_delivered([])
+    ledger.enter(0, 5, [10])  # the runner's unfinished episode is untouched
+    assert (counts.episodes, counts.delivered_steps, counts.lost_steps) == (2, 16, 16)

@@ -302,6 +302,26 @@ def test_the_penalty_has_a_weight_of_its_own(penalty_coef, critic_coef):
     assert seen["model"] == pytest.approx(model + penalty_coef * penalty, rel=1e-5)
 
 
+def test_an_update_penalises_between_pairs_of_an_expert_and_a_behaviour_row_at_the_latents_that_actions_leave_from():
+    """Of 120 and 80 rows as many pairs as there are of the fewer, each somewhere else between at every step."""
+    agent, seen = make(gradient_penalty=True), {}
+    batch = dataclasses.replace(random_batch(200, H, O, A), is_expert=torch.arange(200) % 5 < 3)
+    model_loss, penalty_loss = agent.model_loss, agent.penalty_loss
+    agent.model_loss = lambda *args: seen.setdefault("model", model_loss(*args))
+    agent.penalty_loss = lambda *args: seen.setdefault("penalty", args) and penalty_loss(*args)
+    agent.update(batch)
+    latents = seen["model"][1]
+    zs, action, valid, expert, behaviour, mix, heads = seen["penalty"]
+    assert latents.shape == (200, H + 1, Z) and torch.equal(zs, latents[:, :H])
+    assert torch.equal(action, batch.action) and torch.equal(valid, batch.valid)
+    assert expert.tolist() == [i for i in range(200) if i % 5 < 3][:80]
+    assert behaviour.tolist() == [i for i in range(200) if i % 5 >= 3]
+    assert len(set(heads.tolist())) == 2 and set(heads.tolist()) <= set(range(Q))
+    assert mix.shape == (80, H, 1) and len(mix.unique()) == 80 * H and (mix > 0).all() and (mix < 1).all()
+    quantiles = mix.flatten().quantile(torch.linspace(0.1, 0.9, 9))
+    assert torch.allclose(quantiles, torch.linspace(0.1, 0.9, 9), atol=0.1)  # 3 standard deviations of 240 uniform numbers
+
+
 def test_rewards_do_not_change_the_objective():
     agent, batch, drawn = make(), rows(), draws(dropout=False)
     other = dataclasses.replace(batch, reward=batch.reward + 7)

@@ -154,13 +154,9 @@ def test_an_update_moves_every_network_and_the_target_critics_by_a_hundredth_and
     assert not hasattr(agent.target, "encoder")
 
 
-def test_the_encoder_learns_more_slowly_and_the_gradient_is_clipped_at_twenty(agent):
+def test_the_encoder_learns_more_slowly(agent):
     rates = [group["lr"] for group in agent.optimizers["model"].param_groups]
     assert rates == pytest.approx([9e-5, 3e-4]) and agent.optimizers["actor"].param_groups[0]["eps"] == 1e-5
-    seen = []
-    agent.sync_grads = lambda parameters: [p.grad.mul_(1e4) for p in parameters] and seen.append(parameters)
-    assert agent.update(random_batch(B, H, O, A))["grad_norm/model"] > 20 and len(seen) == 2
-    assert torch.stack([p.grad.norm() for p in seen[0]]).norm().item() == pytest.approx(20.0, rel=1e-3)
 
 
 def test_targets_and_acting_drop_nothing_and_updates_do():
