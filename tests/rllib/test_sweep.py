@@ -150,7 +150,8 @@ def who(spec: Any, report: Any) -> dict[str, Any]:
 def test_a_process_takes_the_next_trial_when_it_has_done_one_well_and_only_then(tmp_path: Path) -> None:
     whole = ray.cluster_resources()["CPU"]
     outcomes = run_trials(who, {"a": None, "b": None, "c": None}, folder=tmp_path / ".tune", cpus_per_trial=whole)
-    assert len({outcome.result and outcome.result["pid"] for outcome in outcomes.values()}) == 1, outcomes
+    pids = [outcome.result["pid"] for outcome in outcomes.values() if outcome.result]
+    assert len(pids) == 3 and len(set(pids)) == 1, outcomes
     outcomes = run_trials(
         who, {"a": None, "bad": "raise", "c": None}, folder=tmp_path / ".tune", cpus_per_trial=whole, max_failures=0
     )
