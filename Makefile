@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= robotics,dmc,myo,maniskill,video,dev
+EXTRAS ?= robotics,dmc,myo,maniskill,video,optuna,dev
 CONSTRAINTS ?= constraints.txt
 TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
 TORCH_INDEX ?=
@@ -25,7 +25,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
-.PHONY: help setup gl demo test test-slow test-chaos test-ray-latest lint types layers bench clean
+.PHONY: help setup gl demo test test-slow test-chaos test-ray-latest test-rliable lint types layers bench clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/  make \1\t\2/' | expand -t 24
@@ -68,6 +68,11 @@ test-chaos: setup  ## kill -9, SIGSTOP, a full disk, damaged checkpoints (TABLE=
 test-ray-latest:  ## the Ray tests on the newest supported Ray, in an environment of its own (.venv-ray-latest)
 	@$(MAKE) --no-print-directory setup VENV=.venv-ray-latest CONSTRAINTS=constraints-ray-latest.txt EXTRAS=robotics,dev
 	@.venv-ray-latest/bin/python -m pytest -m 'ray and not slow and not gpu and not chaos' $(PYTEST_ARGS)
+
+test-rliable:  ## the report's statistics against rliable's, in an environment of its own (.venv-rliable): it wants pandas < 3
+	@test -d .venv-rliable || $(PYTHON) -m venv .venv-rliable
+	@.venv-rliable/bin/pip install -q rliable 'pandas<3' pytest $(QUIET)
+	@PYTHONPATH=. .venv-rliable/bin/python -m pytest -q -o addopts= --noconftest tests/report/test_stats.py -k rliable
 
 lint: setup  ## ruff, rules and format
 	@$(BIN)/ruff check .

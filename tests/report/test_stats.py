@@ -132,7 +132,7 @@ def test_the_probability_of_improvement_counts_pairs_on_each_dataset():
 
 
 def test_all_of_it_is_what_rliable_says():
-    """In a virtual environment of its own: pip install rliable 'pandas<3'. No extra: what is locked has pandas 3."""
+    """`make test-rliable` runs it, in a virtual environment of its own: what is locked has pandas 3."""
     try:  # Why not importorskip: beside pandas 3 it is there, and cannot be imported
         from rliable import library, metrics
     except Exception as error:
