@@ -76,9 +76,13 @@ def test_a_driver_without_ray_killed(moment: str, plain: Path, tmp_path: Path, r
     _resume(line, lambda: train_online(config, tmp_path / "run", resume=True, on_event=line.on_event), tmp_path / "run", plain)
 
 
-def test_a_driver_on_ray_killed(plain: Path, tmp_path: Path, row: Callable[..., Any], request: pytest.FixtureRequest) -> None:
-    line = row("driver with a learner and a runner", "update")
-    traps.arm("sample", count=55, target="driver")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_driver_on_ray_killed(
+    moment: str, plain: Path, tmp_path: Path, row: Callable[..., Any], request: pytest.FixtureRequest
+) -> None:
+    line = row("driver with a learner and a runner", moment)
+    point, count = MOMENTS[moment]
+    traps.arm(point, count=count, target="driver")
     config = config_of(num_learners=1)
     watched = subprocess.Popen(
         [sys.executable, "-c", NAMED + DRIVER, json.dumps(to_dict(config)), str(tmp_path / "run"), "ray"],
