@@ -70,7 +70,8 @@ def measure(env_id: str, batch_size: int, steps: int, variant: str) -> list[list
     seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in methods}
     for k in range(WARMUP + steps):
         for name, method in methods.items():
-            if (spent := method.step()) and k >= WARMUP:
+            spent = method.step()
+            if k >= WARMUP:
                 seconds[name].append(spent)
     lines = []
     for name, taken in seconds.items():
