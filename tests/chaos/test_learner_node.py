@@ -12,7 +12,8 @@ import ray
 
 from tests.chaos import traps
 from tests.chaos.runs import check_same, check_whole, config_of
-from tests.chaos.test_nodes import SMALL, Nodes, cluster_of
+from tests.chaos.test_nodes import answers_on_their_nodes
+from tests.nodes import SMALL
 from wmrl_ray.rllib.failures import RemoteError
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run.folder import RunDir
@@ -24,21 +25,21 @@ PLACES: dict[str, Any] = {"learner_resources": {"learner": 1}, "runner_resources
 
 
 @pytest.fixture(scope="module")
-def nodes(traps_folder: Path) -> Iterator[Nodes]:
-    with cluster_of() as found:
-        found.cluster.add_node(num_cpus=1, resources={"runner": 1}, **SMALL)
-        yield found
+def nodes(traps_folder: Path) -> Iterator[Any]:
+    with answers_on_their_nodes() as cluster:
+        cluster.add_node(num_cpus=1, resources={"runner": 1}, **SMALL)
+        yield cluster
 
 
-def add_learner_node(nodes: Nodes) -> None:
-    nodes.cluster.add_node(num_cpus=1, resources={"learner": 1}, **SMALL)
+def add_learner_node(nodes: Any) -> None:
+    nodes.add_node(num_cpus=1, resources={"learner": 1}, **SMALL)
 
 
 def learner_nodes() -> int:
     return sum(node["Alive"] and "learner" in node["Resources"] for node in ray.nodes())
 
 
-def test_the_learners_node_killed_and_replaced(nodes: Nodes, plain: Path, tmp_path: Path, row: Callable[..., Any]) -> None:
+def test_the_learners_node_killed_and_replaced(nodes: Any, plain: Path, tmp_path: Path, row: Callable[..., Any]) -> None:
     line = row("worker node with the learner", "update")
     add_learner_node(nodes)
     traps.arm("sample", count=55, target="learner node")
@@ -69,7 +70,7 @@ def test_the_learners_node_killed_and_replaced(nodes: Nodes, plain: Path, tmp_pa
     )
 
 
-def test_the_learners_node_killed_for_good(nodes: Nodes, plain: Path, tmp_path: Path, row: Callable[..., Any]) -> None:
+def test_the_learners_node_killed_for_good(nodes: Any, plain: Path, tmp_path: Path, row: Callable[..., Any]) -> None:
     line = row("worker node with the learner", "update; no node in its place")
     if learner_nodes() == 0:
         add_learner_node(nodes)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,62 +12,44 @@ from typing import Any
 
 import pytest
 import ray
-from ray._private import services
 
 from tests.chaos import traps
 from tests.chaos.runs import check_whole, config_of
-from tests.rllib.test_nodes import patient
+from tests.nodes import SMALL, cluster_of_nodes
 from wmrl_ray.rllib.online import OnlineAlgorithm
 from wmrl_ray.rllib.train import train_on_ray
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 
-class Nodes:
-    """A head without CPUs, and what is added to it."""
-
-    def __init__(self, folder: str) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, **SMALL})
-        ray.init(address=self.cluster.address, logging_level="ERROR", log_to_driver=False)
-
-    def fill_up(self) -> None:
-        """Two nodes with room for one runner each: adds what the row before has killed."""
-        while sum(node["Alive"] for node in ray.nodes()) < 3:
-            self.cluster.add_node(num_cpus=1, **SMALL)
-
-
-SMALL = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-
-
 @contextlib.contextmanager
-def cluster_of() -> Iterator[Nodes]:
-    folder = tempfile.mkdtemp(prefix="wmrl-nodes-")
+def answers_on_their_nodes() -> Iterator[Any]:
+    """A cluster in which every answer lies on its node, however small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(services, "get_node", patient(services.get_node))
-        patch.setenv("RAY_max_direct_call_object_size", "0")  # every answer lies on its node, however small
-        found = Nodes(folder)
-        yield found
-        ray.shutdown()
-        with contextlib.suppress(Exception):  # it would end processes that are gone already
-            found.cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+        patch.setenv("RAY_max_direct_call_object_size", "0")
+        with cluster_of_nodes() as cluster:
+            yield cluster
 
 
 @pytest.fixture(scope="module")
-def nodes(traps_folder: Path) -> Iterator[Nodes]:
-    with cluster_of() as found:
-        yield found
+def nodes(traps_folder: Path) -> Iterator[Any]:
+    with answers_on_their_nodes() as cluster:
+        yield cluster
+
+
+def fill_up(nodes: Any) -> None:
+    """Two nodes with room for one runner each: adds what the row before has killed."""
+    while sum(node["Alive"] for node in ray.nodes()) < 3:
+        nodes.add_node(num_cpus=1, **SMALL)
 
 
 MOMENTS = {"sampling": ("step", 75), "update": ("sample", 50), "saving": ("get_state", 2)}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_node_killed(moment: str, nodes: Nodes, plain: Path, tmp_path: Path, row: Callable[..., Any]) -> None:
+def test_a_node_killed(moment: str, nodes: Any, plain: Path, tmp_path: Path, row: Callable[..., Any]) -> None:
     line = row("worker node with the runner", moment)
-    nodes.fill_up()
+    fill_up(nodes)
     point, count = MOMENTS[moment]
     traps.arm(point, count=count, target="node")
     result = train_on_ray(config_of(), tmp_path / "run", on_event=line.on_event)
@@ -78,10 +58,10 @@ def test_a_node_killed(moment: str, nodes: Nodes, plain: Path, tmp_path: Path, r
 
 
 def test_a_node_killed_with_episodes_that_nobody_had_fetched(
-    nodes: Nodes, plain: Path, tmp_path: Path, row: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    nodes: Any, plain: Path, tmp_path: Path, row: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = row("worker node with the runner", "between sampling and update")
-    nodes.fill_up()
+    fill_up(nodes)
     original, left = OnlineAlgorithm._learn, [3]
 
     def learn(self: OnlineAlgorithm, packets: Any, *args: Any, **kwargs: Any) -> Any:

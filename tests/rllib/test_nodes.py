@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.nodes import SMALL, cluster_of_nodes
 from tests.rllib.online_fakes import run_config
 from wmrl_ray.config import ConfigError
 from wmrl_ray.rllib import compat
@@ -171,44 +172,16 @@ def test_every_learner_and_runner_takes_its_resource(one_node: None, tmp_path: P
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+def nodes() -> Iterator[dict[str, str]]:
     """A head without CPUs, a node for runners and one for learners; role -> node id."""
     import ray
-    from ray._private import services
-    from ray.cluster_utils import Cluster
 
-    monkeypatch.setattr(services, "get_node", patient(services.get_node))
-    folder = tempfile.mkdtemp(prefix="wmrl-places-")
-    small: dict[str, Any] = {"object_store_memory": 100 * 2**20}
-    cluster = Cluster()
-    try:
-        cluster.add_node(num_cpus=0, temp_dir=folder, include_dashboard=False, **small)
+    with cluster_of_nodes() as cluster:
         for role, cpus in (("runner", 3), ("learner", 1)):
-            cluster.add_node(num_cpus=cpus, resources={role: cpus}, **small)
-        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+            cluster.add_node(num_cpus=cpus, resources={role: cpus}, **SMALL)
+        cluster.wait_for_nodes()
         found = {"head": ray.get_runtime_context().get_node_id()}
-        found |= {role: n["NodeID"] for n in ray.nodes() for role in ("runner", "learner") if role in n["Resources"]}
-        yield found
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def patient(get_node: Any) -> Any:
-    """Why: Ray gives a node 30 seconds to appear, which a busy machine may not have."""
-
-    def wait(*arguments: Any) -> Any:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                return get_node(*arguments)
-            except RuntimeError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
-
-    return wait
+        yield found | {role: n["NodeID"] for n in ray.nodes() for role in ("runner", "learner") if role in n["Resources"]}
 
 
 def actors() -> dict[str, list[str]]:
