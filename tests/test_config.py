@@ -1,9 +1,10 @@
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from wmrl_ray.config import ConfigError, check, from_dict, set_key, to_dict
+from wmrl_ray.config import ConfigError, check, from_dict, read_json, set_key, to_dict
 from wmrl_ray.core.agents import agent_config
 
 
@@ -25,6 +26,8 @@ class Outer:
     sizes: tuple[int, ...] = ()
     inner: Inner = field(default_factory=Inner)
     extra: dict[str, float] = field(default_factory=dict)
+    perhaps: Literal["a", "b"] | None = None
+    some: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,9 @@ def test_yamls_string_for_a_float_is_a_float():
         ({"name": "x", "sizes": [1, "z"]}, r"sizes\[1\] = 'z'"),
         ({"name": "x", "inner": {"width": 0}}, "inner: width = 0; it must be positive"),
         ({"name": "x", "inner": 3}, "inner = 3 is a int; expected Inner"),
+        ({"name": "x", "inner": None}, "inner is empty; write inner: {} for its defaults"),
+        ({"name": "x", "perhaps": "c"}, "perhaps = 'c'.*allowed: 'a', 'b'"),
+        ({"name": "x", "some": [1, "z"]}, r"some\[1\] = 'z'"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(values, message):
@@ -118,3 +124,11 @@ def test_a_dotted_key_reaches_a_nested_mapping():
     assert values == {"a": {"b": 1, "c": {"d": 2}}}
     with pytest.raises(ConfigError, match="'b' is not a mapping"):
         set_key(values, "a.b.x", 1)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[1]", b"3", b"\xff\xfe{", b"[" * 100_000])
+def test_a_damaged_file_is_one_line_with_the_way_out(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"x\.json is damaged \(.*\); restore it") as error:
+        read_json(tmp_path / "x.json", "restore it")
+    assert "\n" not in str(error.value)

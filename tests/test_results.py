@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,23 @@ def test_what_failed_is_left_until_it_is_asked_for(tmp_path: Path) -> None:
     outcomes, log = run_sweep(plan, out, in_process, resume="errored")
     assert log.jobs == ["plane/bc-baseline-s0"] and {o.state for o in outcomes.values()} == {"finished"}
     assert json.loads((out / "failures.json").read_text()) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("failures.json", "delete it: what has failed is then tried again"),
+        ("study-other.json", "sweep its table again"),
+        ("plane/bc-baseline-s0/config.json", "restore it, or start the run over"),
+        ("plane/bc-baseline-s0/result.json", "delete it, and resume the run"),
+    ],
+)
+def test_a_damaged_file_of_the_folder_is_one_line(tmp_path: Path, name: str, message: str) -> None:
+    plan, out = small(tmp_path / "data"), tmp_path / "out"
+    run_sweep(plan, out, in_process)
+    (out / name).write_text("{")
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(out / name))}.*{message}"):
+        run_sweep(plan, out, in_process)
 
 
 def test_a_fresh_start_loses_nothing(tmp_path: Path) -> None:

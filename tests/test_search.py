@@ -46,7 +46,10 @@ LR = {"agent.lr": {"loguniform": [1e-4, 1e-2]}}
         ({"search": {"seed": {"randint": [0, 9]}}}, "seeds are an axis of their own"),
         ({"tune": {"num_samples": 3}}, "tune draws from search"),
         ({"tune": {"schedular": "asha"}}, r"unknown key 'tune.schedular' \(did you mean 'scheduler'\?\)"),
-        ({"search": LR, "tune": {"scheduler": "ashe"}}, "tune.scheduler = 'ashe'"),
+        (
+            {"search": LR, "tune": {"scheduler": "ashe"}},
+            r"tune.scheduler = 'ashe' \(did you mean 'asha'\?\); allowed: 'asha', 'pbt'",
+        ),
         ({"search": LR, "tune": {"scheduler": "pbt", "searcher": "optuna", "num_samples": 4}}, "a population starts at random"),
         (
             {"search": LR, "tune": {"scheduler": "pbt", "num_samples": 4, "max_concurrent": 3}},
@@ -63,6 +66,21 @@ LR = {"agent.lr": {"loguniform": [1e-4, 1e-2]}}
             r"tune: metric = 'eval/return_men' \(did you mean 'eval/return_mean'\?\)",
         ),
         ({"run": {"num_learners": 2}}, "num_learners = 2; a run of a sweep is one process"),
+        ({"tune": {"gpus_per_run": 1.5}}, r"gpus_per_run = 1.5; a share of one GPU \(up to 1\), or a whole number"),
+        (
+            {"search": LR, "tune": {"scheduler": "asha", "num_samples": 4, "grace_period": 2}, "run": {"eval_every": 2}},
+            "tune.grace_period = 2 with 2 evaluations in a run: no trial would be stopped early",
+        ),
+        (
+            {
+                "search": LR,
+                "tune": {"scheduler": "pbt", "num_samples": 4, "perturbation_interval": 2},
+                "run": {"eval_every": 2},
+            },
+            "tune.perturbation_interval = 2 with 2 evaluations in a run: no member would ever take another's state",
+        ),
+        ({"table": "a/b"}, "name 'a/b' has a slash in it"),
+        ({"algorithms": {"bc": None}}, "algorithms.bc is empty; write bc: {} for its defaults"),
     ],
 )
 def test_a_mistake_is_named_before_anything_starts(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -42,6 +44,16 @@ def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "", base: T |
         return cls(**kwargs)
     except ConfigError as error:
         raise ConfigError(f"{path + ': ' if path else ''}{error}") from None
+
+
+def read_json(path: Path, way_out: str) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises ConfigError, one line with `way_out`, for a damaged one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
+        raise ConfigError(f"{path} is damaged ({error}); {way_out}") from error
+    check(isinstance(values, dict), f"{path} is damaged (it holds a {type(values).__name__}, not an object); {way_out}")
+    return values
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -116,10 +128,13 @@ def _convert(hint: Any, value: Any, path: str, base: Any = None) -> Any:
             return value
         if isinstance(value, Mapping):
             return from_dict(typing.cast(type, hint), value, path, base if isinstance(base, hint) else None)  # type: ignore[arg-type]
+        check(value is not None, f"{path} is empty; write {path.rpartition('.')[2]}: {{}} for its defaults")
     elif origin in (typing.Union, types.UnionType):
         arms = [arm for arm in args if arm is not type(None)]
-        if len(arms) == 1 and dataclasses.is_dataclass(arms[0]) and isinstance(value, Mapping):
-            return _convert(arms[0], value, path, base)  # Why: its error names the key inside
+        if len(arms) == 1 and value is not None:
+            inside = dataclasses.is_dataclass(arms[0]) and isinstance(value, Mapping)
+            if inside or typing.get_origin(arms[0]) in (typing.Literal, list, tuple, dict):
+                return _convert(arms[0], value, path, base)  # Why: its error names the key inside, or what is allowed
         for arm in args:
             try:
                 return _convert(arm, value, path, base)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmrl_ray.config import ConfigError
+from wmrl_ray.config import ConfigError, read_json
 from wmrl_ray.study import Cell, Plan
 
 if TYPE_CHECKING:
@@ -178,12 +178,14 @@ class Ledger:
         self._plan, self._out, self._inner = plan, out, inner
         self._cells: dict[str, dict[str, Any]] = {}
         for file in sorted(out.glob("study-*.json")):
-            study = json.loads(file.read_text())
+            study = read_json(file, "sweep its table again, which writes it: finished runs are not repeated")
             names = {"paper": study["paper"], "table": study["table"]}
             self._cells |= {cell["run"]: {**cell, **names} for cell in study["cells"]}
         self._rows: dict[str, list[Row]] = {}
         failures = out / FAILURES
-        self.failed: dict[str, str] = json.loads(failures.read_text()) if failures.exists() else {}
+        self.failed: dict[str, str] = (
+            read_json(failures, "delete it: what has failed is then tried again") if failures.exists() else {}
+        )
         self._update(list(self._cells))
 
     def begin(self, num_jobs: int, num_finished: int) -> None:

@@ -51,6 +51,10 @@ class TuneSpec:
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
         for name in ("seed", "cpus_per_run", "gpus_per_run", "max_failures", "trial_timeout_s"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
+        check(
+            self.gpus_per_run <= 1 or self.gpus_per_run.is_integer(),
+            f"gpus_per_run = {self.gpus_per_run}; a share of one GPU (up to 1), or a whole number of them",
+        )
         check(self.max_concurrent is None or self.max_concurrent >= 1, f"max_concurrent = {self.max_concurrent}; at least 1")
         check(
             self.max_concurrent is None or self.is_adaptive,
@@ -142,6 +146,19 @@ class Search:
             f"{self.prefix}: eval_every = 0; tune.{'scheduler' if self.tune.scheduler else 'searcher'} judges runs by their "
             "evaluations: set run.eval_every",
         )
+        spec, evaluations = self.tune, len(self.rungs)
+        if spec.scheduler == "asha":
+            check(
+                spec.grace_period < evaluations,
+                f"{self.prefix}: tune.grace_period = {spec.grace_period} with {evaluations} evaluations in a run: no trial "
+                "would be stopped early; lower it, or run.eval_every",
+            )
+        if spec.scheduler == "pbt":
+            check(
+                spec.perturbation_interval < evaluations,
+                f"{self.prefix}: tune.perturbation_interval = {spec.perturbation_interval} with {evaluations} evaluations in a "
+                "run: no member would ever take another's state; lower it, or run.eval_every",
+            )
         for point in self.trials or corners(self.space):
             self.config(point, next(iter(self.configs)))
         for key in self.space:

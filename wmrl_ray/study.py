@@ -76,6 +76,7 @@ class Study:
         for name in (self.paper, self.table, *self.datasets, *self.algorithms):
             # Why: they name folders and files below --out
             inside = name not in ("", ".") and ".." not in name.split("/") and not name.startswith(("/", "~"))
+            check(name in self.datasets or "/" not in name, f"name {name!r} has a slash in it; choose another")
             check(
                 inside and "\\" not in name and "\0" not in name,
                 f"name {name!r} leads out of the sweep's folder; choose another",

@@ -50,6 +50,10 @@ def test_the_commands_own_options_need_no_dashes(wmrl, project: Path) -> None:
         (["train", "quik", "--run-dir", "/nfs/r"], "did you mean 'quick'"),
         (["train", "mine.yaml", "--run-dirr", "/nfs/r"], "No such option"),
         (["train"], "Missing argument"),
+        (["train", "mine.yaml", "--run-dir", "/nfs/r", "--set", "num_update=1"], "unknown key 'num_update'"),
+        (["train", "mine.yaml", "--run-dir", "/nfs/r", "--set", "agent.lrr=1"], "unknown key 'agent.lrr'"),
+        (["sweep", "iql_td_mpc/table2", "--out", "/nfs/o", "--set", "num_update=1"], "unknown key 'num_update'"),
+        (["sweep", "iql_td_mpc/table2", "--out", "/nfs/o", "--seeds", "0-4"], "--seeds '0-4'; whole numbers"),
     ],
 )
 def test_a_command_that_would_fail_there_fails_here(wmrl, project: Path, arguments: list[str], message: str) -> None:
@@ -105,8 +109,15 @@ def test_a_run_folder_of_the_cluster_is_resumed_by_its_path(wmrl, project: Path)
     assert outcome.code == 0
 
 
-def test_nobody_there_is_one_line(wmrl, project: Path) -> None:
-    outcome = wmrl("job", "submit", "--address", "http://127.0.0.1:1", "--no-upload", "doctor")
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:1", "no Ray cluster answers at http://127.0.0.1:1"),
+        ("foo", "foo is no address of a cluster's dashboard, such as http://127.0.0.1:8265"),
+    ],
+)
+def test_nobody_there_is_one_line(wmrl, project: Path, address: str, message: str) -> None:
+    outcome = wmrl("job", "submit", "--address", address, "--no-upload", "doctor")
     assert outcome.code == 2
-    assert "no Ray cluster answers at http://127.0.0.1:1" in outcome.err
+    assert message in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1

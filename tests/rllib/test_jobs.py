@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 from ray._private.runtime_env import packaging
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RpcError
 from ray.job_submission import JobStatus
 
 from wmrl_ray.config import ConfigError
@@ -349,6 +349,8 @@ def test_the_exit_code_is_the_commands(code: int | None, expected: int) -> None:
     [
         (AuthenticationError("Authentication failed: s3cret"), "refuses the token, or misses one: set RAY_AUTH_MODE=token"),
         (ConnectionError("no"), "no Ray cluster answers at http://h:8265"),
+        (RpcError("unavailable\nat length"), "no Ray cluster answers at http://h:8265"),
+        (ValueError("Invalid address format: h"), "http://h:8265 is no address of a cluster's dashboard"),
         (RuntimeError("Request failed with status code 404: Job x does not exist."), "no such job"),
         (RuntimeError("Request failed with status code 500: Traceback\n  File\nValueError: taken."), "ValueError: taken."),
     ],

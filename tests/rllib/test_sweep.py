@@ -123,9 +123,19 @@ def test_all_trials_stop_when_asked(tmp_path: Path) -> None:
     assert outcomes == {"a": Outcome(), "b": Outcome()} and time.monotonic() - started < 60
 
 
-def test_gpus_that_the_cluster_lacks_are_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"0.5 GPUs for each run, but the cluster has 0"):
-        run_trials(work, {"a": {}}, folder=tmp_path / ".tune", gpus_per_trial=0.5)
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (
+            {"gpus_per_trial": 0.5},
+            "0.5 GPUs for each run, but the cluster's largest node has 0; --gpus-per-run, or",
+        ),
+        ({"cpus_per_trial": 99}, r"99 CPUs for each run, but the cluster's largest node has \d; --cpus-per-run"),
+    ],
+)
+def test_what_no_node_has_is_refused_at_once(tmp_path: Path, share: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_trials(work, {"a": {}}, folder=tmp_path / ".tune", **share)
 
 
 def threads(spec: Any, report: Any) -> dict[str, Any]:

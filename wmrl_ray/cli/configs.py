@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 from yaml import YAMLError
 
-from wmrl_ray.config import ConfigError, did_you_mean, set_key
+from wmrl_ray.config import ConfigError, did_you_mean, read_json, set_key
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SUFFIXES = (".yaml", ".yml")
@@ -104,7 +103,7 @@ def read_source(name: str) -> Source:
 def _read_source(name: str) -> Source:
     path = Path(name)
     if path.is_dir() and (path / "config.json").exists():
-        return Source(path.name, _mapping(json.loads((path / "config.json").read_text()), path / "config.json"), path)
+        return Source(path.name, read_json(path / "config.json", "restore it"), path)
     if path.is_file():
         return Source(path.stem, _read_yaml(path))
     names = available()

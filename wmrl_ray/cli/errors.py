@@ -17,7 +17,17 @@ _USER_ERRORS = (
     ("wmrl_ray.checkpoint", "CheckpointError"),
     ("wmrl_ray.train", "NonFiniteLossError"),
 )
-_USER_ERRNOS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+_USER_ERRNOS = (
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EDQUOT,
+)
 
 
 def remote_message(error: BaseException) -> tuple[str, int] | None:

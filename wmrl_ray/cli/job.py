@@ -139,17 +139,24 @@ def check_command(command: Sequence[str], folder: Path) -> None:
 
 
 def _check_configuration(given: str, values: dict[str, Any], folder: Path) -> None:
-    """That it exists in what is uploaded, and that the run folder outlives the job."""
+    """That it exists in what is uploaded, has no setting that would be refused, and that the run folder outlives the job."""
     import contextlib
 
-    from wmrl_ray.cli.configs import read_source, read_study
+    from wmrl_ray.cli.configs import apply_overrides, read_source
+    from wmrl_ray.cli.sweep import make_plan
+    from wmrl_ray.cli.train import run_config
 
     source = Path(values["file_or_name"])
     option, kept = ("--run-dir", values.get("run_dir")) if given == "train" else ("--out", values.get("out"))
     if not source.is_absolute():  # an absolute one is on the cluster
         with contextlib.chdir(folder):
-            found = read_source(str(source)) if given == "train" else read_study(str(source))
-        check(found.run_dir is None, f"run folders are not uploaded; name {source} by its absolute path on the cluster")
+            if given == "train":
+                found = read_source(str(source))
+                check(found.run_dir is None, f"run folders are not uploaded; name {source} by its absolute path on the cluster")
+                apply_overrides(found.values, values.get("overrides") or [])
+                run_config(found.values)
+            else:
+                make_plan(str(source), **{name: values[name] for name in ("stand_ins", "seeds", "overrides", "only")})
     if values.get("dry_run") or (kept is None and source.is_absolute() and given == "train"):
         return
     where = f"{option} {kept}" if kept is not None else f"no {option}"

@@ -47,7 +47,7 @@ def report(
     studies = made.numbers["studies"]
     check(
         markdown is None or bool(studies),
-        f"--markdown {markdown}: there is no study.json in {', '.join(map(str, runs))}; give the folder of a `wmrl sweep`",
+        f"--markdown {markdown}: no table of a paper in {', '.join(map(str, runs))}; give the folder of a `wmrl sweep` of one",
     )
     film = None if video is None else plan_film(made.groups)
     numbers = made.write(out)

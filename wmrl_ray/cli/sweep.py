@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,14 +104,7 @@ def sweep(
     given = {"num-cpus": num_cpus, **{key.removesuffix("_s").replace("_", "-"): value for key, value in limits.items()}}
     for option, value in given.items():
         check(not no_ray or value is None, f"--{option} {value} has no effect with --no-ray: one run after another, here")
-    source = read_study(file_or_name)
-    values: dict[str, Any] = {}
-    apply_overrides(values, overrides or [])
-
-    from wmrl_ray.study import Study, expand
-
-    study = _with_limits(from_dict(Study, source.values), limits)
-    plan = expand(study, stand_ins=stand_ins, seeds=_numbers(seeds), overrides=values).select(only or [])
+    plan = make_plan(file_or_name, limits, stand_ins=stand_ins, seeds=seeds, overrides=overrides, only=only)
     if dry_run:
         show_plan(plan, as_json)
         return
@@ -130,6 +123,26 @@ def sweep(
     _conclude(results, plan, out, stop)
 
 
+def make_plan(
+    file_or_name: str,
+    limits: Mapping[str, float | None] | None = None,
+    *,
+    stand_ins: bool = False,
+    seeds: str | None = None,
+    overrides: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+) -> Plan:
+    """What the command line asks for, checked. Raises ConfigError."""
+    source = read_study(file_or_name)
+    values: dict[str, Any] = {}
+    apply_overrides(values, overrides or [])
+
+    from wmrl_ray.study import Study, expand
+
+    study = _with_limits(from_dict(Study, source.values), limits or {})
+    return expand(study, stand_ins=stand_ins, seeds=_numbers(seeds), overrides=values).select(only or [])
+
+
 def _with_limits(study: Study, limits: Mapping[str, float | None]) -> Study:
     """What the command line says of a run's share of the machine and of its failures, in place of the file's `tune`."""
     tune = dataclasses.replace(study.tune, **{name: value for name, value in limits.items() if value is not None})
@@ -141,8 +154,10 @@ def _on_ray(out: Path, num_cpus: int | None, tune: TuneSpec) -> tuple[Execute, R
     from wmrl_ray.rllib.search import run_search
     from wmrl_ray.sweep import on_ray
 
+    set_by_job = compat.job_variables()  # Why not again: Ray refuses a variable that both name
+    threads = {name: value for name, value in THREADS.items() if name not in set_by_job}
     # A Ray started here ends with the process
-    compat.init(num_cpus=num_cpus, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": THREADS})
+    compat.init(num_cpus=num_cpus, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": threads})
     execute = on_ray(
         out,
         cpus_per_run=tune.cpus_per_run,

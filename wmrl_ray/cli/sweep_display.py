@@ -169,13 +169,15 @@ def show_plan(plan: Plan, as_json: bool, console: Console | None = None) -> None
                 escape(run), search.dataset or "", f"{search.rungs[-1]:,}", escape(settings or _chosen(search)), state
             )
     console.print(table)
-    ready = sum(not cell.blocked for cell in plan.cells)
-    console.print(f"{len(plan.cells)} cells, {ready} of them ready, with {len(plan.managers)} Managers before them")
+    if plan.cells:
+        ready = sum(not cell.blocked for cell in plan.cells)
+        console.print(f"{len(plan.cells)} cells, {ready} of them ready, with {len(plan.managers)} Managers before them")
     for search in plan.searches:
         line = _search_line(search)
+        schedule = f"scheduler {search.tune.scheduler}" if search.tune.scheduler else "no scheduler"
         console.print(
             f"search {search.prefix}: {line['num_samples']} trials x {len(search.configs)} seeds, {line['searcher']} points, "
-            f"scheduler {line['scheduler']}, judged by {line['metric']} ({line['mode']}) at {len(search.rungs)} updates up to "
+            f"{schedule}, judged by {line['metric']} ({line['mode']}) at {len(search.rungs)} updates up to "
             f"{search.rungs[-1]:,}"
         )
     _print_reasons(console, reasons)

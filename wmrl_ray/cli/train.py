@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,13 +80,10 @@ def train_source(
     if track:
         values["track"] = list(dict.fromkeys([*values.get("track", ["tensorboard"]), *track]))
 
-    from wmrl_ray.core.agents import agent_config
-    from wmrl_ray.run.config import RunConfig
     from wmrl_ray.run.folder import RunDir
     from wmrl_ray.trackers import Trackers
 
-    config = from_dict(RunConfig, values)
-    agent_config(config.algorithm, config.agent)  # Why: a misspelt agent setting shows before the dataset is read
+    config = run_config(values)
     run = RunDir(run_dir or source.run_dir or Path("runs") / source.label / f"{config.algorithm}-seed{config.seed}")
     if not prepare_folder(run, config, resume=resume, overwrite=overwrite, no_ray=no_ray):
         print(f"{run.path} has finished its {config.num_updates:,} updates already; --set num_updates=N trains it further")
@@ -109,6 +107,16 @@ def train_source(
     with display, stop, replaced, Trackers.open(config, run.path) as trackers:
         result = _loop(config, no_ray, debug)(config, run.path, resume=resume, on_event=on_event, should_stop=stop)
     _conclude(run, result, no_ray, debug, stop, display)
+
+
+def run_config(values: Mapping[str, Any]) -> RunConfig:
+    """Raises ConfigError, for a misspelt setting of the agent too: before any dataset is read."""
+    from wmrl_ray.core.agents import agent_config
+    from wmrl_ray.run.config import RunConfig
+
+    config = from_dict(RunConfig, values)
+    agent_config(config.algorithm, config.agent)
+    return config
 
 
 def prepare_folder(run: RunDir, config: RunConfig, *, resume: bool, overwrite: bool, no_ray: bool) -> bool:

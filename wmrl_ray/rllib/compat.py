@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import typing
 import warnings
@@ -45,6 +46,14 @@ def started_ray() -> bool:
 
     node = worker._global_node  # Why not a note in `init`: a user's own `ray.init()` counts too
     return node is not None and node.is_head()
+
+
+def job_variables() -> dict[str, str]:
+    """The environment variables in the runtime environment of the Ray job that this process is; none outside a job."""
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
+    return dict((job.get("runtime_env") or {}).get("env_vars") or {})
 
 
 def init(*, local_mode: bool = False, debug: bool = False, num_cpus: int | None = None, **kwargs: Any) -> None:

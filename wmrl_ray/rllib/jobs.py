@@ -22,7 +22,7 @@ import aiohttp
 import requests
 from ray._private import ray_constants
 from ray._private.runtime_env import packaging
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RpcError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.runtime_env import RuntimeEnv
 
@@ -342,7 +342,9 @@ class _explained:  # noqa: N801 - reads as a statement
                 f"the cluster at {self.where} refuses the token, or misses one: set RAY_AUTH_MODE=token, and "
                 "RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to the cluster's own"
             ) from None
-        if isinstance(error, ConnectionError | requests.exceptions.ConnectionError):
+        if isinstance(error, ValueError) and "address" in str(error).lower():
+            raise ConfigError(f"{self.where} is no address of a cluster's dashboard, such as http://127.0.0.1:8265") from None
+        if isinstance(error, ConnectionError | requests.exceptions.ConnectionError | RpcError):
             raise UnreachableError(
                 f"no Ray cluster answers at {self.where}; --address is the dashboard's, such as http://127.0.0.1:8265 (on "
                 "Kubernetes: kubectl port-forward service/NAME-head-svc 8265:8265; of a ray up cluster: ray dashboard FILE)"

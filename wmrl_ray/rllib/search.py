@@ -25,7 +25,7 @@ from ray import tune
 
 from wmrl_ray.config import ConfigError, check
 from wmrl_ray.rllib.telemetry import Telemetry
-from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, check_gpus, life_of, quiet_tune
+from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, check_share, life_of, quiet_tune
 from wmrl_ray.rllib.watchdog import Life, Watchdog
 from wmrl_ray.search import Search
 from wmrl_ray.search_trial import Member, run_trial
@@ -57,11 +57,11 @@ def run_search(
         on_end: once for each trial: "finished", "pruned" (stopped early by the scheduler), "failed" or "stopped".
 
     Raises:
-        ConfigError: more GPUs for a run than this machine has, where Ray was started on it, or Optuna is asked for and
+        ConfigError: more CPUs or GPUs for a run than this machine has, where Ray was started on it, or Optuna is asked for and
             not installed.
     """
     spec = search.tune
-    check_gpus(spec.gpus_per_run)
+    check_share(spec.cpus_per_run, spec.gpus_per_run)
     quiet_tune()
     out = out.resolve()  # Why: a worker may stand in another folder
     search = _on_device(search)

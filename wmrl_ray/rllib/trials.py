@@ -82,7 +82,7 @@ def run_trials(
     Raises:
         ConfigError: more GPUs per trial than this machine has, where Ray was started on it.
     """
-    check_gpus(gpus_per_trial)
+    check_share(cpus_per_trial, gpus_per_trial)
     quiet_tune()
     shutil.rmtree(folder, ignore_errors=True)
     stop_file = folder.resolve().with_name(f"{folder.name}.stop")  # Why a file: the folder is shared by all nodes already
@@ -122,13 +122,21 @@ def run_trials(
     return outcomes
 
 
-def check_gpus(per_run: float) -> None:
-    """Raises ConfigError for more GPUs than there are, or only warns where Ray was joined: an autoscaler may bring them."""
-    if per_run <= (gpus := ray.cluster_resources().get("GPU", 0)):
-        return
-    said = f"{per_run:g} GPUs for each run, but the cluster has {gpus:g}"
-    check(not compat.started_ray(), said)
-    warnings.warn(f"{said} now: waiting for its autoscaler to bring a node with GPUs", stacklevel=3)
+def check_share(cpus: float, gpus: float) -> None:
+    """Raises ConfigError for more than the largest node has, or only warns where Ray was joined: an autoscaler may bring one.
+
+    Why: a run is on one node, and Tune waits for room for ever without a word.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, asked in (("CPU", cpus), ("GPU", gpus)):
+        has = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if asked <= has:
+            continue
+        said = f"{asked:g} {name}s for each run, but the cluster's largest node has {has:g}"
+        check(
+            not compat.started_ray(), f"{said}; --{name.lower()}s-per-run, or tune.{name.lower()}s_per_run, sets a run's share"
+        )
+        warnings.warn(f"{said} now: waiting for its autoscaler to bring a larger one", stacklevel=3)
 
 
 def quiet_tune() -> None:

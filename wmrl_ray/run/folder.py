@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
-from wmrl_ray.config import ConfigError, flatten, from_dict, to_dict
+from wmrl_ray.config import ConfigError, flatten, from_dict, read_json, to_dict
 from wmrl_ray.run.config import FROM_ENVIRONMENT, RunConfig
 from wmrl_ray.run.provenance import Provenance, describe_environment, with_session
 from wmrl_ray.run.settings import MAY_CHANGE, is_among
@@ -150,14 +150,16 @@ class RunDir:
     def config(self) -> RunConfig:
         if not self.exists():
             raise ConfigError(f"{self.path} holds no run (no config.json); give the folder that `wmrl train` wrote")
-        return from_dict(RunConfig, json.loads((self.path / "config.json").read_text()))
+        return from_dict(RunConfig, read_json(self.path / "config.json", "restore it, or start the run over with --overwrite"))
 
     def sessions(self) -> list[Provenance]:
         """Where each session comes from, oldest first; of a run that was never resumed, environment.json alone has it."""
         if (file := self.path / SESSIONS).exists():
-            return json.loads(file.read_text())["sessions"]
+            return read_json(file, "delete it: environment.json has the first session")["sessions"]
         first = self.path / "environment.json"
-        return [{"update": 0, **json.loads(first.read_text())}] if first.exists() else []
+        return (
+            [{"update": 0, **read_json(first, "delete it, and where the run comes from is unknown")}] if first.exists() else []
+        )
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All complete lines of metrics.jsonl, and those that wait for room; a half-written last line (kill -9) is skipped."""
@@ -187,7 +189,7 @@ class RunDir:
     def result(self) -> dict[str, Any] | None:
         """What `finish` recorded; None for a run that has not finished."""
         file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return read_json(file, "delete it, and resume the run: it writes it again") if file.exists() else None
 
     def last_evaluation(self) -> dict[str, float]:
         """The `eval/` metrics of the last evaluation, or nothing."""
