@@ -61,7 +61,13 @@ def check_same(run_dir: Path, plain: Path) -> None:
 def check_whole(run_dir: Path, result: dict[str, Any], plain: Path) -> dict[str, float]:
     """Every update once, every step counted once, the last checkpoint complete; returns the last line of the log."""
     without = json.loads((plain / "result.json").read_text())
-    assert (result["updates"], result["finished"], result["steps"]) == (120, True, without["steps"])
+    assert result["steps"] == without["steps"]
+    return check_log(run_dir, result)
+
+
+def check_log(run_dir: Path, result: dict[str, Any]) -> dict[str, float]:
+    """As `check_whole`, where how many steps were taken is not fixed."""
+    assert (result["updates"], result["finished"]) == (120, True)
     lines = [line for line in log_of(run_dir) if "loss/model" in line]
     assert [line["update"] for line in lines] == list(range(12, 121, 12))
     newest = RunDir(run_dir).newest_checkpoint()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.chaos import traps
-from tests.chaos.runs import check_same, check_whole, config_of, log_of
+from tests.chaos.runs import check_log, check_same, check_whole, config_of
 from wmrl_ray.rllib.train import train_on_ray
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -68,10 +68,11 @@ def test_a_runner_stopped(schedule: Any, plain: Path, tmp_path: Path, row: Calla
     ahead = {"max_steps_ahead": 48, "max_updates_ahead": 12}
     config = dataclasses.replace(config, online=dataclasses.replace(config.online, schedule=schedule, **ahead))
     result = train_on_ray(config, tmp_path / "run", on_event=line.on_event)
-    assert (result["updates"], result["finished"]) == (120, True)
     if schedule == "synchronous":
-        check_whole(tmp_path / "run", result, plain)
-    last = [entry for entry in log_of(tmp_path / "run") if "loss/model" in entry][-1]
+        last = check_whole(tmp_path / "run", result, plain)
+    else:
+        last = check_log(tmp_path / "run", result)
+        print({k:v for k,v in last.items() if k.startswith("online")}, result["steps"])
     assert last["online/lost_runners"] == 1
     lost = f"{last['online/lost_steps']:.0f} steps of unfinished episodes"
     line.write("ended and replaced (call_timeout_s = 30)", line.recovery_s(), lost)
