@@ -39,10 +39,18 @@ def learner_nodes() -> int:
     return sum(node["Alive"] and "learner" in node["Resources"] for node in ray.nodes())
 
 
-def test_the_learners_node_killed_and_replaced(nodes: Any, plain: Path, tmp_path: Path, row: Callable[..., Any]) -> None:
-    line = row("worker node with the learner", "update")
-    add_learner_node(nodes)
-    traps.arm("sample", count=55, target="learner node")
+MOMENTS = {"sampling": ("step", 75, 72), "update": ("sample", 55, 48), "saving": ("get_state", 3, 48)}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_learners_node_killed_and_replaced(
+    moment: str, nodes: Any, plain: Path, tmp_path: Path, row: Callable[..., Any]
+) -> None:
+    line = row("worker node with the learner", moment)
+    if learner_nodes() == 0:
+        add_learner_node(nodes)
+    point, count, kept = MOMENTS[moment]
+    traps.arm(point, count=count, target="learner node")
     replaced: list[float] = []
 
     def on_event(event: Any) -> None:
@@ -58,7 +66,7 @@ def test_the_learners_node_killed_and_replaced(nodes: Any, plain: Path, tmp_path
     ((told, recovery),) = [(when, event) for when, event in line.events if event.kind == "recovery"]
     hit = traps.fired()
     assert hit is not None
-    assert recovery.message.endswith("; rebuilding from checkpoint 48") and recovery.update == 48
+    assert recovery.message.endswith(f"; rebuilding from checkpoint {kept}") and recovery.update == kept
     assert hit["time"] < told < replaced[0] - 4  # not after building, which needs the new node
     waits = [event.message for _, event in line.events if event.kind == "warning"]
     assert 1 <= len(waits) <= 3 and all("needs {CPU: 2, learner: 1, runner: 1}" in message for message in waits), waits
@@ -66,7 +74,7 @@ def test_the_learners_node_killed_and_replaced(nodes: Any, plain: Path, tmp_path
         f"told after {told - hit['time']:.0f} s; node replaced {replaced[0] - told:.0f} s later; built again from update "
         f"{recovery.update}; same result to the bit",
         line.recovery_s(),
-        "nothing; 0 to 12 updates made again",
+        f"nothing; {'24 to 36' if moment == 'saving' else '0 to 12'} updates made again",
     )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.chaos import traps
 from tests.chaos.runs import log_of
 from tests.rllib import fakes
-from tests.studies import run_sweep, tiny_plan
+from tests.studies import run_sweep, tiny_plan, tiny_values
 from wmrl_ray.run.folder import RunDir
 from wmrl_ray.sweep import in_process, on_ray
 
@@ -64,27 +67,31 @@ def _hurt(tmp_path: Path, point: str, count: int, signum: int, **limits: float) 
     return ended - hit["time"]
 
 
-def test_a_sweep_that_is_to_stop_leaves_one_checkpoint_of_every_run_at_work(tmp_path: Path, row: Callable[..., Any]) -> None:
-    line = row("sweep", "SIGTERM's request to stop")
-    file = str(fakes.write_plane_dataset(tmp_path / "plane.npz"))
+def test_sigterm_leaves_one_checkpoint_of_every_run_at_work(tmp_path: Path, row: Callable[..., Any]) -> None:
+    line = row("sweep of two runs at work", "SIGTERM")
     run = {"num_updates": 100_000_000, "updates_per_call": 2, "checkpoint_every": 100_000_000, "log_every": 2, "eval_every": 0}
-    plan = tiny_plan(
-        tmp_path / "data",
-        run={**run, "eval_episodes": 2, "envs_per_runner": 2, "batch_size": 8},
-        datasets={"plane": {"uri": file, "env": traps.TRAP_PLANE}},
-    ).select(["plane/bc/baseline"])
-    name, asked = "plane/bc-baseline-s0", []
-
-    def should_stop() -> bool:
-        started = (tmp_path / "out" / name / "metrics.jsonl").exists() and bool(log_of(tmp_path / "out" / name))
-        if started and not asked:
-            asked.append(time.time())
-        return started
-
-    outcomes, _ = run_sweep(plan, tmp_path / "out", on_ray(tmp_path / "out"), should_stop=should_stop)
-    stopped_s = time.time() - asked[0]
-    assert (outcomes[name].state, stopped_s < 60) == ("stopped", True)
-    (written,) = (tmp_path / "out" / name / "checkpoints").iterdir()
-    assert int(written.name) == outcomes[name].updates > 0
-    assert RunDir(tmp_path / "out" / name).newest_checkpoint() == written
-    line.write("one checkpoint where it stood; the sweep ended", stopped_s, "nothing")
+    values = tiny_values(tmp_path, variants={"baseline": {}}, run={**run, "eval_episodes": 2, "batch_size": 8})
+    study, out = tmp_path / "study.yaml", tmp_path / "out"
+    study.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "wmrl_ray", "sweep", str(study), "--out", str(out), "--num-cpus", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    runs = [out / f"plane/{algorithm}-baseline-s0" for algorithm in ("bc", "td3_bc")]
+    try:
+        until = time.monotonic() + 240
+        while not all((run / "metrics.jsonl").exists() and log_of(run) for run in runs):
+            assert process.poll() is None and time.monotonic() < until, process.communicate()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        hit = time.time()
+        _, err = process.communicate(timeout=120)
+        stopped_s = time.time() - hit
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "stopped; the same command goes on from the checkpoints" in err, err
+    assert "2 stopped of 2 cells" in err
+    for path in runs:
+        (written,) = (path / "checkpoints").iterdir()
+        assert int(written.name) >= log_of(path)[-1]["update"] > 0
+        assert RunDir(path).newest_checkpoint() == written
+    assert stopped_s < 60
+    line.write("exit code 0; one checkpoint of each run where it stood", stopped_s, "nothing")
