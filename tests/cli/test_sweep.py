@@ -16,8 +16,10 @@ from rich.console import Console
 from tests.cli.conftest import Wmrl
 from tests.studies import tiny_plan, tiny_values
 from wmrl_ray.cli.configs import available, available_studies, read_source, read_study
+from wmrl_ray.cli.sweep import _on_ray as on_ray
 from wmrl_ray.cli.sweep_display import SweepPanel, scores_table, show_plan
 from wmrl_ray.config import ConfigError
+from wmrl_ray.search import TuneSpec
 from wmrl_ray.sweep import Job, Outcome
 
 
@@ -94,6 +96,21 @@ def test_when_nothing_can_run_every_reason_is_given_once(wmrl: Wmrl, tmp_path: P
 def test_a_mistake_is_one_line(wmrl: Wmrl, arguments: list[str], message: str) -> None:
     outcome = wmrl("sweep", *arguments)
     assert outcome.code == 2 and message in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.ray
+def test_in_a_job_the_variables_that_the_job_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends a driver whose runtime environment names a variable of its job's again."""
+    compat = pytest.importorskip("wmrl_ray.rllib.compat")
+    job = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "2", "X": "1"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(compat, "init", lambda **arguments: started.append(arguments))
+    on_ray(tmp_path, None, TuneSpec())
+    assert started[0]["runtime_env"] == {"env_vars": {"MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    on_ray(tmp_path, None, TuneSpec())
+    assert started[1]["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
 
 
 def test_train_refuses_a_study_and_does_not_list_any(wmrl: Wmrl, study: Path) -> None:
