@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -13,9 +15,11 @@ import pytest
 
 from tests.studies import tiny_plan, tiny_values
 from wmrl_ray.cli.configs import available_studies, read_source, read_study
+from wmrl_ray.cli.experts import default_config
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.data.makers import MAKERS
+from wmrl_ray.data.makers.experts import expert_dataset_id
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.study import Cell, Plan, Study, expand
 
@@ -285,3 +289,50 @@ def test_the_single_runs_of_the_baseline_are_its_too(name: str, objective: str) 
     assert (config.agent["objective"], config.online.seed_steps, config.online.num_demonstrations) == (objective, 1280, 100)
     ours = from_dict(RunConfig, read_source(name.replace("iq-sac", "iq-mpc")).values)
     assert (ours.dataset, ours.env, ours.env_config) == (config.dataset, config.env, config.env_config)
+
+
+IQ_MPC = sorted(name for name in available_studies() if name.startswith("iq_mpc/"))
+
+
+@pytest.mark.parametrize("name", IQ_MPC)
+def test_the_command_for_absent_demonstrations_makes_the_dataset_that_the_row_wants(name: str) -> None:
+    cells = expand(from_dict(Study, read_study(name).values), is_here=lambda uri: False, seeds=[0]).cells
+    cells = [cell for cell in cells if cell.column in AGENTS]
+    assert cells
+    for cell in cells:
+        found = re.search(r"make it: (wmrl data make .*?) \(", str(cell.blocked))
+        assert found, cell.blocked
+        *start, of_expert = shlex.split(found[1].removesuffix(" --pixels"))
+        assert start == ["wmrl", "data", "make"] and of_expert.startswith("expert:"), found[1]
+        task, pixels = of_expert.removeprefix("expert:"), found[1].endswith(" --pixels")
+        assert expert_dataset_id(task, of_images=pixels) == cell.dataset
+        assert cell.config is not None and cell.config["env"] == task
+        trained_in = default_config(task, pixels).values.get("env_config", {})
+        assert trained_in.get("obs") == cell.config["env_config"].get("obs")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        (
+            "iq_mpc/figure2",
+            "hopper-hop",
+            "hopper-hop has no stand-in and needs none: you make its dataset yourself (wmrl data make expert:dmc/hopper-hop); "
+            "sweep without --stand-ins",
+        ),
+        (
+            "iq_mpc/figure5",
+            "walker-run-visual",
+            "walker-run-visual has no stand-in and needs none: you make its dataset yourself "
+            "(wmrl data make expert:dmc/walker-run --pixels); sweep without --stand-ins",
+        ),
+        (
+            "iql_td_mpc/table1",
+            "halfcheetah-medium-v2",
+            "there is no stand-in for halfcheetah-medium-v2; get the original, and sweep without --stand-ins",
+        ),
+    ],
+)
+def test_a_row_without_a_stand_in_says_whether_there_is_an_original_to_get(name: str, row: str, reason: str) -> None:
+    cells = expand(from_dict(Study, read_study(name).values), stand_ins=True, is_here=lambda uri: True, seeds=[0]).cells
+    assert {cell.blocked for cell in cells if cell.row == row and cell.column in AGENTS} == {reason}
