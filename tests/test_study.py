@@ -291,6 +291,18 @@ def test_the_single_runs_of_the_baseline_are_its_too(name: str, objective: str) 
     assert (ours.dataset, ours.env, ours.env_config) == (config.dataset, config.env, config.env_config)
 
 
+@pytest.mark.parametrize(
+    ("figure", "table", "runs"),
+    [("figure3", "table1", 36), ("figure4", "table7", 3), ("figure11", "table5", 18), ("figure13", "table6", 6)],
+)
+def test_a_figure_of_iq_mpc_shares_its_runs_with_the_table_beside_it(figure: str, table: str, runs: int) -> None:
+    first, second = (
+        {cell.run: cell.config for cell in expand(from_dict(Study, read_study(f"iq_mpc/{name}").values)).cells}
+        for name in (figure, table)
+    )
+    assert len(first) == runs and first.items() <= second.items()
+
+
 IQ_MPC = sorted(name for name in available_studies() if name.startswith("iq_mpc/"))
 
 
