@@ -303,6 +303,47 @@ def test_a_figure_of_iq_mpc_shares_its_runs_with_the_table_beside_it(figure: str
     assert len(first) == runs and first.items() <= second.items()
 
 
+def test_mabes_table_names_every_cell_and_runs_the_systems_that_exist() -> None:
+    found = expand(from_dict(Study, read_study("mabe/table1").values), is_here=lambda uri: True).cells
+    robots = {"halfcheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"}
+    rows = {f"{robot}-{kind}-v0": env for robot, env in robots.items() for kind in ("medium", "medium-replay", "medium-expert")}
+    assert len(found) == 9 * 7 * 3 == len({c.run for c in found})
+    assert {c.row for c in found} == set(rows)
+    columns = {"bc", "mabe", "mopo", "morel", "sac", "cql", "brac_v"}
+    assert ({c.column for c in found}, {c.seed for c in found}) == (columns, {0, 1, 2})
+    assert {c.column for c in found if not c.blocked} == columns & AGENTS.keys()
+    assert all("is not implemented here; the paper's own numbers" in str(c.blocked) for c in found if c.blocked)
+    for cell in found:
+        if cell.config is None:
+            continue
+        assert (cell.config["env"], cell.config["dataset"]) == (rows[cell.row], f"d4rl/{cell.row}")
+        # CORL's settings of gym, as those of the other paper's table
+        assert cell.config["agent"] == config("table2", "halfcheetah-medium-v2", cell.column, "baseline")["agent"]
+        assert (cell.config["num_updates"], cell.config["batch_size"]) == (1_000_000, 256)
+
+
+@pytest.mark.parametrize(
+    ("row", "scores"),
+    [
+        ("hopper-medium-replay-v0", "--env Hopper-v5 --ref-min -20.272305 --ref-max 3234.3"),
+        ("walker2d-medium-expert-v0", "--env Walker2d-v5 --ref-min 1.629008 --ref-max 4592.3"),
+        ("halfcheetah-medium-v0", "--env HalfCheetah-v5 --ref-min -280.178953 --ref-max 12135"),
+    ],
+)
+def test_the_data_of_mabes_table_are_d4rls_to_import_and_have_no_stand_ins(row: str, scores: str) -> None:
+    values = from_dict(Study, read_study("mabe/table1").values)
+    for stand_ins, reason in (
+        (
+            False,
+            f"dataset 'd4rl/{row}' is not on this machine; D4RL writes its HDF5 file (gym.make('{row}').get_dataset()), then: "
+            f"wmrl data import FILE d4rl/{row} {scores}",
+        ),
+        (True, f"there is no stand-in for {row}; get the original, and sweep without --stand-ins"),
+    ):
+        cells = expand(values, stand_ins=stand_ins, is_here=lambda uri: False).cells
+        assert {cell.blocked for cell in cells if cell.row == row and cell.column == "bc"} == {reason}
+
+
 IQ_MPC = sorted(name for name in available_studies() if name.startswith("iq_mpc/"))
 
 
