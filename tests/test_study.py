@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -13,9 +15,11 @@ import pytest
 
 from tests.studies import tiny_plan, tiny_values
 from wmrl_ray.cli.configs import available_studies, read_source, read_study
+from wmrl_ray.cli.experts import default_config
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.data.makers import MAKERS
+from wmrl_ray.data.makers.experts import expert_dataset_id
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.study import Cell, Plan, Study, expand
 
@@ -285,3 +289,103 @@ def test_the_single_runs_of_the_baseline_are_its_too(name: str, objective: str) 
     assert (config.agent["objective"], config.online.seed_steps, config.online.num_demonstrations) == (objective, 1280, 100)
     ours = from_dict(RunConfig, read_source(name.replace("iq-sac", "iq-mpc")).values)
     assert (ours.dataset, ours.env, ours.env_config) == (config.dataset, config.env, config.env_config)
+
+
+@pytest.mark.parametrize(
+    ("figure", "table", "runs"),
+    [("figure3", "table1", 36), ("figure4", "table7", 3), ("figure11", "table5", 18), ("figure13", "table6", 6)],
+)
+def test_a_figure_of_iq_mpc_shares_its_runs_with_the_table_beside_it(figure: str, table: str, runs: int) -> None:
+    first, second = (
+        {cell.run: cell.config for cell in expand(from_dict(Study, read_study(f"iq_mpc/{name}").values)).cells}
+        for name in (figure, table)
+    )
+    assert len(first) == runs and first.items() <= second.items()
+
+
+def test_mabes_table_names_every_cell_and_runs_the_systems_that_exist() -> None:
+    found = expand(from_dict(Study, read_study("mabe/table1").values), is_here=lambda uri: True).cells
+    robots = {"halfcheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"}
+    rows = {f"{robot}-{kind}-v0": env for robot, env in robots.items() for kind in ("medium", "medium-replay", "medium-expert")}
+    assert len(found) == 9 * 7 * 3 == len({c.run for c in found})
+    assert {c.row for c in found} == set(rows)
+    columns = {"bc", "mabe", "mopo", "morel", "sac", "cql", "brac_v"}
+    assert ({c.column for c in found}, {c.seed for c in found}) == (columns, {0, 1, 2})
+    assert {c.column for c in found if not c.blocked} == columns & AGENTS.keys()
+    assert all("is not implemented here; the paper's own numbers" in str(c.blocked) for c in found if c.blocked)
+    for cell in found:
+        if cell.config is None:
+            continue
+        assert (cell.config["env"], cell.config["dataset"]) == (rows[cell.row], f"d4rl/{cell.row}")
+        # CORL's settings of gym, as those of the other paper's table
+        assert cell.config["agent"] == config("table2", "halfcheetah-medium-v2", cell.column, "baseline")["agent"]
+        assert (cell.config["num_updates"], cell.config["batch_size"]) == (1_000_000, 256)
+
+
+@pytest.mark.parametrize(
+    ("row", "scores"),
+    [
+        ("hopper-medium-replay-v0", "--env Hopper-v5 --ref-min -20.272305 --ref-max 3234.3"),
+        ("walker2d-medium-expert-v0", "--env Walker2d-v5 --ref-min 1.629008 --ref-max 4592.3"),
+        ("halfcheetah-medium-v0", "--env HalfCheetah-v5 --ref-min -280.178953 --ref-max 12135"),
+    ],
+)
+def test_the_data_of_mabes_table_are_d4rls_to_import_and_have_no_stand_ins(row: str, scores: str) -> None:
+    values = from_dict(Study, read_study("mabe/table1").values)
+    for stand_ins, reason in (
+        (
+            False,
+            f"dataset 'd4rl/{row}' is not on this machine; D4RL writes its HDF5 file (gym.make('{row}').get_dataset()), then: "
+            f"wmrl data import FILE d4rl/{row} {scores}",
+        ),
+        (True, f"there is no stand-in for {row}; get the original, and sweep without --stand-ins"),
+    ):
+        cells = expand(values, stand_ins=stand_ins, is_here=lambda uri: False).cells
+        assert {cell.blocked for cell in cells if cell.row == row and cell.column == "bc"} == {reason}
+
+
+IQ_MPC = sorted(name for name in available_studies() if name.startswith("iq_mpc/"))
+
+
+@pytest.mark.parametrize("name", IQ_MPC)
+def test_the_command_for_absent_demonstrations_makes_the_dataset_that_the_row_wants(name: str) -> None:
+    cells = expand(from_dict(Study, read_study(name).values), is_here=lambda uri: False, seeds=[0]).cells
+    cells = [cell for cell in cells if cell.column in AGENTS]
+    assert cells
+    for cell in cells:
+        found = re.search(r"make it: (wmrl data make .*?) \(", str(cell.blocked))
+        assert found, cell.blocked
+        *start, of_expert = shlex.split(found[1].removesuffix(" --pixels"))
+        assert start == ["wmrl", "data", "make"] and of_expert.startswith("expert:"), found[1]
+        task, pixels = of_expert.removeprefix("expert:"), found[1].endswith(" --pixels")
+        assert expert_dataset_id(task, of_images=pixels) == cell.dataset
+        assert cell.config is not None and cell.config["env"] == task
+        trained_in = default_config(task, pixels).values.get("env_config", {})
+        assert trained_in.get("obs") == cell.config["env_config"].get("obs")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        (
+            "iq_mpc/figure2",
+            "hopper-hop",
+            "hopper-hop has no stand-in and needs none: you make its dataset yourself (wmrl data make expert:dmc/hopper-hop); "
+            "sweep without --stand-ins",
+        ),
+        (
+            "iq_mpc/figure5",
+            "walker-run-visual",
+            "walker-run-visual has no stand-in and needs none: you make its dataset yourself "
+            "(wmrl data make expert:dmc/walker-run --pixels); sweep without --stand-ins",
+        ),
+        (
+            "iql_td_mpc/table1",
+            "halfcheetah-medium-v2",
+            "there is no stand-in for halfcheetah-medium-v2; get the original, and sweep without --stand-ins",
+        ),
+    ],
+)
+def test_a_row_without_a_stand_in_says_whether_there_is_an_original_to_get(name: str, row: str, reason: str) -> None:
+    cells = expand(from_dict(Study, read_study(name).values), stand_ins=True, is_here=lambda uri: True, seeds=[0]).cells
+    assert {cell.blocked for cell in cells if cell.row == row and cell.column in AGENTS} == {reason}

@@ -7,6 +7,8 @@ from typing import Any
 
 from wmrl_ray.config import check
 
+EXPERTS = "wmrl/expert/"  # demonstrations, which users make themselves
+
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -36,16 +38,33 @@ class DatasetSpec:
         )
 
 
-def how_to_get(row: str, spec: DatasetSpec, uri: str) -> str:
-    """One line for a dataset that is not on this machine."""
+def make_command(spec: DatasetSpec, uri: str) -> str | None:
+    """What makes the dataset on this machine; None: nothing here does, it is to be downloaded or imported."""
     from wmrl_ray.data.makers import MAKERS
 
+    for maker in MAKERS.values():
+        if maker.dataset_id == uri:
+            return f"wmrl data make {maker.name}"
+    if uri.startswith(EXPERTS) and spec.env is not None:
+        return f"wmrl data make expert:{spec.env}" + " --pixels" * (spec.env_config.get("obs") == "pixels")
+    return None
+
+
+def no_stand_in(row: str, spec: DatasetSpec) -> str:
+    """One line for a row with data of its own and no stand-in, where stand-ins are asked for."""
+    command = None if spec.uri is None else make_command(spec, spec.uri)
+    if command is None:
+        return f"there is no stand-in for {row}; get the original, and sweep without --stand-ins"
+    return f"{row} has no stand-in and needs none: you make its dataset yourself ({command}); sweep without --stand-ins"
+
+
+def how_to_get(row: str, spec: DatasetSpec, uri: str) -> str:
+    """One line for a dataset that is not on this machine."""
     absent = f"dataset {uri!r} is not on this machine"
-    makers = [maker.name for maker in MAKERS.values() if maker.dataset_id == uri]
-    if makers:
-        return f"{absent}; make it: wmrl data make {makers[0]}"
-    if uri.startswith("wmrl/expert/") and spec.env is not None:
-        return f"{absent}; make it: wmrl data make expert:{spec.env} (trains a TD-MPC2; or --checkpoint RUN of one)"
+    if (command := make_command(spec, uri)) is not None:
+        instead = " in place of --pixels" * command.endswith("--pixels")  # Why: `wmrl data make` takes one or the other
+        trains = f" (trains a TD-MPC2; or --checkpoint RUN of one{instead})" * uri.startswith(EXPERTS)
+        return f"{absent}; make it: {command}{trains}"
     if uri != spec.uri or spec.source is None:
         return f"{absent}; make, download or import it there (wmrl data --help)"
     scores = "" if spec.ref_scores is None else " --ref-min {:.10g} --ref-max {:.10g}".format(*spec.ref_scores)

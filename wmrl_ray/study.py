@@ -20,7 +20,7 @@ from typing import Any
 
 from wmrl_ray.config import ConfigError, check, did_you_mean, flatten, from_dict, set_key, to_dict
 from wmrl_ray.data.source import is_local
-from wmrl_ray.rows import DatasetSpec, how_to_get
+from wmrl_ray.rows import DatasetSpec, how_to_get, no_stand_in
 from wmrl_ray.search import Search, TuneSpec
 from wmrl_ray.space import Point, draw, make_space, point_name
 
@@ -216,7 +216,7 @@ def expand(
         uri = spec.stand_in if stand_ins else spec.uri
         absent = spec.not_available
         if uri is None and spec.uri is not None:
-            uri, absent = spec.uri, f"there is no stand-in for {row}; get the original, and sweep without --stand-ins"
+            uri, absent = spec.uri, no_stand_in(row, spec)
         elif uri is not None and absent is None and not here.setdefault(uri, is_here(uri)):
             absent = how_to_get(row, spec, uri)
         base = {"dataset": uri, "seed": seed, "env": spec.env if uri == spec.uri else None}

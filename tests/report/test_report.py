@@ -77,9 +77,9 @@ def test_only_d4rls_reference_scores_count_as_published(tmp_path, write_run, nam
     assert ("scales of their own" in page) == (scale == "own")
 
 
-@pytest.mark.parametrize("table", ["table1", "table2", "table3"])
-def test_what_the_shipped_studies_import_is_published_and_the_remakes_are_not(table):
-    for row, spec in read_study(f"iql_td_mpc/{table}").values["datasets"].items():
+@pytest.mark.parametrize("name", ["iql_td_mpc/table1", "iql_td_mpc/table2", "iql_td_mpc/table3", "mabe/table1"])
+def test_what_the_shipped_studies_import_is_published_and_the_remakes_are_not(name):
+    for row, spec in read_study(name).values["datasets"].items():
         for uri in (spec["uri"], row):
             assert D4RL_NAME.fullmatch(uri), uri
         assert not any(D4RL_NAME.fullmatch(uri) for uri in (spec.get("minari"), spec.get("stand_in")) if uri)
