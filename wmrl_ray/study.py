@@ -76,11 +76,11 @@ class Study:
         for name in (self.paper, self.table, *self.datasets, *self.algorithms):
             # Why: they name folders and files below --out
             inside = name not in ("", ".") and ".." not in name.split("/") and not name.startswith(("/", "~"))
-            check(name in self.datasets or "/" not in name, f"name {name!r} has a slash in it; choose another")
             check(
                 inside and "\\" not in name and "\0" not in name,
                 f"name {name!r} leads out of the sweep's folder; choose another",
             )
+            check(name in self.datasets or "/" not in name, f"name {name!r} has a slash in it; choose another")
         check(all(seed >= 0 for seed in self.seeds), f"seeds = {self.seeds}; none may be negative")
         check(
             self.manager is not None or not {"intents", "random"} & set(self.variants),

@@ -43,5 +43,5 @@ def test_the_command_prints_the_table_and_writes_markdown(pair, tmp_path, capsys
     assert "2.0 → 63.0 (+61.0) ▲" in printed and "3 → 64 (+61)" in printed
     assert printed.splitlines()[-1] == f"{out}   (numbers: {out.with_suffix('.json')})"
     assert markdown.read_text().startswith("### Table II of IQL-TD-MPC")
-    with pytest.raises(ConfigError, match="there is no study.json"):
+    with pytest.raises(ConfigError, match="no table of a paper"):
         app(["report", str(tmp_path / "runs" / "bc-baseline-0"), "-o", str(out), "--markdown", "x.md"], standalone_mode=False)
