@@ -15,6 +15,7 @@ import yaml
 
 from tests.rllib import fakes
 from tests.rllib.heads import Head, head
+from tests.studies import tiny_values
 from wmrl_ray.run.folder import RunDir
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -95,6 +96,15 @@ def test_a_stopped_run_writes_a_checkpoint_and_goes_on_from_it(cluster: Head, st
     assert again.returncode == 0, again.stdout + again.stderr
     assert (run.result() or {})["updates"] == int(newest.name) + 10
     assert cluster.wmrl("job", "stop", "long", *where).stderr.strip() == "long has ended already: STOPPED"
+
+
+def test_a_sweep_too_where_the_job_sets_the_threads(cluster: Head, tmp_path: Path) -> None:
+    study, env, out = tmp_path / "study.yaml", tmp_path / "env.yaml", tmp_path / "out"
+    study.write_text(yaml.safe_dump(tiny_values(tmp_path / "data", variants={"baseline": {}})))
+    env.write_text(yaml.safe_dump({"env_vars": {"OMP_NUM_THREADS": "2"}}))
+    done = cluster.wmrl("job", "submit", "--address", cluster.address, "--runtime-env", env, "--", "sweep", study, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(out.glob("plane/*/result.json"))) == 2 and (out / "results.parquet").exists()
 
 
 def test_the_exit_code_of_a_command_that_fails_there_comes_home(cluster: Head, tmp_path: Path) -> None:
