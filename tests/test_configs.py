@@ -33,6 +33,16 @@ def test_every_shipped_config_builds_its_run_and_its_agent(path: Path) -> None:
         assert config.dataset in {DEMO_DATASET, *experts, *(maker.dataset_id for maker in MAKERS.values())}
 
 
+@pytest.mark.parametrize("num_runners", [1, 2, 4, 10])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_of_steps_of_its_own_takes_more_runners(path: Path, num_runners: int) -> None:
+    """Turns of the synchronous schedule end with the learner's calls."""
+    values = yaml.safe_load(path.read_text())
+    if from_dict(RunConfig, values).learns_online:
+        values["online"] = {**values.get("online", {}), "num_runners": num_runners}
+        from_dict(RunConfig, values)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_says_in_its_first_line_what_it_is_and_is_named_after_its_algorithm(path: Path) -> None:
     text = path.read_text()

@@ -51,6 +51,16 @@ def test_every_step_is_paired_with_its_own_reward() -> None:
     assert found.true[: found.lengths[0]].sum() == pytest.approx(found.returns[0], rel=1e-5)
 
 
+def test_episodes_of_the_random_policy_come_after_the_agents_own() -> None:
+    alone = recover_rewards(make(), "Drift-v0", 2, num_envs=2)
+    found = recover_rewards(make(), "Drift-v0", 2, num_envs=2, num_random=3)
+    own = sum(alone.lengths)
+    assert found.lengths[:2] == alone.lengths and len(found.lengths) == len(found.returns) == 5
+    np.testing.assert_array_equal(found.true[:own], alone.true)
+    np.testing.assert_allclose(found.decoded, -2 * found.true + 3, rtol=1e-4, atol=1e-4)
+    assert found.true[own : own + found.lengths[2]].sum() == pytest.approx(found.returns[2], rel=1e-5)
+
+
 def test_the_last_step_alone_is_terminal() -> None:
     from wmrl_ray.collect import Collector
 
@@ -92,5 +102,8 @@ def test_the_command_writes_a_picture_and_its_numbers(tmp_path: Path, capsys: py
         numbers["lengths"]
     )
     assert (tmp_path / "fig4.png").read_bytes()[:4] == b"\x89PNG"
+    reward(path, episodes=2, random_episodes=1, out=tmp_path / "both.png")
+    assert "steps of 2 episodes and 1 of the random policy" in capsys.readouterr().out
+    assert json.loads((tmp_path / "both.json").read_text())["random_episodes"] == 1
     with pytest.raises(ConfigError, match=r"must end in \.png"):
         reward(path, out=tmp_path / "fig4.txt")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from wmrl_ray.collect import Collector
 from wmrl_ray.config import check
 from wmrl_ray.core.agents import Agent
 from wmrl_ray.core.batch import Batch
@@ -18,7 +19,7 @@ from wmrl_ray.rollout import evaluate
 
 @dataclass(frozen=True)
 class RewardRecovery:
-    """Every step of E evaluation episodes. decoded, true: [N], episode after episode. lengths, returns: [E]."""
+    """Every step of E episodes. decoded, true: [N], episode after episode. lengths, returns: [E]."""
 
     decoded: np.ndarray
     true: np.ndarray
@@ -44,8 +45,13 @@ def recover_rewards(
     env_config: Mapping[str, Any] | None = None,
     num_envs: int = 5,
     seed: int = 0,
+    num_random: int = 0,
 ) -> RewardRecovery:
     """Rolls out the evaluation policy and decodes the reward of every step (Section 5.2 of the IQ-MPC paper: 5 episodes).
+
+    Args:
+        num_random: episodes of the random policy after them. Why: an agent that imitates well earns nearly the same in every
+            step, and what never changes correlates with nothing.
 
     Raises:
         ConfigError: the agent decodes no rewards; or as `evaluate`.
@@ -53,9 +59,21 @@ def recover_rewards(
     decode = getattr(agent, "decoded_reward", None)
     check(decode is not None, f"{type(agent).__name__} decodes no rewards from its critics; imitating agents such as iq_mpc do")
     evaluation = evaluate(agent, env_id, num_episodes, env_config=env_config, num_envs=num_envs, seed=seed)
-    decoded = [decode(steps_of(episode)).float().cpu().numpy()[:, 0] for episode in evaluation.episodes]  # type: ignore[misc]
-    true = [episode.reward for episode in evaluation.episodes]
-    return RewardRecovery(np.concatenate(decoded), np.concatenate(true), evaluation.lengths, evaluation.returns)
+    episodes = [*evaluation.episodes, *_random_episodes(env_id, num_random, env_config, num_envs, seed)]
+    decoded = [decode(steps_of(episode)).float().cpu().numpy()[:, 0] for episode in episodes]  # type: ignore[misc]
+    true = [episode.reward for episode in episodes]
+    returns = [float(reward.sum(dtype=np.float64)) for reward in true]
+    return RewardRecovery(np.concatenate(decoded), np.concatenate(true), [len(episode) for episode in episodes], returns)
+
+
+def _random_episodes(env_id: str, count: int, env_config: Mapping[str, Any] | None, num_envs: int, seed: int) -> list[Episode]:
+    if count == 0:
+        return []
+    collector, found = Collector(env_id, env_config, min(num_envs, count), seed), []
+    while len(found) < count:
+        found += collector.collect(None, 100, until_end=True)
+    collector.close()
+    return found[:count]
 
 
 def steps_of(episode: Episode) -> Batch:

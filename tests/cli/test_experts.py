@@ -119,6 +119,8 @@ def test_an_expert_is_trained_and_asked_for_its_demonstrations(wmrl, tmp_path: P
         (["expert:dmc/walker-walk", "--set", "agent.nonsense=3"], "nonsense"),
         (["expert:Drift-v0"], "no expert of Drift-v0: give one with --checkpoint RUN"),
         (["expert:PickCub-v1"], "did you mean 'PickCube-v1'"),
+        (["expert:dmc/cartpole-swingpu"], "did you mean 'dmc/cartpole-swingup'"),
+        (["expert:"], "expert: names no task; for example expert:dmc/walker-walk"),
         (["expert:myoHandPenTwirlFixed-v0", "--pixels"], "--pixels: MyoSuite has states only"),
         (["expert:dmc/walker-walk", "--steps", 100], "--steps 100: an expert's demonstrations are counted in episodes"),
         (["expert:dmc/walker-walk", "--checkpoint", "run", "--no-ray"], "--checkpoint gives a trained one"),

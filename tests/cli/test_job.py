@@ -54,6 +54,7 @@ def test_the_commands_own_options_need_no_dashes(wmrl, project: Path) -> None:
         (["train", "mine.yaml", "--run-dir", "/nfs/r", "--set", "agent.lrr=1"], "unknown key 'agent.lrr'"),
         (["sweep", "iql_td_mpc/table2", "--out", "/nfs/o", "--set", "num_update=1"], "unknown key 'num_update'"),
         (["sweep", "iql_td_mpc/table2", "--out", "/nfs/o", "--seeds", "0-4"], "--seeds '0-4'; whole numbers"),
+        (["sweep", "iql_td_mpc/table2", "--out", "/nfs/o", "--gpus-per-run", "1.5"], "gpus_per_run = 1.5; a share of one GPU"),
     ],
 )
 def test_a_command_that_would_fail_there_fails_here(wmrl, project: Path, arguments: list[str], message: str) -> None:

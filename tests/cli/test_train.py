@@ -127,6 +127,11 @@ def test_a_finished_run_has_nothing_to_resume_and_can_be_trained_further(wmrl, t
     wmrl("train", tiny, "--no-ray", "--run-dir", parts, "--set", "num_updates=10")
     again = wmrl("train", parts, "--no-ray", "--resume")
     assert (again.code, "has finished its 10 updates already" in again.out) == (0, True)
+    (parts / "result.json").write_text("{")
+    damaged = wmrl("train", parts, "--no-ray", "--resume")
+    assert damaged.code == 2 and "result.json is damaged" in damaged.err and "delete it, and resume the run" in damaged.err
+    (parts / "result.json").unlink()
+    assert wmrl("train", parts, "--no-ray", "--resume").code == 0 and (parts / "result.json").exists()
     longer = wmrl("train", parts, "--no-ray", "--resume", "--set", "num_updates=20")
     assert longer.code == 0, longer.err
     assert losses(parts) == losses(whole)  # 10 + 10 updates are 20 updates, to the last digit

@@ -350,10 +350,12 @@ def test_success_rates_and_correlations_stand_beside_the_papers(tmp_path, write_
     assert "0.85 ± 0.07" in as_text(success, 200) and "0.87 ± 0.03" in as_text(success, 200)
     assert "0.62 ± 0.18" in as_text(pearson, 200) and "0.85 ± 0.07" in page.read_text()
     old = {"pearson": 0.75, "update": 0}  # of a checkpoint before the last evaluation
-    (tmp_path / "runs/x/iq_mpc-flat-s1/rewards.json").write_text(json.dumps(old))
-    _, numbers = write_report([tmp_path / "runs"], tmp_path / "page.html")
-    pearson = json.loads(numbers.read_text())["studies"][1]
-    assert any("wmrl analyse reward" in note for note in pearson["notes"]) and "0.62 ± 0.18" not in as_text(pearson, 200)
+    mixed = {"pearson": 0.75, "update": 10_000, "random_episodes": 5}
+    for other in (old, mixed):
+        (tmp_path / "runs/x/iq_mpc-flat-s1/rewards.json").write_text(json.dumps(other))
+        _, numbers = write_report([tmp_path / "runs"], tmp_path / "page.html")
+        pearson = json.loads(numbers.read_text())["studies"][1]
+        assert any("wmrl analyse reward" in note for note in pearson["notes"]) and "0.62 ± 0.18" not in as_text(pearson, 200)
     (tmp_path / "runs/x/iq_mpc-flat-s1/rewards.json").unlink()
     _, numbers = write_report([tmp_path / "runs"], tmp_path / "page.html")
     assert any("wmrl analyse reward" in note for note in json.loads(numbers.read_text())["studies"][1]["notes"])

@@ -125,6 +125,7 @@ def _make_demonstrations(
     from wmrl_ray.data.makers.experts import expert_dataset_id, make_demonstrations
     from wmrl_ray.data.source import check_minari_id, minari_root
 
+    check(bool(task), "expert: names no task; for example expert:dmc/walker-walk (`wmrl envs` lists them)")
     if checkpoint is None:
         agent_config(ALGORITHM, changes)  # for its errors: the expert may take a day to train
         dataset_id = dataset_id or expert_dataset_id(task, of_images=training["pixels"])

@@ -24,6 +24,7 @@ def trained_expert(task: str, seed: int, *, no_ray: bool = False, pixels: bool =
         ConfigError: nothing says how to train one, or its training was stopped before its end.
     """
     from wmrl_ray.cli.train import train_source
+    from wmrl_ray.rollout import env_dims
     from wmrl_ray.run.folder import RunDir
 
     source = find_config(task, pixels)
@@ -34,6 +35,7 @@ def trained_expert(task: str, seed: int, *, no_ray: bool = False, pixels: bool =
             f"as in TD-MPC2's paper, for nothing in tune_configs trains {task}: 5 M parameters, "
             f"{source.values['num_updates']:,} updates, which take days without a GPU"
         )
+    env_dims(task, source.values.get("env_config"))  # for its error, before days of training are announced
     run = RunDir(Path("runs") / source.label / f"{ALGORITHM}-seed{seed}")
     print(f"expert: {run.path}, trained {about}", file=sys.stderr)
     train_source(source, no_ray=no_ray, resume=run.exists(), run_dir=run.path, seed=seed)

@@ -143,7 +143,7 @@ def _check_configuration(given: str, values: dict[str, Any], folder: Path) -> No
     import contextlib
 
     from wmrl_ray.cli.configs import apply_overrides, read_source
-    from wmrl_ray.cli.sweep import make_plan
+    from wmrl_ray.cli.sweep import limits, make_plan
     from wmrl_ray.cli.train import run_config
 
     source = Path(values["file_or_name"])
@@ -156,7 +156,9 @@ def _check_configuration(given: str, values: dict[str, Any], folder: Path) -> No
                 apply_overrides(found.values, values.get("overrides") or [])
                 run_config(found.values)
             else:
-                make_plan(str(source), **{name: values[name] for name in ("stand_ins", "seeds", "overrides", "only")})
+                own = {name: values[name] for name in ("cpus_per_run", "gpus_per_run", "max_failures", "trial_timeout")}
+                about = {name: values[name] for name in ("stand_ins", "seeds", "overrides", "only")}
+                make_plan(str(source), limits(**own), **about)
     if values.get("dry_run") or (kept is None and source.is_absolute() and given == "train"):
         return
     where = f"{option} {kept}" if kept is not None else f"no {option}"

@@ -95,16 +95,11 @@ def sweep(
         return
     check(bool(file_or_name), "name a study: a YAML file, or one of those that `wmrl sweep x` lists")
     check(resume in RESUMES, f"--resume {resume!r}; allowed: {', '.join(RESUMES)}")
-    limits = {
-        "cpus_per_run": cpus_per_run,
-        "gpus_per_run": gpus_per_run,
-        "max_failures": max_failures,
-        "trial_timeout_s": trial_timeout,
-    }
-    given = {"num-cpus": num_cpus, **{key.removesuffix("_s").replace("_", "-"): value for key, value in limits.items()}}
+    own = limits(cpus_per_run, gpus_per_run, max_failures, trial_timeout)
+    given = {"num-cpus": num_cpus, **{key.removesuffix("_s").replace("_", "-"): value for key, value in own.items()}}
     for option, value in given.items():
         check(not no_ray or value is None, f"--{option} {value} has no effect with --no-ray: one run after another, here")
-    plan = make_plan(file_or_name, limits, stand_ins=stand_ins, seeds=seeds, overrides=overrides, only=only)
+    plan = make_plan(file_or_name, own, stand_ins=stand_ins, seeds=seeds, overrides=overrides, only=only)
     if dry_run:
         show_plan(plan, as_json)
         return
@@ -123,9 +118,21 @@ def sweep(
     _conclude(results, plan, out, stop)
 
 
+def limits(
+    cpus_per_run: float | None, gpus_per_run: float | None, max_failures: int | None, trial_timeout: float | None
+) -> dict[str, float | None]:
+    """A run's share of the machine and its failures, by their names in the file's `tune`; None: not on the command line."""
+    return {
+        "cpus_per_run": cpus_per_run,
+        "gpus_per_run": gpus_per_run,
+        "max_failures": max_failures,
+        "trial_timeout_s": trial_timeout,
+    }
+
+
 def make_plan(
     file_or_name: str,
-    limits: Mapping[str, float | None] | None = None,
+    own: Mapping[str, float | None],
     *,
     stand_ins: bool = False,
     seeds: str | None = None,
@@ -139,13 +146,13 @@ def make_plan(
 
     from wmrl_ray.study import Study, expand
 
-    study = _with_limits(from_dict(Study, source.values), limits or {})
+    study = _with_limits(from_dict(Study, source.values), own)
     return expand(study, stand_ins=stand_ins, seeds=_numbers(seeds), overrides=values).select(only or [])
 
 
-def _with_limits(study: Study, limits: Mapping[str, float | None]) -> Study:
-    """What the command line says of a run's share of the machine and of its failures, in place of the file's `tune`."""
-    tune = dataclasses.replace(study.tune, **{name: value for name, value in limits.items() if value is not None})
+def _with_limits(study: Study, own: Mapping[str, float | None]) -> Study:
+    """What the command line says of them, in place of the file."""
+    tune = dataclasses.replace(study.tune, **{name: value for name, value in own.items() if value is not None})
     return dataclasses.replace(study, tune=tune)
 
 

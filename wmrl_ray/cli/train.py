@@ -139,7 +139,7 @@ def prepare_folder(run: RunDir, config: RunConfig, *, resume: bool, overwrite: b
         raise ConfigError(f"{run.path} already holds a run ({state}); {ways}")
     run.check_same(config)
     _check_same_loop(run, newest, no_ray)
-    if reached >= config.num_updates and (run.path / "result.json").exists():
+    if reached >= config.num_updates and run.result() is not None:
         return False
     run.write_config(config)  # what a resumed run changes, e.g. a larger num_updates
     return True

@@ -93,7 +93,7 @@ def file_sha256(path: Path) -> str:
 def check_free(path: Path, overwrite: bool) -> None:
     """Raises DataError if something is at `path` that may not be replaced."""
     if path.exists() and not overwrite:
-        raise DataError(f"{path} exists already; choose another place or pass overwrite=True")
+        raise DataError(f"{path} exists already; choose another place, or replace it: --overwrite (overwrite=True)")
 
 
 def table_files(path: Path) -> list[Path]:

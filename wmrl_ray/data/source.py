@@ -131,8 +131,9 @@ def _minari_id(dataset_id: str) -> Source:
     if not (folder / "data" / "metadata.json").is_file():
         if dataset_id.startswith("wmrl/"):
             ids = local_minari_ids()
+            command = "wmrl data make" + " expert:TASK --checkpoint RUN" * dataset_id.startswith("wmrl/expert/")
             raise DataError(
-                f"dataset {dataset_id!r} is not on this machine{did_you_mean(dataset_id, ids)}; make it with `wmrl data make`, "
+                f"dataset {dataset_id!r} is not on this machine{did_you_mean(dataset_id, ids)}; make it with `{command}`, "
                 f"or set MINARI_DATASETS_PATH (here: {', '.join(ids) or 'none'})"
             )
         from wmrl_ray.data.remote import download

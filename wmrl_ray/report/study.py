@@ -328,19 +328,21 @@ def _uneven(runs: Sequence[Run], managers: Sequence[Run]) -> list[str]:
 def _measured(run: Run, metric: str) -> float | None:
     """Of the last evaluation; a correlation of rewards is in rewards.json, which `wmrl analyse reward` writes.
 
-    None where it is missing, or of a checkpoint before the last evaluation: the run has gone on since.
+    None where it is missing, or of a checkpoint before the last evaluation (the run has gone on since), or has other episodes
+    among its own.
     """
     if metric != PEARSON:
         return run.final(metric)
     file = run.path / "rewards.json"
     try:
         found = json.loads(file.read_text()) if file.exists() else {"pearson": None, "update": 0}
-        value, is_old = found["pearson"], found["update"] < run.evaluations[-1]["update"]
+        is_other = found["update"] < run.evaluations[-1]["update"] or found.get("random_episodes", 0) > 0
+        value = None if is_other else found["pearson"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} is damaged ({type(error).__name__}: {error}); write it again: wmrl analyse reward"
         ) from error
-    return None if value is None or is_old else float(value)
+    return None if value is None else float(value)
 
 
 def _arm(runs: Sequence[Run], num_planned: int, metric: str) -> dict[str, Any]:

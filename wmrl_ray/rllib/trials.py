@@ -80,7 +80,7 @@ def run_trials(
         should_stop: asked all the time. True tells the trials, and ends those that have not ended by themselves `STOP_S` later.
 
     Raises:
-        ConfigError: more GPUs per trial than this machine has, where Ray was started on it.
+        ConfigError: more CPUs or GPUs per trial than this machine has, where Ray was started on it.
     """
     check_share(cpus_per_trial, gpus_per_trial)
     quiet_tune()
