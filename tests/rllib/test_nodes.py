@@ -106,7 +106,8 @@ def test_gpus_that_an_autoscaler_may_bring_are_waited_for_and_those_of_this_mach
         raise PassedError
 
     monkeypatch.setattr(worker, "_global_node", SimpleNamespace(is_head=lambda: is_ours))
-    monkeypatch.setattr(trials.ray, "cluster_resources", lambda: {"CPU": 1.0})
+    dead = {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}}
+    monkeypatch.setattr(trials.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}] * 2 + [dead])
     for module in (trials, search):
         monkeypatch.setattr(module, "quiet_tune", passed)
 
@@ -114,18 +115,19 @@ def test_gpus_that_an_autoscaler_may_bring_are_waited_for_and_those_of_this_mach
         if which == "sweep":
             trials.run_trials(lambda spec, report: {}, {"a": 1}, folder=tmp_path, gpus_per_trial=gpus)
         else:
-            search.run_search(SimpleNamespace(tune=SimpleNamespace(gpus_per_run=gpus)), tmp_path)  # type: ignore[arg-type]
+            spec = SimpleNamespace(cpus_per_run=1.0, gpus_per_run=gpus)
+            search.run_search(SimpleNamespace(tune=spec), tmp_path)  # type: ignore[arg-type]
 
     with warnings.catch_warnings(), pytest.raises(PassedError):
         warnings.simplefilter("error")
         run(0.0)
-    message = "0.5 GPUs for each run, but the cluster has 0"
+    message = "0.5 GPUs for each run, but the cluster's largest node has 0"
     if is_ours:
         with pytest.raises(ConfigError, match=message):
             run(0.5)
     else:
         with (
-            pytest.warns(UserWarning, match=f"{message} now: waiting for its autoscaler") as warned,
+            pytest.warns(UserWarning, match=f"{message} now: waiting for its autoscaler to bring") as warned,
             pytest.raises(PassedError),
         ):
             run(0.5)

@@ -44,7 +44,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         def fit(self) -> None: ...
 
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0, "GPU": 1.0}}])
     monkeypatch.setattr(module.tune, "with_parameters", with_parameters)
     monkeypatch.setattr(module.tune, "Tuner", Tuner)
     return given
