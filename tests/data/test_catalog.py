@@ -87,7 +87,7 @@ def test_an_export_damaged_before_it_was_ever_read_is_refused(home: Path, origin
 def test_an_export_is_refused_before_anything_is_read(home: Path, original: str) -> None:
     (home / "x.npz").write_text("mine")
     for path, format, match in (
-        ("x.npz", "npz", "exists already; choose another place or pass overwrite=True"),
+        ("x.npz", "npz", "exists already; choose another place, or replace it: --overwrite"),
         ("y.npz", "nzp", r"format = 'nzp' \(did you mean 'npz'\?\); allowed: arrow, hdf5, minari, npz, parquet"),
         ("y.bin", "npz", "does not end in .npz"),
         ("y", "minari", "'y' is not a Minari id"),

@@ -186,7 +186,7 @@ def test_a_wrong_request_is_refused_before_any_work(kwargs: dict[str, Any], erro
 
 def test_an_id_that_is_taken_is_refused_before_any_work() -> None:
     make_dataset("pointmaze-umaze", steps=100, dataset_id="test/taken-v0", reference_episodes=2)
-    with pytest.raises(DataError, match="test/taken-v0 exists already; .* pass overwrite=True"):
+    with pytest.raises(DataError, match="test/taken-v0 exists already; .* replace it: --overwrite"):
         make_dataset("pointmaze-umaze", dataset_id="test/taken-v0", map_shards=lambda function, specs: [])
 
 
