@@ -102,10 +102,18 @@ def stop_or_wait(spec: dict[str, Any], report: Any) -> dict[str, Any]:
     """Once: stops its process where the spec says so, and waits without a report where it does not."""
     outcome = work({**spec, "actions": ["ok"]}, report)
     if outcome["attempt"] == 0 and spec["actions"] == ["stop"]:
+        Path(spec["file"]).with_name("stopped").write_text(str(os.getpid()))
         os.kill(os.getpid(), signal.SIGSTOP)
     if outcome["attempt"] == 0 and spec["actions"] == ["wait"]:
         time.sleep(8)
     return outcome
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 @pytest.mark.slow
@@ -126,3 +134,8 @@ def test_a_trial_that_is_stopped_too_often_fails_with_the_reason(tmp_path: Path)
         stop_or_wait, specs(tmp_path, a=["stop"]), folder=tmp_path / ".tune", max_failures=0, trial_timeout_s=5.0
     )
     assert "showed no sign of life for trial_timeout_s = 5 s" in str(outcomes["a"].error)
+    pid = int((tmp_path / "stopped").read_text())
+    until = time.monotonic() + 1.0
+    while not is_gone(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert is_gone(pid)  # though Ray may end now, and would leave it behind

@@ -8,6 +8,8 @@ Python go on, not one that is slow. Why no limit on progress instead: none suits
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 import time
 import warnings
@@ -37,6 +39,14 @@ class Life:
     def file(self, trial_id: str) -> Path:
         return self.folder / trial_id
 
+    def who(self, trial_id: str) -> tuple[str, int] | None:
+        """(node, pid) of the trial's process, as far as it has shown itself."""
+        try:
+            node, pid = self.file(trial_id).read_text().split()
+            return node, int(pid)
+        except (OSError, ValueError):
+            return None
+
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
         """In a trial: shows that this process lives, until the end of the block."""
@@ -44,12 +54,13 @@ class Life:
             yield
             return
         ended, file = threading.Event(), self.file(str(tune.get_context().get_trial_id()))
+        who = f"{ray.get_runtime_context().get_node_id()} {os.getpid()}"
 
         def show() -> None:
             while True:
                 with contextlib.suppress(OSError):  # Why: a storage that fails for a while is not this trial's death
                     file.parent.mkdir(exist_ok=True)
-                    file.touch()
+                    file.write_text(who)
                 if ended.wait(self.every_s):
                     return
 
@@ -107,10 +118,15 @@ class Watchdog(tune.Callback):
         return silent
 
     def _end(self, trial: Any) -> None:
+        who = self._life.who(trial.trial_id)
         self._forget(trial.trial_id)
         self._ended.add(trial.trial_id)
         warnings.warn(f"{trial}: {self.cause(trial)}; it is started again while max_failures allow", stacklevel=2)
         ray.kill(trial.temporary_state.ray_actor)
+        # Why besides: Ray's own kill takes a while where a process is stopped, and a Ray that ends meanwhile leaves it behind
+        if who is not None and who[0] == ray.get_runtime_context().get_node_id():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(who[1], signal.SIGKILL)
 
     def _forget(self, trial_id: str) -> None:
         self._seen.pop(trial_id, None)
