@@ -113,6 +113,13 @@ def test_in_a_job_the_variables_that_the_job_sets_stay(tmp_path: Path, monkeypat
     assert started[1]["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
 
 
+def test_a_file_in_the_place_of_the_folder_is_one_line(wmrl: Wmrl, study: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    outcome = wmrl("sweep", study, "--no-ray", "--out", tmp_path / "taken")
+    assert outcome.code == 2 and f"File exists: {tmp_path / 'taken'}" in outcome.err and outcome.err.count("\n") == 1
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 def test_train_refuses_a_study_and_does_not_list_any(wmrl: Wmrl, study: Path) -> None:
     for name in ("iql_td_mpc/table2", str(study)):
         outcome = wmrl("train", name)

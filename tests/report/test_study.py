@@ -319,7 +319,7 @@ def test_a_study_that_does_not_fit_the_paper_is_one_line(tmp_path, changes, mess
 def test_a_study_cut_in_half_is_one_line(tmp_path):
     file = write_study(tmp_path, [planned()])
     file.write_text(file.read_text()[:40])
-    with pytest.raises(ConfigError, match="not readable as JSON"):
+    with pytest.raises(ConfigError, match=r"is damaged .*; start its sweep again, which rewrites it"):
         read_study(file)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wmrl_ray.config import ConfigError
+from wmrl_ray.config import ConfigError, read_json
 from wmrl_ray.run.provenance import changed
 
 Line = dict[str, Any]  # one object of metrics.jsonl
@@ -218,15 +218,8 @@ def _changes(sessions: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds a {type(values).__name__}; expected an object")
-    return values
+    way_out = "delete it, and resume the run: it writes it again" if path.name == "result.json" else "restore it"
+    return read_json(path, way_out) if path.exists() else None
 
 
 def _read_lines(path: Path, warnings: list[str]) -> list[Line]:

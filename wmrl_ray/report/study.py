@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wmrl_ray.config import ConfigError, check, did_you_mean
+from wmrl_ray.config import ConfigError, check, did_you_mean, read_json
 from wmrl_ray.report.runs import Run, read_run
 from wmrl_ray.report.stats import welch
 from wmrl_ray.report.summary import experiment_of, scale_of
@@ -99,11 +99,8 @@ def read_study(path: Path) -> Study:
         NotInPaperError: there is no such paper, table, row, column or variant.
         ConfigError: it is damaged, or of another schema.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error}); start its sweep again, which rewrites it") from error
-    schema = values.get("schema") if isinstance(values, dict) else None
+    values = read_json(path, "start its sweep again, which rewrites it")
+    schema = values.get("schema")
     check(schema == SCHEMA, f"{path}: schema {schema!r}; this version reads {SCHEMA!r}, which `wmrl sweep` writes")
     cells, stand_ins = values.get("cells"), values.get("stand_ins")
     if not isinstance(cells, list) or not isinstance(stand_ins, bool):
