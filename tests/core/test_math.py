@@ -140,3 +140,11 @@ def test_a_pair_is_two_different_heads_and_every_pair_is_as_likely():
     assert counts.diagonal().sum() == 0 and counts[counts > 0].numel() == 10
     assert (counts[counts > 0] - 400).abs().max() < 5 * 400**0.5
     assert m.sample_pair(torch.randn(1)).tolist() == [0]
+
+
+def test_the_exponential_by_squaring_is_numpys_as_far_as_bfloat16_can_tell():
+    x = np.linspace(-30, 20, 5001, dtype=np.float32)
+    found = m.exp_by_squaring(torch.tensor(x)).numpy() / np.exp(x.astype(np.float64)) - 1
+    assert np.abs(found[np.abs(x) <= 10]).max() < 1e-4
+    assert np.abs(found).max() < 0.02
+    assert torch.equal(m.exp_by_squaring(torch.tensor([-1e30, -31.0])), m.exp_by_squaring(torch.tensor([-30.0, -30.0])))

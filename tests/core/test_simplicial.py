@@ -14,6 +14,7 @@ from wmrl_ray.core.blocks import (
     PixelEncoder,
     SimNorm,
     dropout_mask,
+    layer_norm_once,
     mish_by_exp,
     random_shift,
 )
@@ -199,6 +200,25 @@ def test_what_is_compiled_in_bfloat16_is_the_layer_rounded_less_often(monkeypatc
     assert compiled.dtype == rounded.dtype == torch.bfloat16 and not torch.equal(compiled, rounded)
     assert torch.allclose(compiled.float(), exact, atol=0.1, rtol=0.05)
     assert (compiled.float() - exact).abs().mean() <= (rounded.float() - exact).abs().mean()
+
+
+def test_layer_norm_once_is_layer_norm():
+    x, scale, shift = torch.randn(3, 7, 24) * 0.1 + 3, torch.randn(24), torch.randn(24)
+    expected = torch.nn.functional.layer_norm(x, (24,), scale, shift, 1e-3)
+    assert torch.allclose(layer_norm_once(x, scale, shift, 1e-3), expected, atol=1e-5)
+
+
+def test_heads_that_are_compiled_in_bfloat16_are_as_near_to_the_exact_ones(monkeypatch):
+    heads, x = HeadEnsemble(3, 12, [32, 32], 5), torch.randn(64, 12)
+    for parameter in heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    exact = heads(x)
+    heads.bfloat16()
+    rounded = heads(x.bfloat16())
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    compiled = heads(x.bfloat16())
+    assert compiled.dtype == rounded.dtype == torch.bfloat16 and not torch.equal(compiled, rounded)
+    assert (compiled.float() - exact).abs().mean() <= 1.02 * (rounded.float() - exact).abs().mean() < 0.1
 
 
 def test_a_compiled_stacked_product_has_its_bias(monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,21 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmrl_ray.config import check
-from wmrl_ray.core.math import simnorm
+from wmrl_ray.core.math import exp_by_squaring, simnorm
 from wmrl_ray.core.nets import Linear, stacked_product
 
 INIT_STD = 0.02
 IMAGE_SIDE = 64
+LAYER_NORM_EPS = 1e-5  # torch's own
 PIXEL_FEATURES = 16  # per channel: what four convolutions leave of 64 x 64
 
 
-def mish_by_exp(x: Tensor) -> Tensor:
+def mish_by_exp(x: Tensor, exp: Callable[[Tensor], Tensor] = torch.exp) -> Tensor:
     """x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2), in float32: one exp where torch's form takes three.
 
     Why clamped: e^20 squared is still finite, and from there on the quotient is 1.
     """
     exact = x.float()
-    e = exact.clamp(max=20.0).exp()
+    e = exp(exact.clamp(max=20.0))
     n = e * (e + 2)
     return (exact * (n / (n + 2))).to(x.dtype)
 
@@ -64,6 +65,10 @@ class Mish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return mish(x)
 
+    def before_rounding(self, x: Tensor) -> Tensor:
+        """The same for compiled code whose results are rounded to bfloat16 next."""
+        return mish_by_exp(x, exp_by_squaring)
+
 
 class SimNorm(nn.Module):
     """A softmax over groups of `group` features (`math.simnorm`). [..., D] -> [..., D]; D is a multiple of the group."""
@@ -75,11 +80,28 @@ class SimNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return simnorm(x, self.group)
 
+    before_rounding = forward
+
+
+def layer_norm_once(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """`F.layer_norm` of float32 x over the last axis, for compiled code: what is of a row or a column is computed once."""
+    centred = x - x.mean(-1, keepdim=True)
+    inverse = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return centred * written(inverse) * written(scale.float()) + written(shift.float())
+
+
+def written(x: Tensor) -> Tensor:
+    """x, written to memory by compiled code, which would else compute it anew in each step of the loop that reads it.
+
+    `as_strided` takes memory, not an expression.
+    """
+    return x.as_strided(x.shape, x.stride())
+
 
 class NormedLinear(nn.Module):
     """Linear, LayerNorm, then Mish or what is given instead."""
 
-    def __init__(self, in_features: int, out_features: int, activation: nn.Module | None = None):
+    def __init__(self, in_features: int, out_features: int, activation: SimNorm | None = None):
         super().__init__()
         self.linear = Linear(in_features, out_features)
         self.norm = nn.LayerNorm(out_features)
@@ -95,16 +117,20 @@ class NormedLinear(nn.Module):
 
         Why: torch's product with a bias first copies the bias to every row, a tenth of its time.
         """
-        n, y = self.norm, F.linear(x, self.linear.weight).float() + self.linear.bias.float()
-        y = F.layer_norm(y, n.normalized_shape, n.weight.float(), n.bias.float(), n.eps)
-        return self.activation(y).to(x.dtype)
+        return self._finish_in_float(F.linear(x, self.linear.weight).float() + written(self.linear.bias.float())).to(x.dtype)
 
     def finish(self, x: Tensor) -> Tensor:
         """What follows the product, for callers that compute it in parts."""
+        if torch.compiler.is_compiling() and self.norm.weight.dtype == torch.bfloat16:
+            return self._finish_in_float(x.float()).to(x.dtype)
         return self.activation(self.norm(x))
 
+    def _finish_in_float(self, x: Tensor) -> Tensor:
+        n = self.norm
+        return self.activation.before_rounding(layer_norm_once(x, n.weight, n.bias, n.eps))
 
-def normed_mlp(in_dim: int, hidden: Sequence[int], out_dim: int, last: nn.Module | None = None) -> nn.Sequential:
+
+def normed_mlp(in_dim: int, hidden: Sequence[int], out_dim: int, last: SimNorm | None = None) -> nn.Sequential:
     """NormedLinear, ..., then a Linear; with `last`, a NormedLinear that ends in `last` instead of a Linear."""
     sizes = [in_dim, *hidden]
     layers: list[nn.Module] = [NormedLinear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
@@ -174,7 +200,11 @@ class Heads:
     def _finish(self, y: Tensor) -> Tensor:
         """What follows the first product [k, N, hidden] -> [k, N, out]; one number per head is in float32."""
         for layer, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
-            y = mish(F.layer_norm(y, y.shape[-1:]) * scale + shift)
+            if torch.compiler.is_compiling() and scale.dtype == torch.bfloat16:
+                exact = layer_norm_once(y.float(), scale, shift, LAYER_NORM_EPS)
+                y = mish_by_exp(exact, exp_by_squaring).to(y.dtype)
+            else:
+                y = mish(F.layer_norm(y, y.shape[-1:], eps=LAYER_NORM_EPS) * scale + shift)
             weight, bias = self.weights[layer + 1], self.biases[layer + 1]
             y = scalar_product(y, weight, bias) if weight.shape[-1] == 1 else stacked_product(y, weight, bias)
         return y

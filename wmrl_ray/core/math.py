@@ -135,6 +135,17 @@ def simnorm(x: Tensor, group: int) -> Tensor:
     return x.reshape(*x.shape[:-1], group, -1).softmax(-2).reshape(x.shape)
 
 
+def exp_by_squaring(x: Tensor) -> Tensor:
+    """e^x = (e^(x / 64))^64 for float32 x of at most 20, what is below -30 counting as that: four terms, six squarings.
+
+    For results that are rounded to bfloat16, in compiled code: the relative error is below 1e-4 between -10 and 10 and 2% at
+    -30, and the compiler makes a dozen instructions of it where `exp` is a call. (It squares for powers below 32; e * e, six
+    times, it would write out as 64 factors.)
+    """
+    part = x.clamp(min=-30.0) / 64
+    return (1 + part * (1 + part * (1 / 2 + part * (1 / 6 + part / 24)))).pow(8).pow(8)
+
+
 def percentile_range(x: Tensor) -> Tensor:
     """[] from the 5th to the 95th percentile of x, between neighbours by linear interpolation; without gradient."""
     low, high = torch.quantile(x.detach().float(), torch.tensor([0.05, 0.95], device=x.device)).unbind()

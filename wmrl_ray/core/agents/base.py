@@ -19,8 +19,9 @@ Metrics = dict[str, Tensor]
 ObsDim = int | tuple[int, int, int]  # O of vectors, (C, h, w) of images
 Returned = TypeVarTuple("Returned")
 
-# Why: a LayerNorm reads five tensors; beyond four (torch's default) its result goes through memory to the activation
-COMPILE_OPTIONS = {"realize_reads_threshold": 100}
+# Why: a LayerNorm reads five tensors; beyond four (torch's default) its result goes through memory to the activation. And
+# without the second, a product and a sum are two instructions where processors have one.
+COMPILE_OPTIONS = {"realize_reads_threshold": 100, "cpp.enable_floating_point_contract_flag": "fast"}
 
 
 # What a number of these names can be, in every agent's Config
