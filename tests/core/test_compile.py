@@ -31,7 +31,6 @@ def test_compiling_changes_no_result_beyond_rounding(name):
     assert torch.allclose(eager.act(obs, None, first)[0], compiled.act(obs, None, first)[0], atol=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tdmpc2", "iq_mpc"])
 def test_returns_compiled_in_bfloat16_are_as_near_to_the_exact_ones(name):
     exact, eager, compiled = make(name), make(name, precision="bfloat16"), make(name, precision="bfloat16", compile="default")
@@ -44,7 +43,7 @@ def test_returns_compiled_in_bfloat16_are_as_near_to_the_exact_ones(name):
     with torch.no_grad():
         found = [agent.returns(agent.start(z), actions, noise, shared) for agent in (exact, eager, compiled)]
     by_rounding, by_compiling = ((returns - found[0]).abs().mean() for returns in found[1:])
-    assert 0 < by_compiling < 1.5 * by_rounding < 0.3 * found[0].std()
+    assert 0 < by_compiling <= by_rounding < 0.2 * found[0].std()
 
 
 def compiled_losses(name: str) -> list[str]:

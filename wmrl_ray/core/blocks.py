@@ -66,7 +66,10 @@ class Mish(nn.Module):
         return mish(x)
 
     def before_rounding(self, x: Tensor) -> Tensor:
-        """The same for compiled code whose results are rounded to bfloat16 next."""
+        """The same for compiled code whose results are rounded to bfloat16 next; x is a LayerNorm's.
+
+        Why a LayerNorm's: what e^-30 leaves of x is not nothing for an x of -1e15.
+        """
         return mish_by_exp(x, exp_by_squaring)
 
 
@@ -83,8 +86,20 @@ class SimNorm(nn.Module):
     before_rounding = forward
 
 
+def rounded_once(x: Tensor, parameter: Tensor) -> bool:
+    """Whether x goes into a kernel compiled for a CPU that computes in float32 between products with bfloat16 `parameter`s.
+
+    Such a plan spends a third of its time there. Training never does: under autocast weights are float32.
+    """
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and parameter.dtype == torch.bfloat16
+
+
 def layer_norm_once(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """`F.layer_norm` of float32 x over the last axis, for compiled code: what is of a row or a column is computed once."""
+    """`F.layer_norm` of float32 x over the last axis, for compiled code.
+
+    1 / std (one number for a row), scale and shift (one for a column) are stored in float32, where the compiler would compute
+    them again for every element.
+    """
     centred = x - x.mean(-1, keepdim=True)
     inverse = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     return centred * written(inverse) * written(scale.float()) + written(shift.float())
@@ -108,20 +123,14 @@ class NormedLinear(nn.Module):
         self.activation = Mish() if activation is None else activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and self.linear.weight.dtype == torch.bfloat16:
-            return self._rounded_once(x)
+        if rounded_once(x, self.linear.weight):  # Why in parts: a product with a bias first copies the bias to every row
+            product = F.linear(x, self.linear.weight)
+            return self._finish_in_float(product.float() + written(self.linear.bias.float())).to(x.dtype)
         return self.finish(self.linear(x))
-
-    def _rounded_once(self, x: Tensor) -> Tensor:
-        """The same in float32 after the product: one kernel, of which the bias is a part.
-
-        Why: torch's product with a bias first copies the bias to every row, a tenth of its time.
-        """
-        return self._finish_in_float(F.linear(x, self.linear.weight).float() + written(self.linear.bias.float())).to(x.dtype)
 
     def finish(self, x: Tensor) -> Tensor:
         """What follows the product, for callers that compute it in parts."""
-        if torch.compiler.is_compiling() and self.norm.weight.dtype == torch.bfloat16:
+        if rounded_once(x, self.norm.weight):
             return self._finish_in_float(x.float()).to(x.dtype)
         return self.activation(self.norm(x))
 
@@ -200,9 +209,8 @@ class Heads:
     def _finish(self, y: Tensor) -> Tensor:
         """What follows the first product [k, N, hidden] -> [k, N, out]; one number per head is in float32."""
         for layer, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
-            if torch.compiler.is_compiling() and scale.dtype == torch.bfloat16:
-                exact = layer_norm_once(y.float(), scale, shift, LAYER_NORM_EPS)
-                y = mish_by_exp(exact, exp_by_squaring).to(y.dtype)
+            if rounded_once(y, scale):
+                y = Mish().before_rounding(layer_norm_once(y.float(), scale, shift, LAYER_NORM_EPS)).to(y.dtype)
             else:
                 y = mish(F.layer_norm(y, y.shape[-1:], eps=LAYER_NORM_EPS) * scale + shift)
             weight, bias = self.weights[layer + 1], self.biases[layer + 1]

@@ -73,8 +73,8 @@ class SimplicialAgent(Agent):
     """Acts by planning: `start`, `policy_actions` and `returns` are those of `planner.RedrawingPlanModel`.
 
     plan_config: of this agent's action_dim. With precision bfloat16 the planner reads a copy of the weights in bfloat16, and
-    latents are bfloat16 too, their softmax included; what heads say, returns and actions are float32 (numbers of scalar critics
-    from a last layer in float32, of bins from logits in bfloat16).
+    latents are bfloat16 too (their softmax as well, but where it is compiled for a CPU); what heads say, returns and actions
+    are float32 (numbers of scalar critics from a last layer in float32, of bins from logits in bfloat16).
     """
 
     config: SimplicialAgentConfig
