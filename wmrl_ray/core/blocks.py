@@ -61,16 +61,20 @@ def mish(x: Tensor) -> Tensor:
     return _MishByExp.apply(x) if x.device.type == "cpu" else F.mish(x)  # type: ignore[return-value]
 
 
+def mish_before_rounding(x: Tensor) -> Tensor:
+    """The same for compiled code whose results are rounded to bfloat16 next; x is a LayerNorm's.
+
+    Why a LayerNorm's: what e^-30 leaves of x is not nothing for an x of -1e15.
+    """
+    return mish_by_exp(x, exp_by_squaring)
+
+
 class Mish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return mish(x)
 
     def before_rounding(self, x: Tensor) -> Tensor:
-        """The same for compiled code whose results are rounded to bfloat16 next; x is a LayerNorm's.
-
-        Why a LayerNorm's: what e^-30 leaves of x is not nothing for an x of -1e15.
-        """
-        return mish_by_exp(x, exp_by_squaring)
+        return mish_before_rounding(x)
 
 
 class SimNorm(nn.Module):
@@ -210,7 +214,7 @@ class Heads:
         """What follows the first product [k, N, hidden] -> [k, N, out]; one number per head is in float32."""
         for layer, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
             if rounded_once(y, scale):
-                y = Mish().before_rounding(layer_norm_once(y.float(), scale, shift, LAYER_NORM_EPS)).to(y.dtype)
+                y = mish_before_rounding(layer_norm_once(y.float(), scale, shift, LAYER_NORM_EPS)).to(y.dtype)
             else:
                 y = mish(F.layer_norm(y, y.shape[-1:], eps=LAYER_NORM_EPS) * scale + shift)
             weight, bias = self.weights[layer + 1], self.biases[layer + 1]
