@@ -218,7 +218,7 @@ def test_layer_norm_once_is_layer_norm():
     assert torch.allclose(layer_norm_once(x, scale, shift, 1e-3), expected, atol=1e-5)
 
 
-def test_heads_that_are_compiled_in_bfloat16_are_as_near_to_the_exact_ones(monkeypatch):
+def test_heads_that_are_compiled_in_bfloat16_are_nearer_to_the_exact_ones(monkeypatch):
     heads, x = HeadEnsemble(3, 12, [32, 32], 5), torch.randn(64, 12)
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -228,7 +228,7 @@ def test_heads_that_are_compiled_in_bfloat16_are_as_near_to_the_exact_ones(monke
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     compiled = heads(x.bfloat16())
     assert compiled.dtype == rounded.dtype == torch.bfloat16 and not torch.equal(compiled, rounded)
-    assert (compiled.float() - exact).abs().mean() <= 1.02 * (rounded.float() - exact).abs().mean() < 0.1
+    assert (compiled.float() - exact).abs().mean() < (rounded.float() - exact).abs().mean() < 0.1
 
 
 def test_a_compiled_stacked_product_has_its_bias(monkeypatch):

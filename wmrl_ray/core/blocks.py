@@ -62,7 +62,7 @@ def mish(x: Tensor) -> Tensor:
 
 
 def mish_before_rounding(x: Tensor) -> Tensor:
-    """The same for compiled code whose results are rounded to bfloat16 next; x is a LayerNorm's.
+    """`mish` for compiled code whose results are rounded to bfloat16 next; x is a LayerNorm's.
 
     Why a LayerNorm's: what e^-30 leaves of x is not nothing for an x of -1e15.
     """
@@ -93,7 +93,7 @@ class SimNorm(nn.Module):
 def rounded_once(x: Tensor, parameter: Tensor) -> bool:
     """Whether x goes into a kernel compiled for a CPU that computes in float32 between products with bfloat16 `parameter`s.
 
-    Such a plan spends a third of its time there. Training never does: under autocast weights are float32.
+    Such a plan spends a third to a half of its time there. Training never does: under autocast weights are float32.
     """
     return torch.compiler.is_compiling() and x.device.type == "cpu" and parameter.dtype == torch.bfloat16
 
