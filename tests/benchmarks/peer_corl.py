@@ -40,18 +40,27 @@ def load(root: Path, name: str) -> ModuleType:
     return module
 
 
+def make_trainer(root: Path, name: str, obs_dim: int, action_dim: int, **settings: Any) -> Any:
+    """Their trainer of the algorithm that we call `name`, but for dt. settings: in place of their defaults."""
+    module = load(root, name)
+    build = {"iql": _iql, "td3_bc": _td3_bc, "awac": _awac, "bc": _bc, "cql": _cql}[name]
+    return build(module, module.TrainConfig(**settings), obs_dim, action_dim)
+
+
+def turned(batch: Batch) -> list[torch.Tensor]:
+    """Their batch: the first step of each window."""
+    parts = [batch.obs[:, 0], batch.action[:, 0], batch.reward[:, :1], batch.obs[:, 1], batch.terminated[:, :1].float()]
+    return [part.contiguous() for part in parts]
+
+
 def make_update(root: Path, name: str, batch: Batch) -> Update:
     """A call that makes one of their training steps on `batch`; the windows have one step, but for dt."""
     torch.manual_seed(0)
-    module = load(root, name)
-    config = module.TrainConfig()
-    obs_dim, action_dim = batch.obs.shape[-1], batch.action.shape[-1]
     if name == "dt":
-        return _dt(module, config, batch)
-    trainer = {"iql": _iql, "td3_bc": _td3_bc, "awac": _awac, "bc": _bc, "cql": _cql}[name](module, config, obs_dim, action_dim)
-    step = trainer.update if name == "awac" else trainer.train
-    theirs = [batch.obs[:, 0], batch.action[:, 0], batch.reward, batch.obs[:, 1], batch.terminated.float()]
-    theirs = [tensor.contiguous() for tensor in theirs]
+        module = load(root, name)
+        return _dt(module, module.TrainConfig(), batch)
+    trainer = make_trainer(root, name, batch.obs.shape[-1], batch.action.shape[-1])
+    step, theirs = trainer.update if name == "awac" else trainer.train, turned(batch)
     return lambda: step(theirs)
 
 

@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from tests.benchmarks.peer import TorchOnCpu
-from tests.benchmarks.peer_tdmpc2 import FixedReplay
+from tests.benchmarks.peer_tdmpc2 import FixedReplay, copy_critics, copy_networks
 from wmrl_ray.core.batch import Batch
 
 UNUSED = ("wandb", "matplotlib", "matplotlib.pyplot")
@@ -36,13 +36,13 @@ class _TorchOnCpu(TorchOnCpu):
 
 
 class PeerIQMPC:
-    """Their agent with their default settings for state observations, of episodes of 100 steps."""
+    """Their agent with their default settings, but for `changed`, for state observations, of episodes of 100 steps."""
 
-    def __init__(self, root: Path, obs_dim: int, action_dim: int, *, gradient_penalty: bool = False):
+    def __init__(self, root: Path, obs_dim: int, action_dim: int, *, gradient_penalty: bool = False, **changed: Any):
         settings = yaml.safe_load((root / "tdmpc2/config.yaml").read_text())
         settings |= {"obs": "state", "obs_shape": {"state": (obs_dim,)}, "action_dim": action_dim, "episode_length": 100}
         settings |= {"multitask": False, "task_dim": 0, "bin_size": 0.2, "use_grad_pen": gradient_penalty}
-        settings |= {name: float(settings[name]) for name in ("lr", "entropy_coef")}
+        settings |= {name: float(settings[name]) for name in ("lr", "entropy_coef")} | changed
         self.settings = SimpleNamespace(**settings)
         missing = {name: ModuleType(name) for name in UNUSED if importlib.util.find_spec(name.split(".")[0]) is None}
         sys.path.insert(0, str(root / "tdmpc2"))
@@ -66,6 +66,15 @@ class PeerIQMPC:
 
     def update(self) -> dict[str, float]:
         return self.agent.update_iq(*self._replays)
+
+    def copy_to(self, model: Any, target: Any) -> Tensor:
+        """Gives our model and target critics their weights; returns the order [Z] in which our latents hold their features."""
+        theirs: Any = self.agent.model
+        parts = {"dynamics": theirs._dynamics, "actor": theirs._pi, "encoder": theirs._encoder["state"]}
+        order = copy_networks(parts, model, of_vectors=True)
+        for source, critic in ((theirs._Qs_original, model.critic), (theirs._target_Qs, target.critic)):
+            copy_critics(list(source.params), critic, order)
+        return order
 
     def plan(self, obs: Tensor) -> Tensor:
         """One action for one observation [O], with a warm start."""

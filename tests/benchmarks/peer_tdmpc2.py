@@ -86,7 +86,6 @@ class PeerTDMPC2:
         """One action for one observation [O] or [C, h, w], with a warm start."""
         return self.agent.act(obs, t0=False, eval_mode=True)
 
-    @torch.no_grad()
     def copy_to(self, model: Any) -> Tensor:
         """Gives our model their weights; returns the order [Z] in which our latents hold their features.
 
@@ -94,27 +93,52 @@ class PeerTDMPC2:
             ValueError: a part has another number of parameters.
         """
         theirs: Any = self.agent.model
-        # Their simplices are neighbouring features, ours are features i, i + 64, ...: another order of the latent's features
-        order = torch.arange(model.config.latent_dim).view(-1, model.config.simnorm_dim).t().flatten()
-        parts = [(theirs._dynamics, model.dynamics), (theirs._reward, model.reward_head), (theirs._pi, model.actor)]
-        parts.append((theirs._encoder[self.settings.obs], model.encoder))
-        for source, target in parts:
-            for p, q in zip(source.parameters(), target.parameters(), strict=True):
-                q.copy_(p)
-        for network in (model.dynamics, model.reward_head, model.actor):  # read a latent
+        parts = {"dynamics": theirs._dynamics, "reward_head": theirs._reward, "actor": theirs._pi}
+        parts["encoder"] = theirs._encoder[self.settings.obs]
+        order = copy_networks(parts, model, self.settings.obs == "state")
+        copy_critics([theirs._Qs.params[name] for name in CRITIC_PARTS], model.critic, order)
+        return order
+
+
+# Of their critics, in the order of an ensemble's parameters
+NORMED = ("weight", "bias", ("ln", "weight"), ("ln", "bias"))
+CRITIC_PARTS = [(layer, *((part,) if isinstance(part, str) else part)) for layer in "01" for part in NORMED]
+CRITIC_PARTS += [("2", "weight"), ("2", "bias")]
+
+
+@torch.no_grad()
+def copy_networks(parts: dict[str, torch.nn.Module], model: Any, of_vectors: bool) -> Tensor:
+    """Their networks to ours of these names; returns the order [Z] in which our latents hold their features.
+
+    of_vectors: the encoder is of vectors, and not of images.
+
+    Raises:
+        ValueError: a part has another number of parameters.
+    """
+    # Their simplices are neighbouring features, ours are features i, i + 64, ...: another order of the latent's features
+    order = torch.arange(model.config.latent_dim).view(-1, model.config.simnorm_dim).t().flatten()
+    for name, source in parts.items():
+        for p, q in zip(source.parameters(), getattr(model, name).parameters(), strict=True):
+            q.copy_(p)
+    for name in parts:
+        network = getattr(model, name)
+        if name != "encoder":  # reads a latent
             columns = network[0].linear.weight[:, : len(order)]
             columns.copy_(columns[:, order])
-        for network in (model.dynamics, model.encoder):  # write one
-            if self.settings.obs == "state" or network is model.dynamics:
-                for p in network[-1].parameters():
-                    p.copy_(p[order])
-        params = theirs._Qs.params
-        for layer in range(len(model.critic.weights)):
-            model.critic.weights[layer].copy_(params[str(layer), "weight"].transpose(1, 2))
-            model.critic.biases[layer].copy_(params[str(layer), "bias"].unsqueeze(1))
-        for layer in range(len(model.critic.scales)):
-            model.critic.scales[layer].copy_(params[str(layer), "ln", "weight"].unsqueeze(1))
-            model.critic.shifts[layer].copy_(params[str(layer), "ln", "bias"].unsqueeze(1))
-        rows = model.critic.weights[0][:, : len(order)]
-        rows.copy_(rows[:, order])
-        return order
+        if name == "dynamics" or (name == "encoder" and of_vectors):  # writes one
+            for p in network[-1].parameters():
+                p.copy_(p[order])
+    return order
+
+
+@torch.no_grad()
+def copy_critics(params: list[Tensor], critic: Any, order: Tensor) -> None:
+    """Their ensemble's parameters, in order, to our critics."""
+    *layers, weight, bias = params
+    for k in range(len(critic.scales)):
+        for target, source in zip((critic.weights, critic.biases, critic.scales, critic.shifts), layers[4 * k :], strict=False):
+            target[k].copy_(source.transpose(1, 2) if source.dim() == 3 else source.unsqueeze(1))
+    critic.weights[-1].copy_(weight.transpose(1, 2))
+    critic.biases[-1].copy_(bias.unsqueeze(1))
+    rows = critic.weights[0][:, : len(order)]
+    rows.copy_(rows[:, order])
