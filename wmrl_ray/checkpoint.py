@@ -7,10 +7,8 @@ of the state, and `meta`), and `manifest.json` (sha256 of both), written last in
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
-import os
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from wmrl_ray.data.files import file_sha256, is_full, naming, partial_of, recover, sync, write_json
+from wmrl_ray.data.files import replace_folder as replace
+
+__all__ = ["CheckpointError", "is_complete", "is_full", "load", "read_meta", "replace", "save", "seal", "verify", "writing"]
+
 FORMAT = 1
 TENSORS, STATE = "tensors.safetensors", "state.json"
 TENSOR_KEY = "__tensor__"  # stands in state.json for a tensor; TENSOR_KEY + "np" for an array
+FLOAT_KEY = "__float__"  # for a number that JSON does not know: NaN or an infinity
 
 
 class CheckpointError(ValueError):
@@ -44,7 +48,7 @@ def save(path: Path, tree: dict[str, Any], meta: dict[str, Any]) -> Path:
         tensors: dict[str, torch.Tensor] = {}
         skeleton = _pack(tree, "", tensors)
         save_file(tensors, partial / TENSORS)
-        (partial / STATE).write_text(json.dumps({"state": skeleton, "meta": meta}))
+        write_json(partial / STATE, {"state": skeleton, "meta": meta}, indent=None)
         seal(partial)
         replace(partial, path)
     return path
@@ -55,44 +59,13 @@ def writing(path: Path) -> Iterator[Path]:
     """The name of a folder beside `path` to write to and then `replace` it with; gone afterwards. An error of the file system
     names `path`, whichever library noticed it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_of(path)
     try:
-        yield partial
-    except Exception as error:
-        number = _errno(error)
-        if number is None:
-            raise
-        raise OSError(number, os.strerror(number), str(path)) from error
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether there was no room: other errors of a disk do not pass by themselves."""
-    return error.errno in _FULL
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _errno(error: Exception) -> int | None:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    # Why: safetensors and pyarrow put it into the text of errors of their own
-    return next((number for number in _FULL if os.strerror(number) in str(error)), None)
-
-
-def replace(partial: Path, target: Path) -> None:
-    """Puts the finished folder `partial` in place of `target`: nothing, an empty folder, or an older checkpoint."""
-    if target.exists() and any(target.iterdir()):
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        os.replace(target, old)
-        os.replace(partial, target)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, target)
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -120,21 +93,18 @@ def seal(folder: Path) -> None:
     """Writes the manifest of every file in `folder`, all of them on the disk: the last act of writing a checkpoint."""
     for path in folder.rglob("*"):
         if path.is_file():
-            _sync(path)
+            sync(path)
     files = {
-        f.relative_to(folder).as_posix(): _sha256(f)
+        f.relative_to(folder).as_posix(): file_sha256(f)
         for f in sorted(folder.rglob("*"))
         if f.is_file() and f.name != "manifest.json"
     }
-    temporary = folder / ".manifest.json.partial"
-    temporary.write_text(json.dumps({"format": FORMAT, "sha256": files}, indent=1))
-    _sync(temporary)
-    os.replace(temporary, folder / "manifest.json")
+    write_json(folder / "manifest.json", {"format": FORMAT, "sha256": files})
 
 
 def verify(path: Path) -> list[str]:
     """The files of the manifest, by name. Raises CheckpointError unless each is inside the folder, there and unchanged."""
-    path = Path(path)
+    recover(path := Path(path))
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path}")
     manifest = path / "manifest.json"
@@ -155,7 +125,7 @@ def verify(path: Path) -> list[str]:
             raise CheckpointError(f"{path} is not to be trusted: {name!r} in its manifest leads out of the folder")
         if not file.is_file():
             raise CheckpointError(f"{path} is incomplete: {name} is missing")
-        if _sha256(file) != digest:
+        if file_sha256(file) != digest:
             raise CheckpointError(f"{file} is corrupt: its sha256 differs from the manifest; use another checkpoint of the run")
     return list(files)
 
@@ -174,16 +144,6 @@ def is_complete(path: Path) -> bool:
     return True
 
 
-def _sync(file: Path) -> None:
-    with open(file, "rb") as f:
-        os.fsync(f.fileno())
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     """The JSON skeleton of `value`; its tensors and arrays go into `tensors` under their paths."""
     if isinstance(value, torch.Tensor | np.ndarray):
@@ -199,6 +159,8 @@ def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         return [_pack(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return {FLOAT_KEY: str(value)}
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"{path}: a checkpoint cannot hold a {type(value).__name__}")
@@ -211,5 +173,7 @@ def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         if "__dict__" in value:
             return {k: _unpack(v, tensors) for k, v in value["__dict__"]}
         ((kind, path),) = value.items()
+        if kind == FLOAT_KEY:
+            return float(path)
         return tensors[path] if kind == TENSOR_KEY else tensors[path].cpu().numpy()
     return value

@@ -15,7 +15,7 @@ from typing import Any
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, check, to_dict
 from wmrl_ray.core.agents import Agent, agent_config, make_agent
-from wmrl_ray.data.files import write_json
+from wmrl_ray.data.files import as_json, write_json, write_text
 from wmrl_ray.run.config import FROM_ENVIRONMENT, RunConfig
 from wmrl_ray.run.folder import SESSIONS, RunDir
 
@@ -54,11 +54,11 @@ def fork(source: Path, donor: Path, config: RunConfig, path: Path, point: dict[s
         if (before.path / name).exists():
             shutil.copy2(before.path / name, path / name)
     lines = [line for line in before.read_metrics() if line["update"] <= update]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_text(path / "metrics.jsonl", "".join(as_json(line, "metrics.jsonl") + "\n" for line in lines))
     sessions = [session for session in before.sessions() if session["update"] <= update]
     write_json(path / SESSIONS, {"sessions": sessions})
     mine = {"run": path.name, "from_update": update, "from_run": donor.name, "settings": point}
-    (path / LINEAGE).write_text(json.dumps([*lineage(donor), mine], indent=1))
+    write_json(path / LINEAGE, [*lineage(donor), mine])
     checkpoint.save(run.checkpoint_path(update), tree, meta)
     run.write_config(config)  # last: it makes the folder a run
     return run

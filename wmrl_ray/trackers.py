@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wmrl_ray.config import ConfigError, flatten, to_dict
+from wmrl_ray.data.files import write_json
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.events import Event
 
@@ -104,7 +105,7 @@ class MLflow:
         self._id = self._client.create_run(experiment_id, run_name=run_name(run_dir)).info.run_id
         for key, value in flatten(to_dict(config.resolved())):
             self._client.log_param(self._id, key, value)
-        note.write_text(json.dumps({"run_id": self._id, "tracking_uri": uri}))
+        write_json(note, {"run_id": self._id, "tracking_uri": uri})
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,15 +36,16 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     import imageio_ffmpeg
     import numpy as np  # lazily: `wmrl --help` starts without it
 
+    from wmrl_ray.data.files import replacing
+
     frames = iter(frames)
     first = next(frames)
     height, width = (size // 2 * 2 for size in first.shape[:2])  # Why even: H.264 with 4:2:0 colours takes no others
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    writer = imageio_ffmpeg.write_frames(
-        str(partial), (width, height), fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error"
-    )
     sent = 0
-    try:
+    with replacing(path) as partial:
+        writer = imageio_ffmpeg.write_frames(
+            str(partial), (width, height), fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error"
+        )
         try:
             writer.send(None)
             for frame in itertools.chain([first], frames):
@@ -60,9 +60,6 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
             f"no video {path}: ffmpeg wrote {readable} readable frames of {sent}; is the disk full, or "
             f"{imageio_ffmpeg.get_ffmpeg_exe()} without libx264?",
         )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def count_frames(video: Path) -> int:

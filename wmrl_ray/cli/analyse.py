@@ -46,8 +46,8 @@ def reward(
 
     import torch
 
+    from wmrl_ray.data.files import write_json
     from wmrl_ray.policy import Policy
-    from wmrl_ray.report.render import write_text
     from wmrl_ray.report.rewards import draw_rewards
     from wmrl_ray.rewards import recover_rewards
 
@@ -75,7 +75,7 @@ def reward(
     title = f"{numbers['algorithm']} at update {numbers['update']:,} in {env_id}"
     draw_rewards(found.true, found.decoded, out, title, found.pearson)
     arrays = {"lengths": found.lengths, "true": found.true.tolist(), "decoded": found.decoded.tolist()}
-    write_text(out.with_suffix(".json"), json.dumps(numbers | arrays))
+    write_json(out.with_suffix(".json"), numbers | arrays, indent=None)
     if as_json:
         print(json.dumps(numbers))
         return

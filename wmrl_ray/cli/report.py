@@ -34,8 +34,9 @@ def report(
 
     Where a folder holds the study.json of a sweep, the page and the terminal show the paper's table with ours in it.
     """
+    from wmrl_ray.data.files import write_text
     from wmrl_ray.report.film import plan_film
-    from wmrl_ray.report.render import check_report_path, read_report, write_text
+    from wmrl_ray.report.render import check_report_path, read_report
     from wmrl_ray.report.tables import as_markdown, as_text
 
     check_report_path(out)

@@ -65,7 +65,8 @@ class Cache:
         if not self.path(sha256).is_dir():
             self._build(source, sha256, progress)
         dataset = self.load(source, sha256)
-        write_json(self._index(source), {"source": str(source.path), "signature": signature, "sha256": sha256})
+        with explained_os_errors(self.folder):
+            write_json(self._index(source), {"source": str(source.path), "signature": signature, "sha256": sha256})
         return dataset
 
     def known(self, source: Source) -> dict[str, str] | None:
@@ -83,7 +84,7 @@ class Cache:
         checked = self.folder / "index" / f"{path.name}.checked"
         if _read_json(checked) != stamp:
             self.verify(source_sha256)
-            with contextlib.suppress(DataError):  # a read-only cache: then it is checked each time
+            with contextlib.suppress(OSError):  # a read-only cache: then it is checked each time
                 write_json(checked, stamp)
         return _map(path, source.uri, source.name)
 

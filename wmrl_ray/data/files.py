@@ -4,35 +4,79 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from wmrl_ray.config import join
 from wmrl_ray.data.episode import DataError
 
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary file name beside `path` (same ending) that becomes `path` when the block ends well and vanishes otherwise.
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file name beside `path` (same ending) that becomes `path`, synced, when the block ends well and vanishes
+    otherwise. Whoever reads `path`, and whatever happens meanwhile, finds the old file or the new one, whole.
 
     Raises:
-        DataError: no space left, or the folder cannot be written.
+        OSError: it cannot be written; its `filename` is `path`.
     """
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    partial = partial_of(path)
     try:
-        with explained_os_errors(path):
+        with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            os.replace(temporary, path)
+            yield partial
+            sync(partial)
+            os.replace(partial, path)
+            sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, as `replacing` does it."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Any, *, indent: int | None = 1, default: Callable[[Any], Any] | None = None) -> None:
+    """As `replacing` does it. Raises ValueError for NaN or an infinity, with its place: they are no JSON."""
+    write_text(path, as_json(values, str(path), indent=indent, default=default) + "\n")
+
+
+def as_json(values: Any, what: str, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """The JSON of `values`. Raises ValueError for NaN or an infinity, naming `what` and the key: they are no JSON."""
+    try:
+        return json.dumps(values, indent=indent, default=default, allow_nan=False)
+    except ValueError as error:
+        place = next(_not_finite(values), None)
+        if place is None:
+            raise
+        raise ValueError(f"{what}: {place[0]} = {place[1]} is no number that JSON knows") from error
+
+
+def _not_finite(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """(key, value) of each number in it that is not finite."""
+    if isinstance(values, float) and not math.isfinite(values):
+        yield path, values
+    if isinstance(values, Mapping | list | tuple):
+        for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+            yield from _not_finite(value, join(path, key))
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """`replacing`, of a dataset's files. Raises DataError: no space left, or the folder cannot be written."""
+    with explained_os_errors(path), replacing(path) as partial:
+        yield partial
 
 
 @contextlib.contextmanager
@@ -44,19 +88,13 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         DataError: no space left, or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = partial_of(path)
     try:
         with explained_os_errors(path):
             temporary.mkdir(parents=True)
             yield temporary
-            if overwrite and path.exists():
-                os.rename(path, old := temporary.with_name(f"{temporary.name}.old"))
-                try:
-                    os.rename(temporary, path)
-                except OSError:
-                    os.rename(old, path)
-                    raise
-                shutil.rmtree(old)
+            if overwrite:
+                replace_folder(temporary, path)
                 return
             try:
                 os.rename(temporary, path)
@@ -67,22 +105,104 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def replace_folder(partial: Path, target: Path) -> None:
+    """Puts the finished folder `partial` in place of `target`: nothing, or an older folder, which is deleted.
+
+    Two renames, since no one call of every system does it. A kill between them leaves the older one beside `target`, where
+    `recover` finds it.
+    """
+    recover(target)
+    while True:
+        if target.exists():
+            os.rename(target, target.with_name(f".{target.name}.{_token()}{_OLD}"))
+        try:
+            os.rename(partial, target)
+            break
+        except OSError as error:  # Why again: a reader has put the older one back in between
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                recover(target)
+                raise
+    sync(target.parent)
+    for old in target.parent.glob(f".{glob.escape(target.name)}.*{_OLD}"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Before `target` is read: what a `replace_folder` that was killed between its two renames moved aside goes back."""
+    if not target.exists():
+        for old in target.parent.glob(f".{glob.escape(target.name)}.*{_OLD}"):
+            with contextlib.suppress(OSError):  # Why: another reader was faster, or nobody may write here
+                os.rename(old, target)
+
+
+def partial_of(path: Path) -> Path:
+    """Where what is to be `path` is written first: beside it, with its ending, and nobody else's on any host."""
+    return path.with_name(f".{path.stem}.{_token()}{_PARTIAL}{path.suffix}")
+
+
+def remove_partials(folder: Path) -> None:
+    """Deletes what killed processes left half-written in `folder`; for whoever alone writes there."""
+    for path in [*folder.glob(f".*{_PARTIAL}*"), *folder.glob(f".*{_OLD}")]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+_PARTIAL, _OLD = ".partial", ".old"
+
+
+def _token() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def sync(path: Path) -> None:
+    """A file's bytes, or a folder's names, onto the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # Why: not every file system can, of folders
+            raise
+    finally:
+        os.close(number)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the file system inside names `path`, whichever library noticed it."""
+    try:
+        yield
+    except Exception as error:
+        number = _errno(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room: other errors of a disk do not pass by themselves."""
+    return error.errno in _FULL
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    # Why: safetensors and pyarrow put it into the text of errors of their own
+    return next((number for number in _FULL if os.strerror(number) in str(error)), None)
+
+
 @contextlib.contextmanager
 def explained_os_errors(path: Path) -> Iterator[None]:
     """Turns a full disk and a forbidden folder into one clear line."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_full(error):
             raise DataError(f"no space left to write {path}; free some space or choose another folder") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DataError(f"cannot write {path}: {error.strerror}; choose a folder that you may write") from error
         raise
-
-
-def write_json(path: Path, values: Any) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def file_sha256(path: Path) -> str:

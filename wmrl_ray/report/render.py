@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmrl_ray import __version__
 from wmrl_ray.config import ConfigError
+from wmrl_ray.data.files import write_json, write_text
 from wmrl_ray.report import figures, tables
 from wmrl_ray.report.episodes import intent_panels
 from wmrl_ray.report.runs import Run, read_runs
@@ -41,7 +40,7 @@ class Report:
         check_report_path(out)
         html = render(self.numbers, self.drawn)
         json_path = out.with_suffix(".json")
-        write_text(json_path, json.dumps(self.numbers, indent=2, allow_nan=False, default=str))
+        write_json(json_path, self.numbers, indent=2, default=str)
         write_text(out, html)
         return json_path
 
@@ -151,13 +150,3 @@ def _first_trajectories(group: Group, warnings: list[str]) -> list[np.ndarray]:
         except ConfigError as error:
             warnings.append(f"{run.name}: {error}")
     return []
-
-
-def write_text(path: Path, text: str) -> None:
-    """Complete or absent."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

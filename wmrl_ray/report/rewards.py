@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
+
+from wmrl_ray.data.files import replacing
 
 
 def draw_rewards(true: np.ndarray, decoded: np.ndarray, path: Path, title: str, pearson: float | None) -> None:
@@ -24,9 +25,5 @@ def draw_rewards(true: np.ndarray, decoded: np.ndarray, path: Path, title: str, 
         axes.legend(frameon=False, loc="best")
     axes.set(xlabel="true reward", ylabel="decoded reward", title=title)
     axes.spines[["top", "right"]].set_visible(False)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=130)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ import torch
 from ray import tune
 
 from wmrl_ray.config import ConfigError, check
+from wmrl_ray.data.files import write_json
 from wmrl_ray.rllib.telemetry import Telemetry
 from wmrl_ray.rllib.trials import RESULT, Stopper, Values, Working, cause_of, check_share, life_of, quiet_tune
 from wmrl_ray.rllib.watchdog import Life, Watchdog
@@ -135,7 +136,7 @@ def _work(config: Values, search: Search, out: Path, pruned: dict[str, int], sto
             tune.report({LAST: values})
         else:
             with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / POINTER).write_text(json.dumps(values))
+                write_json(Path(folder) / POINTER, values)
                 tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder))
 
     from wmrl_ray.checkpoint import CheckpointError

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
 from wmrl_ray.config import ConfigError, flatten, from_dict, read_json, to_dict
+from wmrl_ray.data.files import as_json, is_full, replacing, write_json, write_text
 from wmrl_ray.run.config import FROM_ENVIRONMENT, RunConfig
 from wmrl_ray.run.provenance import Provenance, describe_environment, with_session
 from wmrl_ray.run.settings import MAY_CHANGE, is_among
@@ -50,8 +51,8 @@ class RunDir:
             raise ConfigError(f"{run.path} already holds a run; resume it (--resume) or choose another folder (--run-dir)")
         run.path.mkdir(parents=True, exist_ok=True)
         if dataset is not None:
-            _write_json(run.path / "dataset.json", to_dict(dataset.card))
-        _write_json(run.path / "environment.json", describe_environment())
+            write_json(run.path / "dataset.json", to_dict(dataset.card))
+        write_json(run.path / "environment.json", describe_environment())
         run.write_config(config)
         return run
 
@@ -64,16 +65,16 @@ class RunDir:
                 values["agent"][key] = before.get("agent", {}).get(key)
         if not config.learns_online:
             del values["online"]
-        _write_json(self.path / "config.json", values)
+        write_json(self.path / "config.json", values)
 
     def open_metrics(self, start_update: int) -> None:
         """Begins a session and its log; lines after `start_update` (of a run that died after its checkpoint) are dropped."""
         before = self.sessions()
         if (sessions := with_session(before, start_update)) != before:
-            _write_json(self.path / SESSIONS, {"sessions": sessions})
+            write_json(self.path / SESSIONS, {"sessions": sessions})
         kept = [line for line in self.read_metrics() if line["update"] <= start_update]
         self._time_before = kept[-1]["time_s"] if kept else 0.0
-        _write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         self._waiting.clear()
         self._started = time.monotonic()
 
@@ -84,14 +85,14 @@ class RunDir:
         """
         line = {"update": update, "time_s": round(self.seconds(), 3), **metrics}
         file, waited = self.path / "metrics.jsonl", len(self._waiting)
-        self._waiting.append(json.dumps(line) + "\n")
+        self._waiting.append(as_json(line, str(file)) + "\n")
         before = file.stat().st_size if file.exists() else 0
         try:
             with open(file, "a") as f:
                 f.write("".join(self._waiting))
         except OSError as error:
             os.truncate(file, before)
-            if not checkpoint.is_full(error):
+            if not is_full(error):
                 raise OSError(error.errno, error.strerror, str(file)) from None
             if not waited:
                 warnings.warn(f"{error.strerror}: lines of {file} wait until there is room", stacklevel=2)
@@ -113,7 +114,6 @@ class RunDir:
         """
         import numpy as np
 
-        partial = self.path / f".trajectories.{os.getpid()}.npz"
         episodes = evaluation.episodes
         arrays: dict[str, Any] = {
             "obs": np.concatenate([e.obs for e in episodes]).astype(np.float32),
@@ -123,19 +123,17 @@ class RunDir:
         }
         if intended is not None:
             arrays["intended"] = np.concatenate(intended).astype(np.float32)
+        file = self.path / "trajectories.npz"
         try:
-            np.savez_compressed(partial, **arrays)
-            os.replace(partial, self.path / "trajectories.npz")
+            with replacing(file) as partial:
+                np.savez_compressed(partial, **arrays)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            if not checkpoint.is_full(error):
+            if not is_full(error):
                 raise
-            warnings.warn(
-                f"{error.strerror}: {self.path / 'trajectories.npz'} is not that of the last evaluation", stacklevel=2
-            )
+            warnings.warn(f"{error.strerror}: {file} is not that of the last evaluation", stacklevel=2)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        _write_json(self.path / "result.json", dict(result))
+        write_json(self.path / "result.json", dict(result))
 
     def extend(self, num_updates: int) -> None:
         """A finished run that is to train up to `num_updates` has no result until it has finished again."""
@@ -224,7 +222,7 @@ class RunDir:
         try:
             write(self.checkpoint_path(update))
         except OSError as error:
-            if must or not checkpoint.is_full(error):
+            if must or not is_full(error):
                 raise
             return f"no checkpoint at update {update:,}: {error.strerror}: {error.filename}; training goes on"
         self.prune_checkpoints(update, self.config().num_to_keep)
@@ -252,13 +250,3 @@ def _complete_lines(file: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError:
             return
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=1))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
