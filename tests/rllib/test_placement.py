@@ -19,7 +19,7 @@ from tests.rllib.test_nodes import placed
 from wmrl_ray.rllib import compat, placement
 from wmrl_ray.rllib.config import CONFIGS
 from wmrl_ray.rllib.failures import ActorLostError, RemoteError
-from wmrl_ray.rllib.placement import needs, wait_for_room
+from wmrl_ray.rllib.placement import Room, needs
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run.config import OnlineConfig, RunConfig
 from wmrl_ray.run.events import Event
@@ -31,7 +31,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 def test_every_actor_is_asked_for_with_what_it_takes() -> None:
     settings = CONFIGS["own_tdmpc"].from_run(placed())
     runner = ("runner", {"CPU": 1.0, "runner": 1.0})
-    assert needs(settings) == [("learner", {"CPU": 1.0, "learner": 1.0}), runner, runner, runner]
+    evaluation = ("evaluation runner", runner[1])
+    assert needs(settings) == [("learner", {"CPU": 1.0, "learner": 1.0}), runner, runner, evaluation]
     settings.learners(num_gpus_per_learner=1)
     assert needs(settings)[0] == ("learner", {"GPU": 1.0, "learner": 1.0})  # RLlib's rule: no CPU beside a GPU
 
@@ -56,10 +57,11 @@ def wait(hurried: None, tmp_path: Path) -> Iterator[Wait]:
     told: list[str] = []
 
     def wait(*asked: tuple[str, dict[str, float]], limit_s: float = 60.0, stops: Callable[[], bool] = lambda: False) -> bool:
-        return wait_for_room(list(asked), limit_s, tmp_path / "run", told.append, stops)
+        return room.wait(list(asked), limit_s, tmp_path / "run", told.append, stops)
 
-    wait.told = told  # type: ignore[attr-defined]
-    yield wait
+    with Room() as room:
+        wait.told, wait.room = told, room  # type: ignore[attr-defined]
+        yield wait
 
 
 def test_where_there_is_room_nobody_is_told_of_a_wait(wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,15 +94,78 @@ def test_a_stop_that_is_asked_for_ends_the_wait(wait: Any) -> None:
     assert not wait(("learner", {"GPU": 1.0}), stops=lambda: bool(wait.told))
 
 
-def test_room_that_comes_free_ends_the_wait_and_is_left_to_the_actors(wait: Any) -> None:
-    holder = ray.remote(num_cpus=8)(type("Holder", (), {"here": lambda self: True})).remote()
-    ray.get(holder.here.remote())
+def actor(**options: Any) -> Any:
+    return ray.remote(type("Taker", (), {"here": lambda self: True})).options(**options).remote()
+
+
+def starts(taker: Any, within_s: float = 60.0) -> bool:
+    return bool(ray.wait([taker.here.remote()], timeout=within_s)[0])
+
+
+def test_room_that_comes_free_ends_the_wait_and_nobody_takes_it_before_the_actors(wait: Any) -> None:
+    holder = actor(num_cpus=8)
+    assert starts(holder)
     threading.Timer(1.0, lambda: ray.kill(holder)).start()
-    assert wait(("learner", {"CPU": 8.0}))
+    asked = ("learner", {"CPU": 5.0}), ("runner", {"CPU": 3.0})
+    assert wait(*asked)
     assert len(wait.told) == 1
-    taker = ray.remote(num_cpus=8)(type("Taker", (), {"here": lambda self: True})).remote()
-    assert ray.get(taker.here.remote(), timeout=60)
-    ray.kill(taker)
+    rival = actor(num_cpus=1)
+    runner = actor(num_cpus=3, scheduling_strategy=wait.room.strategy("runner", 0))  # which leaves the learner's bundle alone
+    learner = actor(num_cpus=5, scheduling_strategy=wait.room.strategy("learner", 0))
+    assert starts(runner) and starts(learner) and not starts(rival, 1.0)
+    ray.kill(learner)
+    assert wait(*asked)  # a session after one in which the learner died: the room is still the run's
+    assert not starts(rival, 1.0)
+    wait.room.release()
+    assert starts(rival)
+    ray.kill(rival)
+
+
+def test_two_runs_never_take_half_of_what_each_needs(wait: Any, tmp_path: Path) -> None:
+    asked = [("runner", {"CPU": 3.0})] * 2  # of 8
+    assert wait(*asked)
+    with Room() as second:
+        told: list[str] = []
+        assert not second.wait(asked, 60.0, tmp_path, told.append, lambda: bool(told))
+        threading.Timer(0.5, wait.room.release).start()
+        assert second.wait(asked, 60.0, tmp_path, told.append, lambda: False)
+
+
+def test_an_actor_that_takes_nothing_needs_no_room(wait: Any) -> None:
+    assert wait(("learner", {"CPU": 1.0}), ("runner", {}))
+    assert wait.room.strategy("runner", 0) is None and wait.room.strategy("learner", 0) is not None
+    assert Room().strategy("learner", 0) is None
+
+
+@pytest.mark.slow
+def test_every_actor_of_a_run_is_in_its_room(tmp_path: Path) -> None:
+    """Learners, runners and those of evaluations, each in its bundle; and a runner that is made again."""
+    places: dict[str, Any] = {}
+    config = run_config(num_learners=1, num_eval_runners=1, online=OnlineConfig(num_runners=2, num_envs=2, seed_steps=48))
+    settings = CONFIGS["own_tdmpc"].from_run(config)
+    asked = needs(settings)
+    with Room() as room:
+        assert room.wait(asked, 60.0, tmp_path, print, lambda: False)
+        with room.used():
+            algorithm: Any = compat.build(settings, tmp_path)
+        rest = actor(num_cpus=8 - len(asked))
+        assert starts(rest)
+        algorithm._runners._replace(1)
+        assert starts_answering(algorithm)
+        for name, actors in {
+            "learner": algorithm.learner_group._workers,
+            "runner": algorithm._runners.actors,
+            "evaluation runner": algorithm.eval_env_runner_group._worker_manager.actors().values(),
+        }.items():
+            found = [ray.get(each.apply.remote(lambda _: ray.util.get_current_placement_group().id.hex())) for each in actors]
+            places |= {f"{name} {i}": place for i, place in enumerate(found)}
+        assert len(places) == 4 and set(places.values()) == {room._group.id.hex()}  # type: ignore[union-attr]
+        algorithm.stop()
+        ray.kill(rest)
+
+
+def starts_answering(algorithm: Any) -> bool:
+    return all(ray.get([each.apply.remote(lambda _: True) for each in algorithm._runners.actors], timeout=60))
 
 
 @pytest.mark.slow

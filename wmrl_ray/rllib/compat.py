@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -156,6 +157,45 @@ def learner_resources(custom: Mapping[str, float]) -> Iterator[None]:
         yield
     finally:
         learner_group.RLlibBackendExecutor = original  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def placed(learner: Callable[[int], Any], evaluation: Callable[[int], Any]) -> Iterator[None]:
+    """Learner actors and evaluation runners that are made inside get the scheduling strategy that these give for their number,
+    from 0. Why a patch: RLlib has no setting for it; Ray's `num_learners` all get the same, and runners none.
+    """
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+    from ray.train._internal import backend_executor
+
+    numbers = itertools.count()
+    original_group: Any = backend_executor.WorkerGroup
+    make_worker: Any = EnvRunnerGroup._make_worker
+
+    class Scheduled:
+        """Of learner actors, which takes a strategy in place of Ray's one group for all."""
+
+        def __init__(self, remote_class: Any) -> None:
+            self._class = remote_class
+
+        def options(self, **rays_own: Any) -> Any:
+            return self._class.options(scheduling_strategy=learner(next(numbers)))
+
+    class PlacedGroup(original_group):
+        def add_workers(self, num_workers: int) -> None:
+            self._remote_cls = Scheduled(self._remote_cls)
+            super().add_workers(num_workers)
+
+    def make(group: Any, *, worker_index: int, **kwargs: Any) -> Any:
+        group._remote_args["scheduling_strategy"] = evaluation(worker_index - 1)
+        return make_worker(group, worker_index=worker_index, **kwargs)
+
+    backend_executor.WorkerGroup = PlacedGroup  # type: ignore[misc]
+    EnvRunnerGroup._make_worker = make  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        backend_executor.WorkerGroup = original_group
+        EnvRunnerGroup._make_worker = make_worker
 
 
 def kill_learners(group: LearnerGroup) -> None:

@@ -24,6 +24,7 @@ from wmrl_ray.online import Clock, Turn, make_clock
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.failures import ActorLostError
 from wmrl_ray.rllib.online_learner import OnlineLearner, Report
+from wmrl_ray.rllib.placement import room_in_use
 from wmrl_ray.rllib.sampling import Order, Packet, Runners, Weights
 from wmrl_ray.rllib.tally import Tally
 from wmrl_ray.run.config import RunConfig
@@ -100,7 +101,7 @@ class OnlineAlgorithm(AgentAlgorithm):
             # Why a thread: learners, the driver's own too, work while the driver serves the runners
             self._pool = concurrent.futures.ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
         assert self.spaces is not None
-        self._runners = Runners(self.config, self.spaces, self.online.num_runners)
+        self._runners = Runners(self.config, self.spaces, self.online.num_runners, room_in_use())
         self._begin_session()
 
     def _begin_session(self) -> None:

@@ -1,20 +1,24 @@
-"""Room on the cluster for a run's actors, before they are made.
+"""Room on the cluster for a run's actors: found before they are made, and the run's own until it ends.
 
 Why: where a resource is missing, RLlib waits for its actors for ever, and Ray says nothing. What is asked for here is also what
-an autoscaler sees, all of it at once.
+an autoscaler sees, all of it at once; so two runs never hold half of what each needs, and nobody takes the room between the
+wait for it and the actors, nor while an actor that died is made again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import ray
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.rllib import compat
@@ -27,6 +31,7 @@ LOOK_EVERY_S = 0.1
 TELL_AFTER_S = 5.0  # shorter waits are not worth a line: actors that have just ended give back what they had
 TELL_EVERY_S = 60.0
 
+LEARNER, RUNNER, EVALUATION = "learner", "runner", "evaluation runner"  # roles
 Resources = dict[str, float]
 
 
@@ -38,36 +43,69 @@ def needs(settings: AgentAlgorithmConfig) -> list[tuple[str, Resources]]:
     custom = dict(cast("Mapping[str, float]", settings.custom_resources_per_env_runner or {}))
     runner = {"CPU": settings.num_cpus_per_env_runner, "GPU": settings.num_gpus_per_env_runner, **custom}
     num_runners = settings.online.get("num_runners", 0) if settings.learns_online else 0
-    if AGENTS[settings.agent_name].acts:
-        num_runners += settings.evaluation_num_env_runners or 0
-    actors = [("learner", learner)] * (settings.num_learners or 0) + [("runner", runner)] * num_runners
+    num_evaluating = (settings.evaluation_num_env_runners or 0) if AGENTS[settings.agent_name].acts else 0
+    actors = [(LEARNER, learner)] * (settings.num_learners or 0)
+    actors += [(RUNNER, runner)] * num_runners + [(EVALUATION, runner)] * num_evaluating
     return [(role, {name: float(value) for name, value in each.items() if value}) for role, each in actors]
 
 
-def wait_for_room(
-    asked: list[tuple[str, Resources]],
-    limit_s: float,
-    run_dir: Path,
-    tell: Callable[[str], None],
-    should_stop: Callable[[], bool],
-) -> bool:
-    """Waits until all of `asked` could be placed at once; False when `should_stop` ended the wait.
+class Room:
+    """The placement group of one run, with a bundle for every actor that takes anything; given back when the block ends."""
 
-    Args:
-        tell: hears what is waited for, on one line: once, then every `TELL_EVERY_S`.
+    def __init__(self) -> None:
+        self._asked: list[tuple[str, Resources]] = []
+        self._group: PlacementGroup | None = None
 
-    Raises:
-        RemoteError: there is none after `limit_s`; one line with what is asked for, what there is, and how to go on.
-    """
-    bundles = [resources for _, resources in asked if resources]
-    # Why not in a Tune trial: what it has was placed with it
-    if not bundles or compat.in_local_mode() or ray.util.get_current_placement_group() is not None:
-        return True
-    group = placement_group(bundles)
-    started, next_told = time.monotonic(), min(TELL_AFTER_S, limit_s / 2)
-    try:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Gives everything back. Actors that still are in it are ended by Ray."""
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+    def strategy(self, role: str, number: int) -> PlacementGroupSchedulingStrategy | None:
+        """How the actor `number`, from 0, of its role is scheduled: in its own bundle. None: as Ray likes, without a room or
+        where it takes nothing.
+        """
+        taking = [each for each, resources in self._asked if resources]
+        if self._group is None or role not in taking:
+            return None
+        return PlacementGroupSchedulingStrategy(self._group, taking.index(role) + number)
+
+    def wait(
+        self,
+        asked: list[tuple[str, Resources]],
+        limit_s: float,
+        run_dir: Path,
+        tell: Callable[[str], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        """Waits until all of `asked` has its place, and keeps it; False when `should_stop` ended the wait.
+
+        Called again for the same, after an actor was lost, it waits only for what was lost with a node.
+
+        Args:
+            tell: hears what is waited for, on one line: once, then every `TELL_EVERY_S`.
+
+        Raises:
+            RemoteError: there is none after `limit_s`; one line with what is asked for, what there is, and how to go on.
+        """
+        bundles = [resources for _, resources in asked if resources]
+        if asked != self._asked:
+            self.release()
+            self._asked = list(asked)
+        # Why not in a Tune trial: what it has was placed with it
+        if not bundles or compat.in_local_mode() or ray.util.get_current_placement_group() is not None:
+            return True
+        self._group = self._group or placement_group(bundles)
+        started, next_told = time.monotonic(), min(TELL_AFTER_S, limit_s / 2)
         # Why not `group.wait(seconds)`: it counts whole ones, so less returns at once, and leaves its request open each time
-        while placement_group_table(group).get("state") != "CREATED":
+        while placement_group_table(self._group).get("state") != "CREATED":
             time.sleep(LOOK_EVERY_S)
             waited_s = time.monotonic() - started
             if should_stop():
@@ -81,9 +119,25 @@ def wait_for_room(
             if waited_s >= next_told:
                 next_told = waited_s + TELL_EVERY_S
                 tell(f"waiting for room on the cluster, {waited_s:.0f} of at most {limit_s:g} s: {describe(asked)}")
-    finally:
-        remove_placement_group(group)  # the actors themselves take it
-    return True
+        return True
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """An algorithm that is built inside puts its actors here, those too that it makes later."""
+        token = _used.set(self)
+        try:
+            with compat.placed(lambda i: self.strategy(LEARNER, i), lambda i: self.strategy(EVALUATION, i)):
+                yield
+        finally:
+            _used.reset(token)
+
+
+_used: ContextVar[Room] = ContextVar("room")
+
+
+def room_in_use() -> Room:
+    """That of the algorithm which is being built; without one, an empty one."""
+    return _used.get(Room())
 
 
 def describe(asked: list[tuple[str, Resources]]) -> str:

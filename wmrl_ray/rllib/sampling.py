@@ -16,6 +16,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from wmrl_ray.collect import Statistics
 from wmrl_ray.rllib.failures import DEATHS, RemoteError, unwrap
+from wmrl_ray.rllib.placement import RUNNER, Room
 
 if TYPE_CHECKING:
     from wmrl_ray.data.episode import Episode
@@ -93,6 +94,7 @@ class Runners:
     config: Any
     spaces: dict[str, Any]
     num_runners: int
+    room: Room = field(default_factory=Room)
     actors: list[Any] = field(default_factory=list)
     deaths: list[int] = field(default_factory=list)  # of each in a row
 
@@ -108,6 +110,7 @@ class Runners:
             num_gpus=c.num_gpus_per_env_runner,
             resources=c.custom_resources_per_env_runner,
             max_restarts=0,
+            scheduling_strategy=self.room.strategy(RUNNER, runner),
         )(c.env_runner_cls)
         return actor_class.remote(
             config=self._shared_config, worker_index=runner + 1, num_workers=self.num_runners, spaces=self.spaces

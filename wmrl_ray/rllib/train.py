@@ -23,7 +23,7 @@ from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
 from wmrl_ray.rllib.failures import RemoteError, as_lost
-from wmrl_ray.rllib.placement import needs, wait_for_room
+from wmrl_ray.rllib.placement import Room, needs
 from wmrl_ray.rllib.telemetry import Telemetry
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.events import Event, OnEvent
@@ -89,14 +89,21 @@ def train_on_ray(
     compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors), logging_level="ERROR", log_to_driver=False)
     on_event = Telemetry(config, run.path).beside(on_event)
     try:
-        return _survive(config, run, env_id, on_event, should_stop or (lambda: False), debug)
+        with Room() as room:
+            return _survive(config, run, room, env_id, on_event, should_stop or (lambda: False), debug)
     finally:
         if starts_ray:
             ray.shutdown()
 
 
 def _survive(
-    config: RunConfig, run: RunDir, env_id: str | None, tell: OnEvent, should_stop: Callable[[], bool], debug: bool
+    config: RunConfig,
+    run: RunDir,
+    room: Room,
+    env_id: str | None,
+    tell: OnEvent,
+    should_stop: Callable[[], bool],
+    debug: bool,
 ) -> dict[str, Any]:
     """Sessions of the run, until one ends without having lost an actor."""
     failures, lost_at, has_begun = 0, None, False
@@ -117,11 +124,11 @@ def _survive(
 
     while True:
         asked = needs(_settings(config, debug))
-        if not wait_for_room(asked, config.placement_timeout_s, run.path, tell_wait, should_stop):
+        if not room.wait(asked, config.placement_timeout_s, run.path, tell_wait, should_stop):
             reached = _update_of(run.newest_checkpoint())
             return {"updates": reached, "seconds": run.seconds(), "finished": False, **run.last_evaluation()}
         try:
-            return _Run(config, run, env_id, tell_all, debug, has_begun).train(should_stop)
+            return _Run(config, run, room, env_id, tell_all, debug, has_begun).train(should_stop)
         except Exception as error:
             lost = as_lost(error, "the run was built")
             if lost is None:
@@ -159,13 +166,16 @@ def _sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
 class _Run:
     """The state of one session of a run: the algorithm, the folder, and what is due next."""
 
-    def __init__(self, config: RunConfig, run: RunDir, env_id: str | None, tell: OnEvent, debug: bool, has_begun: bool) -> None:
+    def __init__(
+        self, config: RunConfig, run: RunDir, room: Room, env_id: str | None, tell: OnEvent, debug: bool, has_begun: bool
+    ) -> None:
         """has_begun: a session before this one told the run's start."""
         self.config, self.env_id, self.tell, self.has_begun = config, env_id, tell, has_begun
         settings = _settings(config, debug)
         torch.set_num_threads(1)  # Why: as the loop without Ray; actors have one CPU each too
         self.run = run
-        self.algorithm: AgentAlgorithm = compat.build(settings, self.run.path)
+        with room.used():
+            self.algorithm: AgentAlgorithm = compat.build(settings, self.run.path)
         self.progress = Progress(config)
         if (newest := self.run.newest_checkpoint()) is not None:
             try:
