@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.fakes import write_minari
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
 from wmrl_ray.cli.evaluate import evaluate as cli_evaluate
@@ -18,7 +19,7 @@ from wmrl_ray.config import ConfigError, from_dict, to_dict
 from wmrl_ray.core.agents import agent_config, make_agent
 from wmrl_ray.core.agents.manager import Manager
 from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
-from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.episode import DataError, Episode
 from wmrl_ray.data.makers import make_dataset
 from wmrl_ray.data.source import minari_root
 from wmrl_ray.envs import make_env
@@ -72,6 +73,24 @@ def test_a_dataset_gets_the_managers_intents_behind_its_observations(dataset: Da
             now, later = (torch.from_numpy(episode.obs[row][None].copy()) for row in (t, min(t + 3, last)))
             np.testing.assert_allclose(intents[t], manager.intent(now, later)[0], atol=1e-6)
     assert made.card.obs_dim == 10 and made.card.normalized_score(made.card.ref_max_score or 0) == 100
+
+
+def test_an_intent_never_looks_into_the_next_episode(manager_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two episodes, of 7 and 2 steps, whose states are far apart; a pass in pieces that do not end where they end."""
+
+    def episode_at(place: float, steps: int) -> Episode:
+        obs = place + np.arange(4 * (steps + 1), dtype=np.float32).reshape(-1, 4)
+        return Episode(obs, np.zeros((steps, 2), np.float32), np.zeros(steps, np.float32), False)
+
+    episodes = [episode_at(-100.0, 7), episode_at(100.0, 2)]
+    write_minari("test/intents-far-v0", episodes)
+    far = open_dataset("test/intents-far-v0")
+    monkeypatch.setattr("wmrl_ray.intents.ROWS", 5)
+    made, manager = open_dataset(augment(far.card.uri, manager_path, "test/intents-apart-v0")), load_manager(manager_path)
+    for index, episode in enumerate(episodes):
+        later = episode.obs[np.minimum(np.arange(len(episode.obs)) + 3, len(episode.obs) - 1)]
+        expected = manager.intent(torch.from_numpy(episode.obs), torch.from_numpy(later)).numpy()
+        np.testing.assert_allclose(made.episode(index).obs[:, 4:], expected, atol=1e-5)
 
 
 def test_the_manifest_names_the_manager(dataset: Dataset, manager_path: Path) -> None:

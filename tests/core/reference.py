@@ -76,6 +76,15 @@ def reached(model: nn.Module, loss: torch.Tensor) -> set[str]:
     return {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
+def spy_on(agent: Any, *names: str) -> dict[str, list[tuple[Any, ...]]]:
+    """From now on, the arguments of each call of these methods of `agent`."""
+    seen: dict[str, list[tuple[Any, ...]]] = {name: [] for name in names}
+    for name in names:
+        method = getattr(agent, name)
+        setattr(agent, name, lambda *args, name=name, method=method: seen[name].append(args) or method(*args))
+    return seen
+
+
 def normal_log_prob(mean: np.ndarray, std: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Summed over the last axis."""
     return (-0.5 * ((x - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum(-1)

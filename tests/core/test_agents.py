@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.core.reference import random_batch, shake
-from tests.core.small import OURS, A, O, batches, losses, make
+from tests.core.small import CONFIGS, MODEL, OURS, A, O, batches, losses, make
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import make_agent
 
@@ -20,6 +20,13 @@ def name(request) -> str:
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others(name):
     data = batches(name, 3)
     assert losses(make(name), data) == losses(make(name), data) != losses(make(name, seed=1), data)
+
+
+def test_an_update_counts_as_one(name):
+    agent = make(name)
+    for done, batch in enumerate(batches(name, 3), 1):
+        agent.update(batch)
+        assert agent.num_updates == done
 
 
 def test_building_an_agent_leaves_the_global_generator_alone(name):
@@ -98,10 +105,11 @@ def test_an_observation_that_never_changes_does_not_divide_by_zero():
     assert all(torch.tensor(list(step.values())).isfinite().all() for step in losses(agent, batches("bc", 1)))
 
 
-@pytest.mark.parametrize("name", ["iql", "td3_bc", "awac"])
+@pytest.mark.parametrize("name", ["bc", "iql", "td3_bc", "awac", "cql", "dt", "tdmpc", "iql_tdmpc", "manager"])
 def test_what_is_learned_depends_on_normalised_observations_only(name):
     mean, std = torch.arange(O, dtype=torch.float32), torch.full((O,), 2.0)
-    plain, normalising = make(name), make(name)
+    settings = {"model": {**MODEL, "normalize_obs": True}} if "model" in CONFIGS[name] else {}
+    plain, normalising = make(name, **settings), make(name, **settings)
     normalising.set_obs_stats(mean, std)
     for batch in batches(name, 2):
         moved = dataclasses.replace(batch, obs=batch.obs * (std + 1e-3) + mean)

@@ -75,6 +75,10 @@ def test_the_critic_loss_is_equation_4_in_numpy(config):
     loss, difference, info = agent.critic_loss(batch, noise, uniform)
     assert info["loss/td"].item() == pytest.approx(td, rel=1e-4)
     assert info["q/target_mean"].item() == pytest.approx(target.mean(), rel=1e-4)
+    of_policy = q(agent.model.critic, batch.obs[:, 0], sample(agent, batch.obs[:, 0], noise[:, 0, :K])[0])
+    of_uniform = q(agent.model.critic, batch.obs[:, 0], array(uniform[:, 0]))
+    assert info["q/policy_mean"].item() == pytest.approx(of_policy.mean(), rel=1e-4)
+    assert info["q/uniform_mean"].item() == pytest.approx(of_uniform.mean(), rel=1e-4)
     assert np.allclose(array(difference), expected, rtol=1e-4)
     assert loss.item() == pytest.approx(td + 10 * expected.sum(), rel=1e-4)
     if "clip_difference" in config:  # the test would see a clip that is ignored

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.core.reference import array, random_batch, shake
+from tests.core.reference import array, random_batch, shake, spy_on
 from tests.core.test_simplicial import apply_head, apply_normed
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core import nets
 from wmrl_ray.core.agents import make_agent
+from wmrl_ray.core.math import sample_pair
 
 B, H, O, A, Z, Q = 4, 3, 5, 6, 8, 5  # noqa: E741
 SMALL = {
@@ -320,6 +321,26 @@ def test_an_update_penalises_between_pairs_of_an_expert_and_a_behaviour_row_at_t
     assert mix.shape == (80, H, 1) and len(mix.unique()) == 80 * H and (mix > 0).all() and (mix < 1).all()
     quantiles = mix.flatten().quantile(torch.linspace(0.1, 0.9, 9))
     assert torch.allclose(quantiles, torch.linspace(0.1, 0.9, 9), atol=0.1)  # 3 standard deviations of 240 uniform numbers
+
+
+def test_each_part_of_an_update_has_noise_critics_and_dropout_of_its_own():
+    agent = make(gradient_penalty=True, model={**SMALL["model"], "dropout": 0.5})
+    seen = spy_on(agent, "model_loss", "penalty_loss", "actor_loss")
+    for _ in range(8):
+        agent.update(rows())
+    asked = set()  # how the penalty's critics differ from those of targets, V and the policy
+    for (_, _, _, _, noise, value_noise, pairs, mask, value_mask), penalty, (zs, _, own_noise, own_pair, own_mask) in zip(
+        *seen.values(), strict=True
+    ):
+        assert own_noise.shape == (*zs.shape[:2], A)
+        numbers = [part.flatten() for part in (noise, value_noise, own_noise, pairs, own_pair)]
+        assert len(torch.cat(numbers).unique()) == sum(map(len, numbers))  # no number twice
+        shapes = (Q, B * H, 12), (2, len(value_noise), 12), (2, B * (H + 1), 12)
+        for one, shape in zip((mask, value_mask, own_mask), shapes, strict=True):
+            assert one.shape == shape and 0.3 < (one == 0).float().mean() < 0.7
+        heads = [set(sample_pair(pair).tolist()) for pair in (*pairs, own_pair)]
+        asked |= {k for k in range(3) if heads[k] != set(penalty[-1].tolist())}
+    assert asked == {0, 1, 2}
 
 
 def test_rewards_do_not_change_the_objective():

@@ -66,6 +66,8 @@ def test_the_model_loss_is_the_papers_in_numpy(critic_loss):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     for name, part in parts.items():
         assert info[f"loss/{name}"].item() == pytest.approx(part, rel=1e-5), name
+    q = agent.model.q(zs[:, :-1], batch.action).mean(0)[batch.valid].mean().item()
+    assert info["q/mean"].item() == pytest.approx(q, rel=1e-5)
     assert zs.shape == (B, H + 1, Z) and not zs.requires_grad
 
 

@@ -42,6 +42,8 @@ def test_the_model_loss_is_the_papers_in_numpy(agent):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     for name, part in parts.items():
         assert info[f"loss/{name}"].item() == pytest.approx(part, rel=1e-5), name
+    q = agent.model.q(zs[:, :-1], batch.action).mean(0)[batch.valid].mean().item()
+    assert info["q/mean"].item() == pytest.approx(q, rel=1e-5)
     assert zs.shape == (B, H + 1, Z) and not zs.requires_grad
 
 
@@ -143,6 +145,16 @@ def test_policy_trajectories_carry_the_return_that_evaluating_them_gives(agent):
     z, noise = torch.randn(7, Z), torch.randn(7, H + 1, A)
     actions, returns = agent.policy_rollout(z, noise)
     assert torch.allclose(returns, agent.returns(z, actions, noise[:, -1]), atol=1e-5)
+
+
+def test_networks_are_as_deep_and_as_wide_as_the_public_codes(agent):
+    def widths(network):
+        return [layer.weight.shape[::-1] for layer in network if isinstance(layer, torch.nn.Linear)]
+
+    m, hidden = agent.model, [(16, 16)]
+    assert widths(m.encoder) == [(O, 16), (16, Z)] and widths(m.actor) == [(Z, 16), *hidden, (16, A)]
+    assert widths(m.dynamics) == [(Z + A, 16), *hidden, (16, Z)] and widths(m.reward_head) == [(Z + A, 16), *hidden, (16, 1)]
+    assert len(m.critic) == 2 and all(widths(member) == [(Z + A, 16), *hidden, (16, 1)] for member in m.critic)
 
 
 def test_a_bad_coefficient_is_refused_by_name():

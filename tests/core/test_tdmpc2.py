@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.core.reference import array, normal_log_prob, random_batch, reached, shake
+from tests.core.reference import array, normal_log_prob, random_batch, reached, shake, spy_on
 from tests.core.test_simplicial import apply_head, apply_normed, decoded
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import AGENTS, make_agent
@@ -118,6 +118,7 @@ def test_the_actor_loss_is_the_papers_in_numpy(entropy):
     per_latent = 0.1 * bonus + q / expected_scale
     assert scale.item() == pytest.approx(expected_scale, rel=1e-5)
     assert info["q/mean"].item() == pytest.approx(q[array(alive) > 0].mean(), rel=1e-4)
+    assert info["actor/entropy"].item() == pytest.approx(bonus[array(alive) > 0].mean() / A, rel=1e-4)
     assert loss.item() == pytest.approx(-(0.5 ** np.arange(H + 1) * array(alive) * per_latent).mean(), rel=1e-4)
 
 
@@ -152,6 +153,17 @@ def test_an_update_moves_every_network_and_the_target_critics_by_a_hundredth_and
         assert torch.allclose(new, 0.99 * before[name] + 0.01 * online, atol=1e-6)
     assert agent.target.scale.item() != 2.0
     assert not hasattr(agent.target, "encoder")
+
+
+def test_the_policys_part_of_an_update_has_noise_critics_and_dropout_of_its_own():
+    agent = make(model={"dropout": 0.5})
+    seen = spy_on(agent, "model_loss", "actor_loss")
+    agent.update(random_batch(B, H, O, A))
+    ((_, _, noise, pair, mask),), ((zs, _, own_noise, own_pair, own_mask, _),) = seen.values()
+    assert own_noise.shape == (*zs.shape[:2], A) and not torch.isin(own_noise, noise).any()
+    assert own_pair.shape == (Q,) and not torch.isin(own_pair, pair).any()
+    assert mask.shape == (Q, B * H, 12) and own_mask.shape == (2, B * (H + 1), 12)
+    assert 0 < (own_mask == 0).sum() < own_mask.numel()
 
 
 def test_the_encoder_learns_more_slowly(agent):
@@ -193,15 +205,14 @@ def test_without_a_discount_and_an_episodes_length_no_agent_is_built(name):
         make_agent(name, {}, O, A)
 
 
-def test_the_defaults_are_the_papers_and_many_action_dimensions_are_refined_more_often():
-    config = AGENTS["tdmpc2"].Config()
-    p = config.plan
-    assert (p.num_samples + p.num_policy, p.num_policy, p.num_elites, p.horizon) == (512, 24, 64, 3)
-    assert (p.temperature, p.min_std, p.max_std, p.momentum) == (0.5, 0.05, 2.0, 0.0)
+def test_many_action_dimensions_are_refined_more_often():
     small = {"model": MODEL, "gamma": 0.99}
     assert make_agent("tdmpc2", small, O, 19).plan_config.iterations == 6
     assert make_agent("tdmpc2", small, O, 20).plan_config.iterations == 8
-    assert config.window == 3 and AGENTS["tdmpc2"].learns_online and not AGENTS["tdmpc"].learns_online
+
+
+def test_it_learns_online_and_its_predecessor_does_not():
+    assert AGENTS["tdmpc2"].learns_online and not AGENTS["tdmpc"].learns_online
 
 
 def test_images_are_refused_by_agents_that_take_none():
