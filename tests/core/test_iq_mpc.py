@@ -1,4 +1,4 @@
-"""IQ-MPC's losses in numpy. Its planning, and that it imitates: test_iq_mpc_planning.py."""
+"""IQ-MPC's losses in numpy. The gradient penalty: test_iq_mpc_penalty.py; planning and imitation: test_iq_mpc_planning.py."""
 
 import dataclasses
 
@@ -9,7 +9,6 @@ import torch
 from tests.core.reference import array, random_batch, shake, spy_on
 from tests.core.test_simplicial import apply_head, apply_normed
 from wmrl_ray.config import ConfigError
-from wmrl_ray.core import nets
 from wmrl_ray.core.agents import make_agent
 from wmrl_ray.core.math import sample_pair
 
@@ -136,67 +135,6 @@ def test_the_model_loss_is_equations_11_and_12_in_numpy(objective, dropout):
     assert info["q/difference"].item() == pytest.approx(difference, rel=1e-3)
 
 
-def test_the_penalty_is_equation_14_in_numpy():
-    agent, batch, zs, mix = make(), rows(), torch.rand(B, H, Z), torch.rand(2, H, 1)
-    heads = torch.tensor([3, 1])
-    loss, info = agent.penalty_loss(zs, batch.action, batch.valid, EXPERT, BEHAVIOUR, mix, heads)
-    za = np.concatenate([array(zs), array(batch.action)], -1)
-    between = array(mix) * za[EXPERT] + (1 - array(mix)) * za[BEHAVIOUR]
-    step, gradient = 1e-5, np.zeros_like(between)
-    for i in range(Z + A):  # by central differences
-        shifted = [between + sign * step * np.eye(Z + A)[i] for sign in (1, -1)]
-        ahead, behind = (np.mean([apply_head(agent.model.critic, h, x)[..., 0] for h in (3, 1)], 0) for x in shifted)
-        gradient[..., i] = (ahead - behind) / (2 * step)
-    norm = np.linalg.norm(gradient, axis=-1)
-    both = batch.valid[EXPERT] & batch.valid[BEHAVIOUR]
-    assert not both[0, -1] and both.sum() == 2 * H - 1
-    assert loss.item() == pytest.approx(over_rollout((norm - 1) ** 2, both), rel=1e-3)
-    assert info["q/gradient_norm"].item() == pytest.approx(norm[array(both) > 0].mean(), rel=1e-3)
-
-
-def test_critics_that_say_nothing_yet_have_a_finite_penalty_and_gradient():
-    agent = make_agent("iq_mpc", {**SMALL, "gradient_penalty": True}, O, A)
-    assert all(value.isfinite() for _ in range(2) for value in agent.update(rows()).values())
-
-
-def test_the_penaltys_gradient_is_that_of_finite_differences():
-    agent, batch, zs, mix = make(), rows(), torch.rand(B, H, Z), torch.rand(2, H, 1)
-
-    def loss():
-        return agent.penalty_loss(zs, batch.action, batch.valid, EXPERT, BEHAVIOUR, mix, torch.tensor([3, 1]))[0]
-
-    weights = list(agent.model.critic.weights)
-    for weight, gradient in zip(weights, torch.autograd.grad(loss(), weights), strict=True):
-        direction, step = torch.randn_like(weight), 2e-3
-        values = []
-        for sign in (1, -1):
-            weight.data.add_(sign * step * direction)
-            values.append(loss().item())
-            weight.data.sub_(sign * step * direction)
-        assert (gradient * direction).sum().item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.02)
-
-
-def test_onednns_products_give_the_penalty_the_same_second_derivative(monkeypatch):
-    agent, batch, zs, mix = make(model={**SMALL["model"], "mlp_dim": 32}), rows(), torch.rand(B, H, Z), torch.rand(2, H, 1)
-
-    def gradients():
-        loss = agent.penalty_loss(zs, batch.action, batch.valid, EXPERT, BEHAVIOUR, mix, torch.tensor([3, 1]))[0]
-        return torch.autograd.grad(loss, list(agent.model.critic.weights))
-
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(nets, "ONEDNN", False)
-    plain, products = gradients(), []
-    onednn = nets._OneDnnLinear.forward
-    monkeypatch.setattr(nets._OneDnnLinear, "forward", staticmethod(lambda *args: products.append(1) or onednn(*args)))
-    assert torch.equal(plain[0], gradients()[0]) and not products
-    monkeypatch.setattr(nets, "ONEDNN", True)
-    monkeypatch.setattr(nets, "NARROW", 1)
-    for a, b in zip(gradients(), plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert products
-
-
 @pytest.mark.parametrize("scaled", [True, False])
 def test_the_actor_loss_is_equation_13_in_numpy(scaled):
     agent, batch = make(scaled_log_prob=scaled), rows()
@@ -288,39 +226,6 @@ def test_an_update_moves_every_module_and_reports_finite_metrics(penalty):
     assert ("loss/penalty" in metrics) == penalty
     for target, was, online in zip(agent.target.critic.parameters(), old, agent.model.critic.parameters(), strict=True):
         assert torch.allclose(target, 0.99 * was + 0.01 * online, atol=1e-6)
-
-
-@pytest.mark.parametrize(("penalty_coef", "critic_coef"), [(1.0, 0.1), (3.0, 0.1), (1.0, 7.0)])
-def test_the_penalty_has_a_weight_of_its_own(penalty_coef, critic_coef):
-    """What is minimised is model + coef * penalty, whatever the weight of the critics' term."""
-    agent, seen = make(gradient_penalty=True, penalty_coef=penalty_coef, critic_coef=critic_coef), {}
-    optimize = agent.optimize
-    agent.optimize = lambda name, loss, norm: seen.setdefault(name, loss.item()) and optimize(name, loss, norm)
-    info = agent.update(rows())
-    penalty, model = info["loss/penalty"].item(), info["loss/model"].item()
-    assert penalty > 0.01
-    assert model == pytest.approx(20 * info["loss/consistency"].item() + critic_coef * info["loss/critic"].item(), rel=1e-4)
-    assert seen["model"] == pytest.approx(model + penalty_coef * penalty, rel=1e-5)
-
-
-def test_an_update_penalises_between_pairs_of_an_expert_and_a_behaviour_row_at_the_latents_that_actions_leave_from():
-    """Of 120 and 80 rows as many pairs as there are of the fewer, each somewhere else between at every step."""
-    agent, seen = make(gradient_penalty=True), {}
-    batch = dataclasses.replace(random_batch(200, H, O, A), is_expert=torch.arange(200) % 5 < 3)
-    model_loss, penalty_loss = agent.model_loss, agent.penalty_loss
-    agent.model_loss = lambda *args: seen.setdefault("model", model_loss(*args))
-    agent.penalty_loss = lambda *args: seen.setdefault("penalty", args) and penalty_loss(*args)
-    agent.update(batch)
-    latents = seen["model"][1]
-    zs, action, valid, expert, behaviour, mix, heads = seen["penalty"]
-    assert latents.shape == (200, H + 1, Z) and torch.equal(zs, latents[:, :H])
-    assert torch.equal(action, batch.action) and torch.equal(valid, batch.valid)
-    assert expert.tolist() == [i for i in range(200) if i % 5 < 3][:80]
-    assert behaviour.tolist() == [i for i in range(200) if i % 5 >= 3]
-    assert len(set(heads.tolist())) == 2 and set(heads.tolist()) <= set(range(Q))
-    assert mix.shape == (80, H, 1) and len(mix.unique()) == 80 * H and (mix > 0).all() and (mix < 1).all()
-    quantiles = mix.flatten().quantile(torch.linspace(0.1, 0.9, 9))
-    assert torch.allclose(quantiles, torch.linspace(0.1, 0.9, 9), atol=0.1)  # 3 standard deviations of 240 uniform numbers
 
 
 def test_each_part_of_an_update_has_noise_critics_and_dropout_of_its_own():

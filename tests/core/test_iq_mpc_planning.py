@@ -131,8 +131,11 @@ def test_decoded_rewards_are_q_minus_the_next_latents_value_in_numpy():
     assert torch.equal(reward, agent.decoded_reward(batch, num_actions=7))
 
 
-def test_it_learns_to_imitate_without_rewards():
+@pytest.mark.parametrize("penalty", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_learns_to_imitate_without_rewards(penalty):
+    """With the gradient penalty as it is by default, too: with the paper's weight of it no seed of three learns."""
     config = {
+        "gradient_penalty": penalty,
         "model": {"latent_dim": 32, "encoder_dim": 32, "mlp_dim": 32, "simnorm_dim": 4},
         "plan": {"horizon": 2, "num_samples": 28, "num_policy": 4, "num_elites": 4, "iterations": 2, "temperature": 10.0},
         **{"lr": 1e-3, "encoder_lr_scale": 1.0, "tau": 0.1, "gamma": 0.9, "entropy_coef": 3e-3},
@@ -147,4 +150,4 @@ def test_it_learns_to_imitate_without_rewards():
     assert before > 0.7 and result() < 0.2, (
         before,
         result(),
-    )  # standing still: 0.77; the expert: 0.0002; 3 seeds: 0.015 to 0.026
+    )  # standing still: 0.77; the expert: 0.0002; 3 seeds: 0.03 to 0.12, with the penalty 0.157 to 0.167

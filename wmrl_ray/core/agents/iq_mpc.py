@@ -5,7 +5,9 @@ encoder, latent dynamics, critics and policy prior; the critics learn inverse so
 agent's own episodes, in equal shares.
 
 Where the paper and its public code disagree, this is built:
-(a) the gradient penalty is a loss of its own with weight 1 (paper); in the code it is inside the critic's term, in effect 0.06;
+(a) the gradient penalty, of weight 1, is a part of the critics' loss (code), which has weight 0.1. `penalty_form` = "loss" is
+    the paper's, a loss of its own: ten times as strong, by which the imitation of tests/core/test_iq_mpc_planning.py fails
+    (both in tests/benchmarks/RESULTS.md). In either it shapes the critics alone (code; Eq. 14 leaves open what learns from it);
 (b) 2 planning iterations more where actions have 20 dimensions or more (code; `extra_iterations` = 0 is the paper's);
 (c) planning subtracts log pi of the policy's own action (code); `planned_log_prob` is Algorithm 1's, of the planned action.
     Why: as the policy narrows, -log pi of an action it would not take grows without bound, and planning would look for those;
@@ -15,7 +17,7 @@ Where the paper and its public code disagree, this is built:
 (g) V of the initial states is that of the first state of every expert window, at any time of its episode (both, in effect);
 (h) V of the rollout is computed for the temporal-difference form only (the code computes it always);
 (i) losses sum over t < H (code), the policy's over t <= H (both); each sum is divided by its number of steps (code), the
-    penalty's too, where the paper's Eqs. 11 to 14 are plain sums: weights are in effect H and H + 1 times smaller.
+    penalty's too. The paper's Eqs. 11 to 14 are plain sums, its Algorithm 2 divides the gradient of them all by H.
 
 Planning. Eq. 15 as printed telescopes to V(z_t), a constant. Algorithm 1, with r = Q(z, a) - gamma V(z'), is meant; where each
 V(z_t) is one sample that all terms share, it telescopes as well, to
@@ -69,7 +71,8 @@ class Config(SimplicialAgentConfig):
     # The second term of Eq. 6: (1 - gamma) V of the initial states (Eq. 12), or V(z) - gamma V(z') of the behaviour (ablation)
     objective: Literal["initial", "td"] = "initial"
     gradient_penalty: bool = False  # Eq. 14; the paper's for manipulation
-    penalty_coef: float = 1.0
+    penalty_form: Literal["critic", "loss"] = "critic"  # a part of the critics' loss, times critic_coef, or a loss of its own
+    penalty_coef: float = 1.0  # of the penalty, in either
     scaled_log_prob: bool = True
     plan_score: Literal["telescoped", "algorithm_1"] = "telescoped"
     planned_log_prob: bool = False  # planning subtracts log pi of the planned action, instead of that of the policy's own
@@ -199,6 +202,12 @@ class IQMPC(SimplicialAgent):
         loss = self.over_rollout((norm - 1).square(), both)
         return loss, {"loss/penalty": loss.detach(), "q/gradient_norm": masked_mean(norm.detach(), both)}
 
+    @property
+    def penalty_weight(self) -> float:
+        """Of L_pen in what the model's optimiser minimises."""
+        c = self.config
+        return c.penalty_coef * (c.critic_coef if c.penalty_form == "critic" else 1.0)
+
     def actor_loss(self, zs: Tensor, alive: Tensor, noise: Tensor, pair: Tensor, mask: Tensor | None) -> tuple[Tensor, Metrics]:
         """L_pi (Eq. 13): mean_t rho^t (beta log pi(a | z) - Q(z, a)), a ~ pi(z), over both kinds of rows.
 
@@ -241,7 +250,7 @@ class IQMPC(SimplicialAgent):
                 mix = torch.rand(paired, H, 1, generator=self.update_generator, device=self.device)
                 rows, heads = (expert[:paired], behaviour[:paired]), sample_pair(pairs[2])
                 penalty, penalty_info = self.penalty_loss(zs[:, :-1], batch.action, batch.valid, *rows, mix, heads)
-                loss, info = loss + c.penalty_coef * penalty, info | penalty_info
+                loss, info = loss + self.penalty_weight * penalty, info | penalty_info
         info["grad_norm/model"] = self.optimize("model", loss, c.grad_clip)
         mask = self.draw_mask(min(2, Q), B * (H + 1))
         with frozen(self.model.critic), self.autocast():
