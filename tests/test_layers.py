@@ -27,7 +27,7 @@ class Layer:
 
 CORE = frozenset({"numpy", "torch"})
 DATA = CORE | {"pyarrow", "h5py"}
-READERS = frozenset({"minari", "huggingface_hub", "gymnasium", "matplotlib", "h5py"})
+READERS = frozenset({"PIL", "minari", "huggingface_hub", "gymnasium", "matplotlib", "h5py"})
 SYSTEM = DATA | {"gymnasium", "safetensors", "yaml"}
 EXTRAS = frozenset(
     {"mujoco", "gymnasium_robotics", "dm_control", "myosuite", "mani_skill", "sapien", "imageio", "imageio_ffmpeg", "scipy"}

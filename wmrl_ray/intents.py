@@ -108,6 +108,7 @@ def augment(
         description=f"{card.description} Behind the {card.obs_dim} numbers of each observation: {says}.",
         notes=card.notes,
         terminal_obs_known=card.terminal_obs_known,
+        trajectories=card.trajectories,
         base_name=card.name,
         base_sha256=card.sha256,
     )

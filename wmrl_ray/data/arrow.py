@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.readers.values import reading
 
 # Ray before 2.55 unpickles the metadata of these types whenever a schema with one of them is read (CVE-2026-41486).
 RAY_EXTENSION_TYPES = (
@@ -19,6 +19,9 @@ RAY_EXTENSION_TYPES = (
     "ray.data.arrow_variable_shaped_tensor",
     "ray.data.arrow_pickled_object",
 )
+
+
+_LARGE = pa.ipc.IpcWriteOptions(allow_64bit=True)  # a batch of images has more than 2^31 numbers
 
 
 def unregister_ray_extension_types() -> None:
@@ -35,41 +38,32 @@ def read_table(path: Path) -> pa.Table:
         DataError: truncated, damaged, or another format.
     """
     unregister_ray_extension_types()
-    with damaged_as_data_error(path):
+    with reading(str(path)):
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq  # here, because mapping the cache does not need it
 
-            return pq.ParquetFile(path, memory_map=True).read()
-        with pa.memory_map(str(path)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-            return reader.read_all()
-
-
-@contextlib.contextmanager
-def damaged_as_data_error(path: Path, fix: str = "restore it from its source") -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; check the path") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"cannot read {path}: {reason}; it is damaged or another format, {fix}") from error
+            table = pq.ParquetFile(path, memory_map=True).read()
+        else:
+            with pa.memory_map(str(path)) as source:
+                is_file = source.read(6) == b"ARROW1"
+                source.seek(0)
+                table = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
+        table.validate(full=True)  # Why: offsets that lead out of a damaged file's buffers end the process when followed
+        return table
 
 
 def write_ipc(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Writes equally long arrays ([N] or [N, ...]) as one record batch, so that each is one contiguous piece of the file."""
     table = table_of(columns, metadata)
     batch = pa.RecordBatch.from_arrays([column.chunk(0) for column in table.columns], schema=table.schema)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema, options=_LARGE) as writer:
         writer.write_batch(batch)
 
 
 def locate(path: Path) -> dict[str, dict[str, Any]]:
     """Where `write_ipc` put each array in the file: its offset in bytes, shape and type, enough to map it without pyarrow."""
     unregister_ray_extension_types()
-    with damaged_as_data_error(path), pa.memory_map(str(path)) as source:
+    with pa.memory_map(str(path)) as source:
         start = source.read_buffer(source.size()).address
         source.seek(0)
         batch = pa.ipc.open_file(source).get_batch(0)

@@ -34,7 +34,7 @@ from wmrl_ray.data.files import atomic_folder, explained_os_errors, file_sha256,
 from wmrl_ray.data.readers.raw import Progress
 from wmrl_ray.data.source import Source
 
-VERSION = 6  # of the layout and of the readers: raise it when either changes what is read
+VERSION = 7  # of the layout and of the readers: raise it when either changes what is read
 FILES = ("data.arrow", "episodes.arrow", "layout.json", "card.json")
 ARRAYS = ("obs", "action", "reward", "terminated", "episode_starts")  # the last one in episodes.arrow
 
@@ -134,10 +134,9 @@ class Cache:
     def _build(self, source: Source, sha256: str, progress: Progress | None) -> None:
         from wmrl_ray.data import arrow
 
-        raw = source.read(progress)
-        arrays = raw.checked(source.name)
+        arrays, origin = source.read(progress)
         path = self.path(sha256)
-        card = make_card(arrays, raw.origin, uri=source.uri, name=source.name, source_sha256=sha256)
+        card = make_card(arrays, origin, uri=source.uri, name=source.name, source_sha256=sha256)
         _remove_stale(path)
         with atomic_folder(path) as folder:
             arrow.write_ipc(folder / "data.arrow", {name: arrays[name] for name in ARRAYS[:-1]})

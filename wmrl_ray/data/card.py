@@ -25,7 +25,9 @@ class Origin:
     env_spec: JSON of the environment (gymnasium's EnvSpec). ref_min_score, ref_max_score: mean returns of a random and of an
     expert controller, measured as the description says. action_repeat: how often each action was taken. notes: what the reader
     changed or dropped. terminal_obs_known: false where the last observation of a terminated episode only repeats the one before
-    it. base_name, base_sha256: of the dataset that this one is, but for the vectors behind its observations.
+    it. trajectories: (number, mean return, largest return) of trajectories up to their first terminal, where they go on after
+    it as further episodes; the card's returns are then these. base_name, base_sha256: of the dataset that this one is, but for
+    the vectors behind its observations.
     """
 
     env_id: str | None = None
@@ -36,6 +38,7 @@ class Origin:
     description: str = ""
     notes: tuple[str, ...] = ()
     terminal_obs_known: bool = True
+    trajectories: tuple[float, ...] = ()
     base_name: str | None = None
     base_sha256: str | None = None
 
@@ -46,8 +49,8 @@ class DatasetCard(Origin):
 
     sha256 is of the arrays, whatever the format they came in: an export of a dataset has the sha256 of the dataset.
     source_sha256 is of the source's files. obs_dim: O, or (C, h, w) of images. obs_mean, obs_std: [O], over all
-    observations; of images empty. return_mean, return_max: over episodes, undiscounted. stand_in: the sentence that says what
-    this dataset stands in for, None for an original.
+    observations; of images empty. return_mean, return_max: over episodes (see `trajectories`), undiscounted. stand_in: the sentence
+    that says what this dataset stands in for, None for an original.
     """
 
     uri: str
@@ -95,6 +98,7 @@ def make_card(
     obs, reward, starts = arrays["obs"], arrays["reward"], arrays["episode_starts"]
     lengths = np.diff(starts) - 1
     returns = np.add.reduceat(reward.astype(np.float64), starts[:-1])  # an episode's last row has reward 0
+    return_mean, return_max = origin.trajectories[1:] or (float(returns.mean()), float(returns.max()))
     mean, std = _mean_std(obs) if obs.ndim == 2 else (np.empty(0), np.empty(0))
     sha256 = content_sha256(arrays)
     description = origin.description.strip()
@@ -113,8 +117,8 @@ def make_card(
         action_dim=arrays["action"].shape[1],
         obs_mean=tuple(mean.tolist()),
         obs_std=tuple(std.tolist()),
-        return_mean=float(returns.mean()),
-        return_max=float(returns.max()),
+        return_mean=return_mean,
+        return_max=return_max,
         stand_in=stand_in_of(description),
         cache_path=cache_path,
     )

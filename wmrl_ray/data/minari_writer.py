@@ -51,6 +51,7 @@ def write_minari(
         "wmrl_sha256": card.sha256,
         "wmrl_notes": list(card.notes),
         "wmrl_terminal_obs_known": card.terminal_obs_known,
+        "wmrl_trajectories": list(card.trajectories),
         **(more or {}),
     }
     optional = {

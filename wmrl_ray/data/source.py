@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from wmrl_ray.config import did_you_mean
+from wmrl_ray.data.card import Origin
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.data.files import TABLE_SUFFIXES, file_sha256, table_files
-from wmrl_ray.data.readers.raw import Progress, RawDataset
+from wmrl_ray.data.readers.raw import Progress
+from wmrl_ray.data.readers.values import reading
 
 Kind = Literal["minari", "hdf5", "table", "npz"]
 FORMATS = (
     "minari://ID, a Minari id or folder, hdf5://PATH, *.hdf5, *.h5, *.npz, *.parquet, *.arrow, *.feather, or a folder of tables"
 )
+_WHAT = {"minari": "a Minari dataset", "hdf5": "D4RL-style HDF5", "table": "a table of episodes", "npz": "npz"}
 MINARI_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")  # as Minari's own, with a version
 
 
@@ -32,11 +37,11 @@ class Source:
     uri: str
     name: str
 
-    def read(self, progress: Progress | None = None) -> RawDataset:
-        """Reads all of it.
+    def read(self, progress: Progress | None = None) -> tuple[dict[str, np.ndarray], Origin]:
+        """All of it, checked: the arrays in the layout of `Dataset`, and what the source says about itself.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: it cannot be read, or `RawDataset.checked` refuses it.
         """
         if self.kind == "minari":
             from wmrl_ray.data.readers.minari_files import read_minari as read
@@ -46,7 +51,9 @@ class Source:
             from wmrl_ray.data.readers.tables import read_tables as read
         else:
             from wmrl_ray.data.readers.npz import read_npz as read
-        return read(self.path, progress)
+        with reading(f"{self.path} as {_WHAT[self.kind]}"):
+            raw = read(self.path, progress)
+            return raw.checked(self.name), raw.origin
 
     def signature(self) -> str:
         """A hash of the names, sizes and modification times of the files: changes when they are written, costs no reading."""

@@ -18,20 +18,28 @@ import numpy as np
 
 from wmrl_ray.data.card import Origin
 from wmrl_ray.data.episode import DataError
-from wmrl_ray.data.readers.raw import ACTION_TOLERANCE, Progress, RawDataset, damaged_as_data_error, starts_from_lengths
+from wmrl_ray.data.readers.images import channel_axis, channels_first, image_notes
+from wmrl_ray.data.readers.raw import ACTION_TOLERANCE, Progress, RawDataset, starts_from_lengths
+from wmrl_ray.data.readers.values import flags_of, reading
+
+EPISODE_KEYS = ("observations", "actions", "rewards", "terminations", "truncations", "infos", "episode_id")
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One Box inside the observation space: its path of keys, its flat size and its first column in the joined observation.
+    """One Box inside the observation space: its path of keys, its shape, flat size and first column in the joined observation.
 
-    image: [C, h, w] of the only leaf of a space of images.
+    channels: the axis of an image's channels (`images.channel_axis`), None: it is no image.
     """
 
     keys: tuple[str, ...]
-    size: int
+    shape: tuple[int, ...]
     column: int
-    image: tuple[int, ...] | None = None
+    channels: int | None = None
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
 
 
 def read_minari(folder: Path, progress: Progress | None = None) -> RawDataset:
@@ -42,7 +50,8 @@ def read_minari(folder: Path, progress: Progress | None = None) -> RawDataset:
     """
     metadata = read_metadata(folder)
     where = str(metadata.get("dataset_id", folder))
-    leaves = _leaves(_space(metadata, "observation_space", where), where)
+    own = metadata.get("wmrl_sha256") is not None
+    leaves = _leaves(_space(metadata, "observation_space", where), where, own)
     bounds = _action_bounds(_space(metadata, "action_space", where), where)
     layout = metadata.get("data_format", "hdf5")
     num_episodes = int(metadata.get("total_episodes", 0))
@@ -55,10 +64,16 @@ def read_minari(folder: Path, progress: Progress | None = None) -> RawDataset:
     else:
         raise DataError(f"{where}: data_format = {layout!r} is not known; allowed: 'hdf5', 'arrow', 'parquet'")
     raw = read_episodes(folder / "data", metadata, leaves, len(bounds[0]), progress)
-    raw.origin = _origin(metadata, leaves)
+    found, said = len(raw.obs) - num_episodes, metadata.get("total_steps")
+    if said is not None and int(said) != found:
+        raise DataError(f"{where}: its metadata say total_steps = {said}, its episodes have {found}; restore what is missing")
+    origin = _origin(metadata, leaves)
     raw.sha256 = metadata.get("wmrl_sha256")
-    if leaves[0].image is not None:
-        raw.obs = raw.obs.reshape(-1, *leaves[0].image)
+    image = leaves[0]
+    if image.channels is not None:
+        raw.obs = channels_first(raw.obs.reshape(-1, *image.shape), image.channels)
+        origin = dataclasses.replace(origin, notes=(*origin.notes, *image_notes(image.shape, image.channels)))
+    raw.origin = dataclasses.replace(origin, notes=(*origin.notes, *raw.origin.notes))
     _rescale(raw, bounds, where)
     return raw
 
@@ -66,7 +81,7 @@ def read_minari(folder: Path, progress: Progress | None = None) -> RawDataset:
 def read_metadata(folder: Path) -> dict[str, Any]:
     """`data/metadata.json` of a Minari dataset folder."""
     path = folder / "data" / "metadata.json"
-    with damaged_as_data_error(path, "Minari metadata"):
+    with reading(f"{path} as Minari metadata"):
         metadata = json.loads(path.read_text())
         if not isinstance(metadata, dict):
             raise TypeError(f"it holds a {type(metadata).__name__}, not an object")
@@ -78,13 +93,22 @@ def allocate(lengths: np.ndarray, leaves: list[Leaf], action_dim: int) -> RawDat
     starts = starts_from_lengths(lengths)
     rows, obs_dim = int(starts[-1]), leaves[-1].column + leaves[-1].size
     return RawDataset(
-        obs=np.empty((rows, obs_dim), np.float32 if leaves[0].image is None else np.uint8),
+        obs=np.empty((rows, obs_dim), np.float32 if leaves[0].channels is None else np.uint8),
         action=np.zeros((rows, action_dim), np.float32),
         reward=np.zeros(rows, np.float32),
         terminated=np.zeros(rows, np.uint8),
         episode_starts=starts,
         origin=Origin(),
     )
+
+
+def check_episodes(where: str, found: int, said: int) -> None:
+    """Raises DataError unless the files hold as many episodes as the metadata say."""
+    if found != said:
+        raise DataError(
+            f"{where}: its metadata say total_episodes = {said}, its files hold {found}; restore what is missing, or write the "
+            "dataset again"
+        )
 
 
 def check_lengths(where: str, number: int, obs: int, action: int, reward: int) -> None:
@@ -95,12 +119,24 @@ def check_lengths(where: str, number: int, obs: int, action: int, reward: int) -
         )
 
 
-def check_terminations(where: str, number: int, terminations: np.ndarray) -> bool:
-    """Whether the episode terminated; only its last step may."""
-    if terminations[:-1].any():
-        step = int(np.argmax(terminations))
-        raise DataError(f"{where}: episode {number} terminated at step {step} but goes on; split the episode there")
-    return bool(terminations[-1])
+def ends_terminated(where: str, number: int, terminations: Any, truncations: Any, steps: int) -> bool:
+    """Whether the episode terminated; only its last step may end it. truncations: None where the source has none.
+
+    Raises:
+        DataError: a flag other than 0 and 1, an end before the last step, or other than one flag for each step.
+    """
+    ended = False
+    for name, verb, flags in (("truncations", "was truncated", truncations), ("terminations", "terminated", terminations)):
+        if flags is None:
+            continue
+        values = flags_of(flags, name, f"{where}: episode {number}")
+        if len(values) != steps:
+            raise DataError(f"{where}: episode {number} has {len(values)} {name} for {steps} steps; repair or drop it")
+        if values[:-1].any():
+            step = int(np.argmax(values))
+            raise DataError(f"{where}: episode {number} {verb} at step {step} but goes on; split the episode there")
+        ended = bool(values[-1])
+    return ended
 
 
 def _space(metadata: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
@@ -110,16 +146,21 @@ def _space(metadata: Mapping[str, Any], name: str, where: str) -> dict[str, Any]
     return json.loads(space) if isinstance(space, str) else space
 
 
-def _leaves(space: dict[str, Any], where: str) -> list[Leaf]:
+def _leaves(space: dict[str, Any], where: str, own: bool) -> list[Leaf]:
     found: list[Leaf] = []
     for keys, box in _walk(space, (), where):
-        size = int(np.prod(box["shape"], dtype=np.int64))
-        column = found[-1].column + found[-1].size if found else 0
-        is_image = len(box["shape"]) == 3 and box["dtype"] == "uint8"
-        found.append(Leaf(keys, size, column, tuple(box["shape"]) if is_image else None))
-    if len(found) > 1 and (images := [leaf for leaf in found if leaf.image is not None]):
+        column, shape = found[-1].column + found[-1].size if found else 0, tuple(int(size) for size in box["shape"])
+        if 0 in shape:
+            raise DataError(f"{where}: the space of {'.'.join(keys) or 'observations'} is {list(shape)}, which holds nothing")
+        name = ".".join(("observations", *keys))
+        is_own_image = own and box["dtype"] == "uint8" and len(shape) == 3
+        axis = 0 if is_own_image else channel_axis(shape, box["dtype"], name, where)
+        found.append(Leaf(keys, shape, column, axis))
+    if not found:
+        raise DataError(f"{where}: its observation space has nothing in it; at least one Box is needed")
+    if len(found) > 1 and (images := [leaf for leaf in found if leaf.channels is not None]):
         raise DataError(
-            f"{where}: {'.'.join(images[0].keys)} is an image {list(images[0].image or ())} beside other observations; only an "
+            f"{where}: {'.'.join(images[0].keys)} is an image {list(images[0].shape)} beside other observations; only an "
             "observation that is one image, or vectors, can be read"
         )
     return found
@@ -143,7 +184,9 @@ def _action_bounds(space: dict[str, Any], where: str) -> tuple[np.ndarray, np.nd
         raise DataError(f"{where}: the action space is {space['type']}; only a Box can be used, convert the dataset")
     shape = tuple(space["shape"])
     low, high = (np.broadcast_to(np.asarray(space[k], np.float64), shape).reshape(-1) for k in ("low", "high"))
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+    if 0 in shape:
+        raise DataError(f"{where}: the action space is {list(shape)}, which holds nothing; at least 1 number is needed")
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
         raise DataError(
             f"{where}: the action space {low.tolist()} to {high.tolist()} has no finite bounds; give the Box finite ones"
         )
@@ -154,9 +197,10 @@ def _rescale(raw: RawDataset, bounds: tuple[np.ndarray, np.ndarray], where: str)
     low, high = bounds
     is_step = np.ones(len(raw.action), np.bool_)
     is_step[raw.episode_starts[1:] - 1] = False
-    outside = (
-        (raw.action < low - ACTION_TOLERANCE * (high - low)) | (raw.action > high + ACTION_TOLERANCE * (high - low))
-    ).any(1)
+    fixed = low == high
+    span = np.where(fixed, 1.0, high - low)
+    slack = ACTION_TOLERANCE * np.where(fixed, np.maximum(np.abs(low), 1.0), span)
+    outside = ((raw.action < low - slack) | (raw.action > high + slack)).any(1)
     if (outside & is_step).any():
         row = int(np.argmax(outside & is_step))
         raise DataError(
@@ -164,9 +208,11 @@ def _rescale(raw: RawDataset, bounds: tuple[np.ndarray, np.ndarray], where: str)
             f"{low.tolist()} to {high.tolist()}; repair this episode or the space"
         )
     if (low != -1).any() or (high != 1).any():
-        raw.action[:] = np.where(is_step[:, None], 2 * (raw.action - low) / (high - low) - 1, 0)
-        note = f"actions rescaled to [-1, 1] from {low.tolist()} to {high.tolist()}"
-        raw.origin = dataclasses.replace(raw.origin, notes=(*raw.origin.notes, note))
+        raw.action[:] = np.where(is_step[:, None] & ~fixed, 2 * (raw.action - low) / span - 1, 0)
+        notes = [f"actions rescaled to [-1, 1] from {low.tolist()} to {high.tolist()}"]
+        if fixed.any():
+            notes.append(f"actions {np.flatnonzero(fixed).tolist()} can have one value only, which is 0 here")
+        raw.origin = dataclasses.replace(raw.origin, notes=(*raw.origin.notes, *notes))
 
 
 def _origin(metadata: Mapping[str, Any], leaves: list[Leaf]) -> Origin:
@@ -184,6 +230,7 @@ def _origin(metadata: Mapping[str, Any], leaves: list[Leaf]) -> Origin:
         description=metadata.get("description") or "",
         notes=notes,
         terminal_obs_known=metadata.get("wmrl_terminal_obs_known", True),
+        trajectories=tuple(metadata.get("wmrl_trajectories", ())),
         base_name=vectors.get("dataset"),
         base_sha256=vectors.get("dataset_sha256"),
     )

@@ -1,18 +1,15 @@
-"""What a reader returns, and the one check that every source passes."""
+"""The door: what a reader returns, and the one check that every source passes (`Source.read`)."""
 
 from __future__ import annotations
 
-import contextlib
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from wmrl_ray.data.card import Origin, content_sha256
 from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.readers.values import flags_of
 
 Progress = Callable[[int, int], None]  # (episodes or files read, all)
 ACTION_TOLERANCE = 1e-5  # of the action range: what rounding to float32 may do
@@ -37,10 +34,20 @@ class RawDataset:
         """The validated arrays by name.
 
         Raises:
-            DataError: empty, rows that do not fit together, NaN or inf, an action outside the space, a terminal before the end
-                of its episode, a last row that holds more than the observation, not the declared sha256.
+            DataError: empty, other shapes or types, rows that do not fit together, NaN or inf, an action outside the space,
+                a terminal before the end of its episode, a last row that holds more than the observation, not the declared
+                sha256.
         """
         starts, rows = self.episode_starts, len(self.obs)
+        is_image = self.obs.dtype == np.uint8 and self.obs.ndim == 4
+        axes = {"obs": 4 if is_image else 2, "action": 2, "reward": 1, "terminated": 1, "episode_starts": 1}
+        for name, number in axes.items():
+            values = getattr(self, name)
+            if values.ndim != number or values.dtype.kind not in "biuf" or 0 in values.shape[1:]:
+                raise DataError(
+                    f"{where}: {name} has the shape {list(values.shape)} of {values.dtype}; numbers [N, O] (images: "
+                    "[N, C, h, w] uint8), [N, A], [N], [N] and [E+1] are needed"
+                )
         if len(starts) < 2:
             raise DataError(f"{where}: the dataset is empty; it needs at least one episode")
         for name in ("action", "reward", "terminated"):
@@ -55,7 +62,6 @@ class RawDataset:
                 f"{where}: episode_starts does not cut {rows} rows into episodes of at least 2 rows (episode {short} has "
                 f"{int(starts[short + 1] - starts[short])}, the last ends at row {int(starts[-1])}); rewrite the dataset"
             )
-        is_image = self.obs.dtype == np.uint8 and self.obs.ndim == 4
         for name in ("action", "reward") if is_image else ("obs", "action", "reward"):
             self._check_finite(name, where)
         self._check_action(where)
@@ -118,41 +124,6 @@ class RawDataset:
             )
         if max(-low, high) > 1.0:
             self.action = np.clip(self.action, -1.0, 1.0)
-
-
-@contextlib.contextmanager
-def damaged_as_data_error(path: Path, kind: str) -> Iterator[None]:
-    """What h5py, numpy and json raise on a damaged file, as one line."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{error.filename or path} does not exist; check the path") from error
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(
-            f"cannot read {path} as {kind}: {reason}; it is damaged or another format, restore it from its source"
-        ) from error
-
-
-def flags_of(values: np.ndarray, name: str, where: str) -> np.ndarray:
-    """[N] bool from [N] of any type that holds 0 and 1 only.
-
-    Raises:
-        DataError: another value.
-    """
-    values = np.asarray(values).reshape(-1)
-    wrong = (values != 0) & (values != 1)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise DataError(f"{where}: {name} is {values[row]} in row {row}; it must be 0 or 1, rewrite the dataset")
-    return values.astype(np.bool_)
-
-
-def rows_of(values: np.ndarray) -> np.ndarray:
-    """[N, D] f32 from [N, ...]; N may be 0."""
-    return np.asarray(values, np.float32).reshape(len(values), int(np.prod(values.shape[1:], dtype=np.int64)))
 
 
 def starts_from_lengths(lengths: np.ndarray) -> np.ndarray:
