@@ -193,7 +193,7 @@ def _with_key(home: Path, episodes: list[Episode], layout: str, name: str) -> Pa
             file[f"episode_1/{name}"] = np.zeros(7)
     else:
         (path,) = (data / "1").glob("*.arrow")
-        table = arrow.read_table(path)
+        table = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
         arrow_file = table.append_column(name, pa.array([0] * len(table)))
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, arrow_file.schema) as writer:
             writer.write_table(arrow_file)

@@ -49,8 +49,8 @@ class DatasetCard(Origin):
 
     sha256 is of the arrays, whatever the format they came in: an export of a dataset has the sha256 of the dataset.
     source_sha256 is of the source's files. obs_dim: O, or (C, h, w) of images. obs_mean, obs_std: [O], over all
-    observations; of images empty. return_mean, return_max: over episodes (see `trajectories`), undiscounted. stand_in: the sentence
-    that says what this dataset stands in for, None for an original.
+    observations; of images empty. return_mean, return_max: over episodes (see `trajectories`), undiscounted. stand_in: the
+    sentence that says what this dataset stands in for, None for an original.
     """
 
     uri: str
