@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.core.reference import apply, array, random_batch, shake
+from tests.core.reference import apply, array, random_batch, shake, spy_on
 from tests.fakes import distance, drift, imitate, policy_of
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import make_agent
@@ -150,6 +150,16 @@ def test_an_encoder_of_images_learns_with_the_critic_alone(objective):
     assert all(torch.equal(p, was) for p, was in zip(agent.model.encoder.parameters(), moved, strict=True))
     action, _, _ = agent.act(batch.obs[:, 0], None, torch.ones(B, dtype=torch.bool))
     assert action.shape == (B, A) and agent.decoded_reward(batch).shape == (B, 1)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_images_move_in_updates_where_that_is_asked_for(shift):
+    agent = make_agent("iq_sac", {"hidden_dim": 8, "num_channels": 2, "simnorm_dim": 4, "shift": shift}, (9, 64, 64), A)
+    batch = dataclasses.replace(random_batch(B, H, O, A), obs=torch.randint(0, 256, (B, 2, 9, 64, 64), dtype=torch.uint8))
+    seen = spy_on(agent, "critic_step", "actor_step")
+    agent.update(batch)
+    ((learned, *_),), ((obs, _),) = seen.values()
+    assert torch.equal(learned.obs, batch.obs) == (shift == 0) and torch.equal(obs, learned.obs[:, 0])
 
 
 def test_images_of_another_size_are_refused():

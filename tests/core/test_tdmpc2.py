@@ -325,3 +325,4 @@ def test_images_are_shifted_each_by_its_own_offset_in_updates_and_not_when_actin
         }
     assert len(found) >= 4
     assert torch.equal(image_agent(shift=0).shifted(images), images)
+    assert not torch.equal(image_agent(shift=1).shifted(images), images)
