@@ -2,10 +2,11 @@
 
 python -m tests.benchmarks.parity_iq_mpc --peer PATH     # PATH: a checkout of TobyLeelsz/iqmpc, or its git folder
 
-Their `update_iq` (with `update_pi`), for both forms of the second term, and `_estimate_value_iq`. Weights are drawn anew,
-random numbers are given to both sides alike. Of what `wmrl_ray/core/agents/iq_mpc.py` says differs, these are made equal: no
-dropout; their terminal value asks for the lower critic too; to our scaled log pi its constant's share is added. And no
-gradient is clipped, since their norm has the policy's gradient in it, which they throw away.
+Their `update_iq` (with `update_pi`), for both forms of the second term and with the gradient penalty, and
+`_estimate_value_iq`. Weights are drawn anew, random numbers are given to both sides alike. Of what differs by the docstring of
+`wmrl_ray/core/agents/iq_mpc.py` these are made equal: no dropout; their terminal value asks for the lower critic too; to our
+scaled log pi its constant's share is added. And no gradient is clipped, since their norm has the policy's gradient in it, which
+they throw away.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ BOTH = {"entropy_coef": 0.02}  # why not 1e-4: log pi should be seen beside Q
 
 
 @contextlib.contextmanager
-def given(normal: list[Tensor], pairs: list[Tensor]) -> Iterator[None]:
-    """Their next calls for normal noise, and for two critics, return these, in turn, and all of them."""
-    numbers, chosen = iter(normal), iter(pairs)
+def given(normal: list[Tensor], pairs: list[Tensor], uniform: tuple[Tensor, ...] = ()) -> Iterator[None]:
+    """Their next calls for normal and uniform noise, and for two critics, return these, in turn, and all of them."""
+    numbers, chosen, between = iter(normal), iter(pairs), iter(uniform)
     with (
         mock.patch("torch.randn_like", lambda x, **_: next(numbers).expand_as(x)),
+        mock.patch("torch.rand", lambda *_, **__: next(between)),
         mock.patch("numpy.random.choice", lambda *_, **__: next(chosen).numpy()),
     ):
         yield
-    assert next(numbers, None) is None and next(chosen, None) is None, "they drew fewer random numbers than expected"
+    assert all(next(drawn, None) is None for drawn in (numbers, chosen, between)), (
+        "they drew fewer random numbers than expected"
+    )
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
@@ -54,10 +58,12 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 class Pair:
     """Both agents, with the same weights."""
 
-    def __init__(self, root: Path, obs_dim: int, action_dim: int, objective: str):
+    def __init__(self, root: Path, obs_dim: int, action_dim: int, objective: str, penalty: bool):
         self.generator, self.sizes, self.objective = torch.Generator().manual_seed(0), (obs_dim, action_dim), objective
+        self.penalty = penalty
+        torch.manual_seed(0)  # of their initial weights
         changed = {"dropout": 0.0, "batch_size": B, "grad_clip_norm": 1e9, "use_v0": objective == "initial", **BOTH}
-        self.peer = PeerIQMPC(root, obs_dim, action_dim, **changed)
+        self.peer = PeerIQMPC(root, obs_dim, action_dim, gradient_penalty=penalty, **changed)
         with torch.no_grad():
             for p in self.peer.agent.model.parameters():  # critics, and their targets, each in its own way
                 p.add_(0.05 * self.normal(*p.shape))
@@ -76,6 +82,7 @@ class Pair:
 
     def agent(self, **settings: Any) -> Any:
         config = {"model": {"num_bins": 1, "dropout": 0.0}, "episode_len": 100, "grad_clip": 1e9, "objective": self.objective}
+        config |= {"gradient_penalty": self.penalty, "penalty_form": "critic"}
         agent = make_agent("iq_mpc", {**config, **BOTH, **settings}, *self.sizes)
         sample, A = agent.sample, self.sizes[1]
         missing = A * (A - 1) / 2 * LOG_2PI
@@ -143,18 +150,24 @@ class Pair:
         self.peer.set_batch(batch)
         noise, value_noise = self.normal(2 * B, 2 * H + 1, A), self.normal(*((B,) if first else (B, H)), A)
         chosen = [self.pair() for _ in range(4)]  # of targets, the second term, the penalty, the policy
-        target, second, _, policy = (heads for _, heads in chosen)
+        target, second, penalty, policy = (heads for _, heads in chosen)
+        mix = torch.rand(B, H, 1, generator=self.generator)
         of_value = torch.zeros(H + 1, 2 * B, A)  # their V along the whole rollout, of which the second form reads a part
         if not first:
             of_value[:H, :B] = value_noise.transpose(0, 1)
         numbers = [of_value, noise[:, :H].transpose(0, 1), *([value_noise.unsqueeze(0)] if first else [])]
         numbers += [torch.zeros(A)] * H + [noise[:, H:].transpose(0, 1)]  # in the middle, of what they only report
-        pairs = [second, target, *([second] if first else []), *[target] * (2 * H), policy]
-        with given([part.contiguous() for part in numbers], pairs):
+        of_step = [*([penalty] * Q if self.penalty else []), target, target]
+        pairs = [second, target, *([second] if first else []), *of_step * H, policy]
+        uniform = mix.repeat_interleave(Q, 1).unbind(1) if self.penalty else ()
+        with given([part.contiguous() for part in numbers], pairs, uniform):
             other = self.peer.update()
         drawn = iter([noise, value_noise, torch.stack([one for one, _ in chosen])])
-        with mock.patch("torch.randn", lambda *_, **__: next(drawn)):
+        with mock.patch("torch.randn", lambda *_, **__: next(drawn)), mock.patch("torch.rand", lambda *_, **__: mix):
             ours = agent.update(batch)
+        if self.penalty:  # which is a part of what they report
+            ours["loss/critic"] = ours["loss/critic"] + agent.config.penalty_coef * ours["loss/penalty"]
+            ours["loss/model"] = ours["loss/model"] + agent.penalty_weight * ours["loss/penalty"]
         names = {"consistency": "consistency_loss", "critic": "value_loss", "model": "total_loss", "actor": "pi_loss"}
         found = {f"loss/{name}": distance(ours[f"loss/{name}"], torch.tensor(other[key])) for name, key in names.items()}
         for name, optimizer in (("model", self.peer.agent.optim), ("actor", self.peer.agent.pi_optim)):
@@ -177,9 +190,9 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
     with checkout(arguments.peer, "tdmpc2") as root:
         for name, sizes in SIZES.items():
-            for objective in ("initial", "td"):
-                both = Pair(root, *sizes, objective)
-                results[f"{name}, {objective}"] = both.networks() | both.plans() | both.update()
+            for objective, penalty in (("initial", False), ("td", False), ("initial", True)):
+                both, what = Pair(root, *sizes, objective, penalty), f"{name}, {objective}{' + penalty' * penalty}"
+                results[what] = both.networks() | both.plans() | both.update()
     rows = [[what, *(f"{found[what]:.1e}" for found in results.values())] for what in next(iter(results.values()))]
     print(f"{machine()}\n\n{table(['largest difference / max(1, largest)', *results], rows)}")
     worst = max(value for found in results.values() for value in found.values())
