@@ -2,14 +2,17 @@
 
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.core.reference import random_batch, shake
 from tests.core.small import CONFIGS, MODEL, OURS, A, O, batches, losses, make
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import make_agent
+from wmrl_ray.core.batch import Batch
 
 
 @pytest.fixture(params=OURS)
@@ -87,6 +90,54 @@ def test_bfloat16_stays_close_to_float32(name):
         if key.startswith("loss/"):
             assert rough[key] == pytest.approx(exact[key], rel=0.05, abs=0.02), key
     assert all(p.dtype == torch.float32 for p in make(name, precision="bfloat16").model.parameters())
+
+
+def test_whichever_module_is_not_finite_the_metrics_say_so(name):
+    """`train.finite_metrics` then ends the run. The second update's: what is shared reaches a loss by then, or never."""
+    data = batches(name, 2)
+    plain = make(name)
+    modules = [
+        (part, child) for part in ("model", "target") for child, _ in (getattr(plain, part) or plain.model).named_children()
+    ]
+    for value in (torch.nan, torch.inf):
+        for part, child in dict.fromkeys(modules):
+            agent = make(name)
+            parameters = list((getattr(agent, part) or agent.model).get_submodule(child).parameters())
+            for p in parameters:
+                p.data.fill_(value)
+            assert not parameters or not all(math.isfinite(v) for v in losses(agent, data)[-1].values()), (part, child, value)
+
+
+SYNCHRONISES = {"nonzero", "_local_scalar_dense", "is_nonzero", "masked_select", "_unique2", "unique_dim", "equal", "item"}
+
+
+class Synchronisations(TorchDispatchMode):
+    """The operations after `moved` for which a GPU's host would wait: what they return depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved, self.found = False, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = func.overloadpacket is torch.ops.aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if self.moved and (by_mask or func.overloadpacket.__name__ in SYNCHRONISES):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_never_waits_for_the_device(name, monkeypatch):
+    """From when the batch is there: that is when a GPU has work to do."""
+    agent, (batch,) = make(name), batches(name, 1)
+    move, seen = Batch.to, Synchronisations()
+
+    def to(self, device):
+        seen.moved = True
+        return move(self, device)
+
+    monkeypatch.setattr(Batch, "to", to)
+    with seen:
+        agent.update(batch)
+    assert seen.moved and not seen.found
 
 
 @pytest.mark.parametrize("name", ["bc", "iql", "td3_bc", "awac"])

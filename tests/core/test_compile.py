@@ -1,6 +1,7 @@
 """Compiled agents: the same results, CUDA graphs, and whole steps in one graph."""
 
 import dataclasses
+import math
 import re
 from types import SimpleNamespace
 
@@ -29,6 +30,18 @@ def test_compiling_changes_no_result_beyond_rounding(name):
         assert b == pytest.approx(a, rel=1e-3, abs=1e-4)
     obs, first = torch.randn(3, O), torch.ones(3, dtype=torch.bool)
     assert torch.allclose(eager.act(obs, None, first)[0], compiled.act(obs, None, first)[0], atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_update_that_is_not_finite_says_so(precision):
+    """Of targets that are NaN no index is made, neither in a loss nor in the gradient's kernel."""
+    agent, data = make("tdmpc2", precision=precision, compile="default"), batches("tdmpc2", 2)
+    losses(agent, data[:1])
+    for p in agent.target.parameters():
+        p.data.fill_(torch.nan)
+    (metrics,) = losses(agent, data[1:])
+    assert math.isnan(metrics["loss/critic"]) and math.isnan(metrics["loss/model"])
 
 
 @pytest.mark.parametrize("name", ["tdmpc2", "iq_mpc"])

@@ -83,7 +83,7 @@ def test_each_windows_part_of_the_model_loss_is_clamped():
 def test_the_actor_loss_is_equation_3_in_numpy():
     agent = make(beta=2.0, largest_weight=3.0)
     zs, action = torch.randn(B, H, Z), torch.rand(B, H, A) * 1.8 - 0.9
-    advantage = torch.tensor([[0.1, -0.5, 0.4], [5.0, 0.0, -2.0]])
+    advantage = torch.tensor([[0.1, -0.5, -2.4], [5.0, 0.0, -3.0]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
     weight = np.minimum(np.exp(2.0 * array(advantage)), 3.0)
     mean, log_std = numpy_distribution(agent, array(zs))
@@ -92,7 +92,9 @@ def test_the_actor_loss_is_equation_3_in_numpy():
     expected = -(array(valid) * rollout_weights() * weight * log_prob.sum(-1)).sum(1).mean()
     loss, info = agent.actor_loss(zs, action, advantage, valid)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
-    assert info["advantage/clipped_frac"].item() == pytest.approx(1 / 5)
+    assert info["advantage/weight_mean"].item() == pytest.approx(weight[array(valid) > 0].mean(), rel=1e-5)
+    assert info["advantage/clipped_frac"].item() == pytest.approx(1 / 5)  # 5.0
+    assert info["advantage/ignored_frac"].item() == pytest.approx(1 / 5)  # -2.4; -3.0 is after the end
 
 
 def test_each_loss_reaches_its_own_modules():

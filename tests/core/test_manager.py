@@ -152,6 +152,18 @@ def test_the_value_and_the_actor_loss_are_equations_1_and_3_in_numpy():
     assert agent.actor_loss(zs, action, advantage, valid)[0].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_it_reports_the_share_of_weights_at_their_bound_and_of_those_that_are_next_to_nothing():
+    agent = make(beta=2.0, largest_weight=3.0)
+    zs, action = torch.randn(2, H, Z), torch.nn.functional.one_hot(torch.randint(C, (2, H, G)), C).float().flatten(-2)
+    advantage = torch.tensor([[0.6, -2.2, -2.4], [5.0, -3.0, 4.0]])
+    valid = torch.tensor([[True, True, True], [True, False, False]])
+    info = agent.actor_loss(zs, action, advantage, valid)[1]
+    weights = np.minimum(np.exp(2 * np.array([0.6, -2.2, -2.4, 5.0])), 3)  # exp 1.2 = 3.32 and exp 10: at the bound
+    assert info["advantage/weight_mean"].item() == pytest.approx(weights.mean(), rel=1e-5)
+    assert info["advantage/clipped_frac"].item() == pytest.approx(2 / 4)
+    assert info["advantage/ignored_frac"].item() == pytest.approx(1 / 4)  # exp -4.8 = 0.0082; exp -4.4 = 0.0123
+
+
 def test_each_loss_reaches_its_own_modules():
     agent = make()
     batch, noise = random_batch(B, H * K, O, 7), torch.randn(2, B, H, A)

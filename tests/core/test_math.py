@@ -91,6 +91,19 @@ def test_a_two_hot_code_splits_a_number_between_its_neighbouring_bins():
     assert torch.allclose(share, torch.tensor([[0.0, 0.25], [0.5, 1.0]]), atol=1e-6)  # the last number is clamped
 
 
+@pytest.mark.parametrize("x", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_two_hot_loss_of_a_number_that_is_not_finite_is_nan_and_its_bins_exist(x, dtype):
+    """Of that number alone, and its logits' gradient is NaN there. Where symlog(x) is none, no index could be made of it."""
+    targets = torch.tensor([1e38, x, 2.0], dtype=dtype)
+    below, _ = m.two_hot_parts(targets, 101, -10, 10)
+    assert ((below >= 0) & (below <= 99)).all() and below[0] == 99
+    logits = torch.zeros(2, 3, 101, dtype=dtype, requires_grad=True)
+    loss = m.two_hot_loss(logits, targets, -10, 10)
+    loss.sum().backward()
+    assert loss.isnan().tolist() == logits.grad.isnan().any(-1).tolist() == [[False, True, False]] * 2
+
+
 def test_decoding_a_two_hot_code_gives_the_number_back():
     x = torch.linspace(-300, 300, 41)
     code = torch.tensor(two_hot(x.numpy(), 101, -10, 10), dtype=torch.float32)

@@ -70,11 +70,20 @@ def advantage_weight(advantage: Tensor, beta: float, largest: float) -> Tensor:
     return (beta * advantage.detach()).exp().clamp(max=largest)
 
 
+def weight_metrics(weight: Tensor, largest: float, mask: Tensor) -> dict[str, Tensor]:
+    """Of `advantage_weight` where mask is true: its mean, the share at its bound, and that below 0.01, hardly learned from."""
+    shares = {"clipped_frac": weight >= largest, "ignored_frac": weight < 0.01}
+    return {
+        "advantage/weight_mean": masked_mean(weight, mask),
+        **{f"advantage/{name}": masked_mean(share.float(), mask) for name, share in shares.items()},
+    }
+
+
 def one_hot_sample(log_probs: Tensor, noise: Tensor) -> Tensor:
     """[..., C] one-hot draws from categorical distributions, for standard normal noise [..., C] (Gumbel's trick)."""
     uniform = (0.5 * torch.erfc(-noise / math.sqrt(2))).clamp(1e-7, 1 - 1e-7)
-    choice = (log_probs - (-uniform.log()).log()).argmax(-1)
-    return F.one_hot(choice, log_probs.shape[-1]).to(log_probs.dtype)
+    choice = (log_probs - (-uniform.log()).log()).argmax(-1, keepdim=True)
+    return torch.zeros_like(log_probs).scatter_(-1, choice, 1.0)  # F.one_hot would read the choices, to check them
 
 
 def truncated_noise(mean: Tensor, std: float | Tensor, noise: Tensor, clip: float) -> Tensor:
@@ -97,11 +106,13 @@ def symexp(x: Tensor) -> Tensor:
 def two_hot_parts(x: Tensor, num_bins: int, low: float, high: float) -> tuple[Tensor, Tensor]:
     """Where symlog(x) [...] lies among `num_bins` even bins from low to high: the bin below, and the share of the one above.
 
-    x is clamped to the bins' range. The bin below is at most num_bins - 2, so that the one above exists.
+    x is clamped to the bins' range. The bin below is at most num_bins - 2, so that the one above exists. Where x is not
+    finite the bin is that of 0 and the share NaN. Why: NaN makes no index, and a loss that is NaN ends the run.
     """
-    place = (symlog(x.float()).clamp(low, high) - low) * ((num_bins - 1) / (high - low))
+    finite, x = x.isfinite(), x.float()
+    place = (symlog(torch.where(finite, x, 0.0)).clamp(low, high) - low) * ((num_bins - 1) / (high - low))
     below = place.floor().clamp(max=num_bins - 2)
-    return below.long(), place - below
+    return below.long(), torch.where(finite, place - below, torch.nan)
 
 
 def two_hot_decode(logits: Tensor, low: float, high: float) -> Tensor:

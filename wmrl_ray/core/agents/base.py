@@ -330,8 +330,11 @@ def adam_step(optimizer: torch.optim.Optimizer, grads: Sequence[Tensor]) -> None
             p.sub_(group["lr"] / (1 - beta1**step) * state["exp_avg"] / scale)
 
 
-def demonstration_rows(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The indices of a batch's expert rows and of its behaviour rows.
+def demonstration_rows(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The indices, on `device`, of a batch's expert rows and of its behaviour rows.
+
+    Give it the batch as the replay made it. Why: the host knows the rows there; of a batch on a GPU it would have to wait for
+    them, twice in every update.
 
     Raises:
         ConfigError: there are no expert rows.
@@ -343,7 +346,7 @@ def demonstration_rows(batch: Batch) -> tuple[Tensor, Tensor]:
     assert batch.is_expert is not None
     expert, behaviour = batch.is_expert.nonzero().squeeze(-1), (~batch.is_expert).nonzero().squeeze(-1)
     check(len(expert) > 0, f"none of the batch's {len(batch.is_expert)} rows is an expert's; give the run demonstrations")
-    return expert, behaviour
+    return expert.to(device, non_blocking=True), behaviour.to(device, non_blocking=True)
 
 
 @torch.no_grad()

@@ -232,8 +232,8 @@ class IQMPC(SimplicialAgent):
         return (self.time_weights(valid.shape[1]) * of_step).sum(-1).mean()
 
     def update(self, batch: Batch) -> Metrics:
+        expert, behaviour = demonstration_rows(batch, self.device)
         batch, c = batch.to(self.device), self.config
-        expert, behaviour = demonstration_rows(batch)
         (B, H, A), Q = batch.action.shape, c.model.num_critics
 
         def normal(*shape: int) -> Tensor:

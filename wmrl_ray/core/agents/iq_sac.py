@@ -8,8 +8,9 @@ not a terminal step.
 
 The critic's losses are those before its step, the policy's are those after it, as in the authors' code.
 
-Deviates: the chi^2 term takes the actions of the batch in every row, as the IQ-MPC paper writes it (Eq. 12); the newest commit
-of the authors' code takes the policy's action in behaviour rows.
+The chi^2 term takes the batch's actions in behaviour rows too, as Eq. 12 writes it and as the authors' newest code does (one
+commit of theirs before it, 1f08bf3, took the policy's there).
+
 Deviates: before learning starts actions are uniformly random, and as many updates as steps were taken follow at once. This is
 TD-MPC2's schedule, which all agents share here; in the authors' code the untrained policy acts, and no updates make up for it.
 Unspecified: how the encoder of images, IQ-MPC's, that the IQ-MPC paper adds to this baseline learns. Here by the critic's loss
@@ -168,8 +169,8 @@ class IQSAC(Agent):
         return info
 
     def update(self, batch: Batch) -> Metrics:
+        expert, _ = demonstration_rows(batch, self.device)
         batch = batch.to(self.device)
-        expert, _ = demonstration_rows(batch)
         if batch.obs.dim() > 3 and self.config.shift > 0:
             batch = replace(batch, obs=shift_images(batch.obs, self.config.shift, self.update_generator))
         noise = torch.randn(3, *batch.action[:, 0].shape, generator=self.update_generator, device=self.device)

@@ -36,6 +36,7 @@ from wmrl_ray.core.math import (
     squashed_log_prob,
     squashed_sample,
     time_weights,
+    weight_metrics,
 )
 from wmrl_ray.core.models.latent import LatentModel, TargetNetworks
 from wmrl_ray.core.planner import PlanConfig
@@ -168,8 +169,7 @@ class IQLTDMPC(LatentAgent):
         info = {
             "loss/actor": loss,
             "actor/log_prob": masked_mean(log_prob, valid),
-            "advantage/weight_mean": masked_mean(weight, valid),
-            "advantage/clipped_frac": masked_mean((weight >= c.largest_weight).float(), valid),
+            **weight_metrics(weight, c.largest_weight, valid),
         }
         return loss, {name: value.detach() for name, value in info.items()}
 

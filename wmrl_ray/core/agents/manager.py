@@ -32,7 +32,7 @@ from wmrl_ray.config import check
 from wmrl_ray.core.agents.base import Metrics, soft_update
 from wmrl_ray.core.agents.latent import LatentAgent, LatentAgentConfig
 from wmrl_ray.core.batch import Batch
-from wmrl_ray.core.math import advantage_weight, expectile_loss, masked_mean, one_hot_sample, time_weights
+from wmrl_ray.core.math import advantage_weight, expectile_loss, masked_mean, one_hot_sample, time_weights, weight_metrics
 from wmrl_ray.core.models.latent import LatentModel, LatentModelConfig, TargetNetworks
 from wmrl_ray.core.nets import Normalizer, mlp
 from wmrl_ray.core.planner import PlanConfig
@@ -240,7 +240,7 @@ class Manager(LatentAgent):
         info = {
             "loss/actor": loss,
             "actor/log_prob": masked_mean(log_prob, valid),
-            "advantage/weight_mean": masked_mean(weight, valid),
+            **weight_metrics(weight, self.config.largest_weight, valid),
         }
         return loss, {name: value.detach() for name, value in info.items()}
 
