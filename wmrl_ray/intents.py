@@ -22,7 +22,7 @@ import torch
 from wmrl_ray.checkpoint import verify
 from wmrl_ray.config import check
 from wmrl_ray.data.card import Origin, make_card
-from wmrl_ray.data.datasets import Dataset, open_dataset
+from wmrl_ray.data.datasets import Dataset, open_dataset, plain_env_id
 from wmrl_ray.data.episode import DataError, Episode
 from wmrl_ray.data.files import atomic_folder, check_free, explained_os_errors, write_json
 from wmrl_ray.data.minari_writer import write_local_minari
@@ -102,6 +102,7 @@ def augment(
     )
     origin = Origin(
         env_id=env_id,
+        env_spec=card.env_spec if env and card.env_id and plain_env_id(env) == plain_env_id(card.env_id) else None,
         ref_min_score=card.ref_min_score,
         ref_max_score=card.ref_max_score,
         action_repeat=card.action_repeat,

@@ -35,6 +35,7 @@ from wmrl_ray.train import (
     open_run,
     update_steps,
     with_episode_len,
+    with_recorded_env,
 )
 
 
@@ -109,6 +110,7 @@ def train_online(
     agent_config(config.algorithm, config.agent)  # for its errors, before anything is read or made
     check_in_process(config)
     dataset = None if config.dataset is None else open_dataset(config.dataset)
+    config = with_recorded_env(config, dataset)
     env_id = evaluation_env(config, dataset)
     assert env_id is not None
     config = with_episode_len(config, env_id)

@@ -24,8 +24,9 @@ from wmrl_ray.config import ConfigError, check, to_dict
 from wmrl_ray.core.agents import AGENTS, Agent, agent_config, make_agent
 from wmrl_ray.core.agents.base import ObsDim
 from wmrl_ray.core.batch import Batch
-from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset
+from wmrl_ray.data.datasets import Dataset, check_compatible, open_dataset, plain_env_id
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
+from wmrl_ray.envs.recorded import overridden, recorded_config
 from wmrl_ray.intents import intended_states
 from wmrl_ray.rollout import Evaluation, EvaluationStoppedError, action_repeat, env_dims, evaluate, step_limit
 from wmrl_ray.run.config import RunConfig
@@ -43,6 +44,20 @@ def sizes(config: RunConfig, dataset: Dataset | None) -> tuple[ObsDim, int]:
         return dataset.card.obs_dim, dataset.card.action_dim
     assert config.env is not None
     return env_dims(config.env, config.env_config)
+
+
+def with_recorded_env(config: RunConfig, dataset: Dataset | None) -> RunConfig:
+    """The same run in the environment that its dataset names, with the arguments of that (`Origin.env_spec`) in env_config.
+
+    What env_config sets itself stays. Every loop begins with this, so that config.json, checkpoints and runners say the same.
+    """
+    if dataset is None or not AGENTS[config.algorithm].acts:
+        return config
+    card = dataset.card
+    if config.env is not None and (card.env_id is None or plain_env_id(config.env) != plain_env_id(card.env_id)):
+        return config  # another environment, which `check_compatible` judges
+    recorded = recorded_config(config.env or card.env_id, card.env_spec, config.env_config)
+    return dataclasses.replace(config, env_config={**recorded, **config.env_config})
 
 
 def with_episode_len(config: RunConfig, env_id: str | None) -> RunConfig:
@@ -244,10 +259,16 @@ def open_run(run_dir: Path, config: RunConfig, dataset: Dataset | None, resume: 
 
 
 def data_warning(run: RunDir) -> str | None:
-    """One line: what the reader of the run's dataset changed, dropped or could not know (its card's notes). None: nothing."""
+    """One line: what the reader of the run's dataset changed, dropped or could not know (its card's notes), and where the run's
+    environment is another than the dataset's. None: nothing.
+    """
     file = run.path / "dataset.json"
     card = json.loads(file.read_text()) if file.exists() else {}
-    return f"dataset {card['name']}: {'; '.join(card['notes'])}" if card.get("notes") else None
+    said, config = list(card.get("notes") or []), run.config().env_config
+    recorded = recorded_config(card.get("env_id"), card.get("env_spec"), config)
+    if (changed := overridden(recorded, config)) is not None:
+        said.append(f"{changed}; scores are still on the dataset's scale" if card.get("ref_min_score") is not None else changed)
+    return f"dataset {card['name']}: {'; '.join(said)}" if said else None
 
 
 @dataclass
@@ -370,6 +391,7 @@ def train(
         f"algorithm = {config.algorithm!r} takes its own steps; train it with online.train_online",
     )
     dataset = open_dataset(str(config.dataset))
+    config = with_recorded_env(config, dataset)
     env_id = evaluation_env(config, dataset)
     config = with_episode_len(config, env_id)
     agent, replay = build_agent(config, dataset), build_replay(config, dataset)

@@ -334,7 +334,7 @@ def _print_card(card: DatasetCard, picture: Path | None) -> None:
         "dataset": f"[bold]{_escape(card.name)}[/]",
         "size": f"{card.num_steps:,} steps in {card.num_episodes:,} episodes of {span}",
         "spaces": f"{_sizes(card.obs_dim)}, {card.action_dim} actions",
-        "environment": _escape(card.env_id or "none named: set env to evaluate"),
+        "environment": _escape(_environment(card)),
         "return": f"mean {card.return_mean:.4g}, largest {card.return_max:.4g}",
     }
     if card.ref_min_score is not None and card.ref_max_score is not None:
@@ -357,6 +357,15 @@ def _print_card(card: DatasetCard, picture: Path | None) -> None:
     for name, text in rows.items():
         table.add_row(name, text)
     _console().print(table)
+
+
+def _environment(card: DatasetCard) -> str:
+    """Its id, and what its spec says beyond the id."""
+    from wmrl_ray.envs.recorded import recorded_config
+
+    config = recorded_config(card.env_id, card.env_spec)
+    about = ", ".join(f"{name} = {value!r}" for name, value in config.items())
+    return (card.env_id or "none named: set env to evaluate") + (f" ({about})" if about else "")
 
 
 def _sizes(obs_dim: int | tuple[int, int, int]) -> str:

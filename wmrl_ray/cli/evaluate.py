@@ -44,6 +44,7 @@ def evaluate(
     import torch
 
     from wmrl_ray import rollout
+    from wmrl_ray.data.datasets import plain_env_id
     from wmrl_ray.policy import Policy
 
     torch.set_num_threads(1)
@@ -56,7 +57,8 @@ def evaluate(
         env_id is not None,
         f"{checkpoint} names no environment (its dataset has none, or it was trained in a class); pass --env <gymnasium id>",
     )
-    env_config = policy.meta.get("env_config", {}) if env_id == policy.meta["env"] else {}
+    is_the_runs = policy.meta["env"] is not None and plain_env_id(env_id) == plain_env_id(policy.meta["env"])
+    env_config = policy.meta.get("env_config", {}) if is_the_runs else {}
     obs_dim, action_dim = rollout.env_dims(env_id, env_config)
     check(
         (obs_dim, action_dim) == (policy.agent.obs_dim, policy.agent.action_dim),
@@ -73,7 +75,8 @@ def evaluate(
         record=False,
         frames=video is not None,
     )
-    numbers = summarize(evaluation, policy.meta, env_id, seed) | {"set": list(overrides or [])}
+    numbers = summarize(evaluation, policy.meta, env_id, seed)
+    numbers |= {"env_config": env_config, "set": list(overrides or [])}
     try:
         if video is not None and evaluation.frames is not None:
             write_video(video, evaluation.frames, frames_per_second(env_id, env_config))
@@ -85,6 +88,8 @@ def evaluate(
 def summarize(evaluation: Evaluation, meta: dict[str, Any], env_id: str, seed: int) -> dict[str, Any]:
     """Means and standard deviations over episodes; the score only in the environment whose dataset defines it."""
     import numpy as np
+
+    from wmrl_ray.data.datasets import plain_env_id
 
     returns = np.asarray(evaluation.returns)
     dataset = meta["dataset"] or {}
@@ -104,7 +109,7 @@ def summarize(evaluation: Evaluation, meta: dict[str, Any], env_id: str, seed: i
         "stand_in": dataset.get("stand_in"),
     }
     low, high = dataset.get("ref_min_score"), dataset.get("ref_max_score")
-    if env_id == meta["env"] and low is not None and high is not None:
+    if meta["env"] and plain_env_id(env_id) == plain_env_id(meta["env"]) and low is not None and high is not None:
         scores = 100.0 * (returns - low) / (high - low)
         numbers |= {
             "score_mean": float(scores.mean()),
@@ -129,6 +134,8 @@ def describe(numbers: dict[str, Any]) -> str:
     lines.append(f"  length   {numbers['length_mean']:8.1f} steps")
     if numbers["stand_in"] and numbers["score_mean"] is not None:
         lines.append(f"  stand-in: {numbers['stand_in'].split('. ')[0].rstrip('.')}.")
+    if numbers.get("env_config"):
+        lines.append("  env      " + ", ".join(f"{name} = {value!r}" for name, value in numbers["env_config"].items()))
     if numbers["set"]:
         lines.append(f"  set      {', '.join(numbers['set'])}")
     if "video" in numbers:

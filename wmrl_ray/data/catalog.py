@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from wmrl_ray.data.datasets import Dataset, open_dataset
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.data.files import check_free
 from wmrl_ray.data.minari_writer import env_spec_json, write_local_minari
-from wmrl_ray.data.readers.minari_files import read_metadata
+from wmrl_ray.data.readers.minari_files import environment_of, read_metadata
 from wmrl_ray.data.source import check_minari_id, local_minari_ids, minari_root, resolve
 
 
@@ -119,14 +118,13 @@ def _entry(dataset_id: str) -> DatasetEntry:
     folder, uri = minari_root() / dataset_id, f"minari://{dataset_id}"
     try:
         metadata = read_metadata(folder)
-        spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
         return DatasetEntry(
             uri=uri,
             name=dataset_id,
             num_steps=int(metadata["total_steps"]),
             num_episodes=int(metadata["total_episodes"]),
             size_mb=float(metadata.get("dataset_size", 0.0)),
-            env_id=json.loads(spec)["id"] if spec else metadata.get("wmrl_env_id"),
+            env_id=environment_of(metadata)[0],
             is_stand_in=stand_in_of(str(metadata.get("description", ""))) is not None,
         )
     except (DataError, KeyError, TypeError, ValueError) as error:

@@ -109,7 +109,7 @@ def check_compatible(
                 f"dataset {card.name!r} has {name}_dim = {in_data}, but environment {env_id or '(unnamed)'!r} has {in_env}; "
                 f"use the dataset's own environment{f' ({card.env_id})' if card.env_id else ''} or another dataset"
             )
-    if env_id and card.env_id and _plain_id(env_id) != _plain_id(card.env_id):
+    if env_id and card.env_id and plain_env_id(env_id) != plain_env_id(card.env_id):
         raise DataError(
             f"dataset {card.name!r} was recorded in {card.env_id!r}, not in {env_id!r}; use the dataset's environment or "
             "another dataset"
@@ -122,7 +122,7 @@ def check_compatible(
         )
 
 
-def _plain_id(env_id: str) -> str:
+def plain_env_id(env_id: str) -> str:
     """Without the module that registers it: `wmrl_ray.envs:wmrl/X-v0` is `wmrl/X-v0`. What intents come from stays."""
     intents = re.match(r"(random-)?intents:[^:]*:", env_id)
     return (intents[0] if intents else "") + env_id.rpartition(":")[2]

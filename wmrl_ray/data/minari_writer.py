@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from wmrl_ray.data.datasets import Dataset
 
 
+_INTENTS = ("intents", "random-intents")  # what begins an id whose environment puts intents behind the observations
+
+
 def write_minari(
     dataset: Dataset, folder: Path, dataset_id: str, *, overwrite: bool = False, more: Mapping[str, Any] | None = None
 ) -> None:
@@ -56,7 +59,8 @@ def write_minari(
     }
     optional = {
         "wmrl_env_id": card.env_id,
-        "env_spec": card.env_spec,
+        # Minari's own key names an environment with these observations; intents make others of them
+        "env_spec" if (card.env_id or "").partition(":")[0] not in _INTENTS else "wmrl_env_spec": card.env_spec,
         "ref_min_score": card.ref_min_score,
         "ref_max_score": card.ref_max_score,
         "wmrl_action_repeat": card.action_repeat,

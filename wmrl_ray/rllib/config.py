@@ -18,7 +18,8 @@ from ray.util.debug import log_once
 
 from wmrl_ray.config import ConfigError, check, did_you_mean, from_dict, to_dict
 from wmrl_ray.core.agents import AGENTS, agent_config
-from wmrl_ray.data.datasets import check_compatible, open_dataset
+from wmrl_ray.data.datasets import check_compatible, open_dataset, plain_env_id
+from wmrl_ray.envs.recorded import recorded_config
 from wmrl_ray.online import make_clock
 from wmrl_ray.rllib import algorithm as algorithms
 from wmrl_ray.rllib import compat
@@ -274,6 +275,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         if self.env is None and card.env_id is not None:
             self.env = card.env_id
         if isinstance(self.env, str):
+            if card.env_id is not None and plain_env_id(self.env) == plain_env_id(card.env_id):
+                self.env_config = {**recorded_config(self.env, card.env_spec, self.env_config), **self.env_config}
             repeat = action_repeat(self.env, self.env_config)
             check_compatible(dataset, *env_dims(self.env, self.env_config), self.env, repeat)
         if self.env is None and self.observation_space is None:

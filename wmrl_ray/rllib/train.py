@@ -37,6 +37,7 @@ from wmrl_ray.train import (
     open_run,
     resolve_device,
     with_episode_len,
+    with_recorded_env,
 )
 
 STOPPING_S = 10.0  # that a run which is to stop waits for an evaluation
@@ -76,6 +77,7 @@ def train_on_ray(
     """
     agent_config(config.algorithm, config.agent)
     dataset = None if config.dataset is None else open_dataset(config.dataset)
+    config = with_recorded_env(config, dataset)
     env_id = evaluation_env(config, dataset)
     config = with_episode_len(config, env_id)
     _learns_on_gpu(config, debug)  # for its error

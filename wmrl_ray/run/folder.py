@@ -172,9 +172,20 @@ class RunDir:
             old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
             if key.removeprefix("agent.") in FROM_ENVIRONMENT and new is None:
                 continue  # Why: it follows from env and env_config, which are compared themselves
+            if key.startswith("env_config.") and None in (old, new) and self._is_the_datasets(key, new if old is None else old):
+                continue  # Why: a run that does not say takes it from its dataset
             if not is_among(key, MAY_CHANGE) and old != new:
                 return f"{key} = {new}: it was started with {old}"
         return None
+
+    def _is_the_datasets(self, key: str, value: Any) -> bool:
+        """Whether the environment of the run's dataset has this value for `key` (env_config.x)."""
+        from wmrl_ray.envs.recorded import recorded_config  # here, because most settings do not need it
+
+        file = self.path / "dataset.json"
+        card = read_json(file, "restore it") if file.exists() else {}
+        recorded = recorded_config(card.get("env_id"), card.get("env_spec"), self.config().env_config)
+        return dict(flatten({"env_config": recorded})).get(key) == value
 
     def check_same(self, config: RunConfig) -> None:
         """Raises ConfigError when `config` would learn something else than the run did so far."""

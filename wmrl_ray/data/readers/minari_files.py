@@ -22,6 +22,8 @@ from wmrl_ray.data.readers.images import channel_axis, channels_first, image_not
 from wmrl_ray.data.readers.raw import ACTION_TOLERANCE, Progress, RawDataset, starts_from_lengths
 from wmrl_ray.data.readers.values import flags_of, reading
 
+# Packages whose ids are registered without a module in the id: by Gymnasium, or by the family that makes them.
+_REGISTERED = ("gymnasium", "gymnasium_robotics", "wmrl_ray", "myosuite", "mani_skill")
 EPISODE_KEYS = ("observations", "actions", "rewards", "terminations", "truncations", "infos", "episode_id")
 
 
@@ -86,6 +88,24 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         if not isinstance(metadata, dict):
             raise TypeError(f"it holds a {type(metadata).__name__}, not an object")
         return metadata
+
+
+def environment_of(metadata: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """(id, EnvSpec as JSON) of the environment to evaluate in: `eval_env_spec`, or the one that the data were recorded in.
+
+    A spec has no module that registers its id: the id is written 'module:id', as `wmrl data import --env` keeps it, or else by
+    the package of the spec's entry point.
+    """
+    spec = metadata.get("eval_env_spec") or metadata.get("env_spec") or metadata.get("wmrl_env_spec")
+    ours = metadata.get("wmrl_env_id")
+    if not spec:
+        return ours, None
+    values = json.loads(spec)
+    env_id = str(values["id"])
+    if ours is not None and f":{ours}".endswith(f":{env_id}"):
+        return ours, spec
+    package = str(values.get("entry_point") or "").partition(":")[0].partition(".")[0]
+    return env_id if package in _REGISTERED or not package.isidentifier() else f"{package}:{env_id}", spec
 
 
 def allocate(lengths: np.ndarray, leaves: list[Leaf], action_dim: int) -> RawDataset:
@@ -216,13 +236,16 @@ def _rescale(raw: RawDataset, bounds: tuple[np.ndarray, np.ndarray], where: str)
 
 
 def _origin(metadata: Mapping[str, Any], leaves: list[Leaf]) -> Origin:
-    spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
+    env_id, spec = environment_of(metadata)
     notes = tuple(metadata.get("wmrl_notes", ()))
+    if spec and (wrappers := json.loads(spec).get("additional_wrappers")):
+        names = ", ".join(str(wrapper.get("name")) for wrapper in wrappers)
+        notes += (f"its environment was wrapped in {names}, which is not done here",)
     if len(leaves) > 1:
         notes += ("Dict observation joined as " + ", ".join(f"{'.'.join(leaf.keys)}[{leaf.size}]" for leaf in leaves),)
     vectors = json.loads(metadata.get("wmrl_intents") or "{}")
     return Origin(
-        env_id=json.loads(spec).get("id") if spec else metadata.get("wmrl_env_id"),
+        env_id=env_id,
         env_spec=spec,
         ref_min_score=metadata.get("ref_min_score"),
         ref_max_score=metadata.get("ref_max_score"),
