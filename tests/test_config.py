@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from wmrl_ray.config import ConfigError, check, from_dict, read_json, set_key, to_dict
+from wmrl_ray.config import ConfigError, check, from_dict, read_json, to_dict, with_key
 from wmrl_ray.core.agents import agent_config
 
 
@@ -120,10 +120,9 @@ def test_a_wrong_value_is_one_line_that_names_it(values, message):
 
 def test_a_dotted_key_reaches_a_nested_mapping():
     values: dict = {"a": {"b": 1}}
-    set_key(values, "a.c.d", 2)
-    assert values == {"a": {"b": 1, "c": {"d": 2}}}
+    assert with_key(values, "a.c.d", 2) == {"a": {"b": 1, "c": {"d": 2}}}
     with pytest.raises(ConfigError, match="'b' is not a mapping"):
-        set_key(values, "a.b.x", 1)
+        with_key(values, "a.b.x", 1)
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[1]", b"3", b"\xff\xfe{", b"[" * 100_000])

@@ -11,14 +11,13 @@ import yaml
 
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.core.agents import agent_config
-from wmrl_ray.data.makers import MAKERS
+from wmrl_ray.data.makers import DEMO, DEMO_COMMAND, MAKERS
 from wmrl_ray.data.makers.experts import expert_dataset_id
 from wmrl_ray.envs.catalog import known_ids
 from wmrl_ray.run.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "tune_configs").glob("*.yaml"))
-DEMO_DATASET = "wmrl/demo/pointmaze-umaze-v0"  # made by `make demo`
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -30,7 +29,7 @@ def test_every_shipped_config_builds_its_run_and_its_agent(path: Path) -> None:
         assert config.learns_online and config.env in known_ids()
     else:
         experts = {expert_dataset_id(env_id) for env_id in known_ids()}
-        assert config.dataset in {DEMO_DATASET, *experts, *(maker.dataset_id for maker in MAKERS.values())}
+        assert config.dataset in {DEMO, *experts, *(maker.dataset_id for maker in MAKERS.values())}
 
 
 @pytest.mark.parametrize("num_runners", [1, 2, 4, 10])
@@ -64,7 +63,8 @@ def test_the_demo_makes_the_dataset_that_its_configs_read() -> None:
     assert sorted(trained) == ["demo-bc", "demo-iql-tdmpc"]
     for name in trained:
         dataset = yaml.safe_load((ROOT / f"tune_configs/{name}.yaml").read_text())["dataset"]
-        assert f"--id {dataset}" in makefile
+        assert dataset == DEMO
+    assert DEMO_COMMAND.removeprefix("wmrl ") in makefile
 
 
 def pins(name: str) -> dict[str, str]:

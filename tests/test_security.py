@@ -17,7 +17,7 @@ import yaml
 from tests.data.fakes import small_episode, write_minari
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
-from wmrl_ray.cli.configs import apply_overrides, read_source, read_study
+from wmrl_ray.cli.configs import overridden, read_source, read_study
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.data import open_dataset
 from wmrl_ray.data.episode import DataError
@@ -73,7 +73,7 @@ def test_a_yaml_tag_makes_no_object(tag: str, mark: Path, tmp_path: Path) -> Non
             read(str(file))
         assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="is not valid YAML"):
-        apply_overrides({}, [f"dataset={text}"])
+        overridden({}, [f"dataset={text}"])
     assert not mark.exists()
 
 
@@ -99,7 +99,7 @@ def test_no_key_names_what_to_import(values: dict[str, Any], mark: Path) -> None
 
 def test_a_dunder_in_a_dotted_key_reaches_no_attribute() -> None:
     values: dict[str, Any] = {"algorithm": "bc", "dataset": "x.npz"}
-    apply_overrides(values, ["agent.__class__.__init__=1", "__globals__.os=2"])
+    values = overridden(values, ["agent.__class__.__init__=1", "__globals__.os=2"])
     with pytest.raises(ConfigError, match="unknown key '__globals__'"):
         from_dict(RunConfig, values)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.holders import held_elsewhere
 from tests.rllib import fakes
 from tests.studies import MANAGER_AGENT, SweepLog, run_sweep, tiny_plan, tiny_values
 from tests.test_trackers import read_tensorboard
@@ -23,7 +23,7 @@ from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.events import OnEvent
 from wmrl_ray.run.folder import RunDir
 from wmrl_ray.study import Plan, Study, expand
-from wmrl_ray.sweep import Job, Outcome, in_process, perform, sweep
+from wmrl_ray.sweep import Job, Outcome, in_process, perform
 from wmrl_ray.train import train
 
 
@@ -256,12 +256,12 @@ def test_actions_that_are_not_finite_fail_their_run_alone(tmp_path: Path, monkey
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path / "locked", variants={"baseline": {}}, columns=["bc"])
 
-    def meanwhile(jobs: Sequence[Job], *_: Any) -> dict[str, Outcome]:
-        with pytest.raises(ConfigError, match="another sweep is at work"):
+    with held_elsewhere(tmp_path / "out") as other:
+        with pytest.raises(ConfigError, match=f"process {other.pid} on .* is at work in {tmp_path}/out"):
             run(plan, tmp_path / "out")
-        return {job.name: Outcome("stopped") for job in jobs}
-
-    sweep(plan, tmp_path / "out", meanwhile, SweepLog())
+        with pytest.raises(ConfigError, match=f"process {other.pid} on .* is at work"):
+            run(plan, tmp_path / "out", resume="fresh")
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
     assert set(states(run(plan, tmp_path / "out")[0]).values()) == {"finished"}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
+import itertools
 import json
 import math
 import types
@@ -61,14 +63,26 @@ def to_dict(config: Any) -> dict[str, Any]:
     return _plain(dataclasses.asdict(config))
 
 
-def set_key(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Sets `values["a"]["b"] = value` for the dotted key `a.b`, creating mappings on the way."""
-    *parents, leaf = dotted.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"cannot set {dotted!r}: {parent!r} is not a mapping but {values!r}")
-    values[leaf] = value
+def with_key(values: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """A tree like `values` with `value` at the dotted key `a.b`; mappings on the way are made.
+
+    Nothing is written into `values`: what was read once may stand in many runs' settings.
+    """
+    head, _, rest = dotted.partition(".")
+    if not rest:
+        return {**values, head: copy.deepcopy(value)}
+    below = values.get(head, {})
+    if not isinstance(below, Mapping):
+        raise ConfigError(f"cannot set {dotted!r}: {head!r} is not a mapping but {below!r}")
+    return {**values, head: with_key(below, rest, value)}
+
+
+def merged(below: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree like `below` with the settings of each layer over it, the last one's last; none of them is written into."""
+    values = dict(below)
+    for key, value in itertools.chain.from_iterable(map(flatten, layers)):
+        values = with_key(values, key, value)
+    return values
 
 
 def flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,8 @@ from typing import Any
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, check, to_dict
 from wmrl_ray.core.agents import Agent, agent_config, make_agent
-from wmrl_ray.data.files import as_json, write_json, write_text
+from wmrl_ray.data.files import write_json, write_text
+from wmrl_ray.run import log
 from wmrl_ray.run.config import FROM_ENVIRONMENT, RunConfig
 from wmrl_ray.run.folder import SESSIONS, RunDir
 
@@ -54,7 +55,7 @@ def fork(source: Path, donor: Path, config: RunConfig, path: Path, point: dict[s
         if (before.path / name).exists():
             shutil.copy2(before.path / name, path / name)
     lines = [line for line in before.read_metrics() if line["update"] <= update]
-    write_text(path / "metrics.jsonl", "".join(as_json(line, "metrics.jsonl") + "\n" for line in lines))
+    write_text(path / log.FILE, log.as_log(lines))
     sessions = [session for session in before.sessions() if session["update"] <= update]
     write_json(path / SESSIONS, {"sessions": sessions})
     mine = {"run": path.name, "from_update": update, "from_run": donor.name, "settings": point}

@@ -25,6 +25,7 @@ from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.rollout import step_limit
 from wmrl_ray.run.config import OnlineConfig, RunConfig
 from wmrl_ray.run.events import OnEvent
+from wmrl_ray.run.lock import alone_in_run_dir
 from wmrl_ray.train import (
     Progress,
     Session,
@@ -93,6 +94,7 @@ def make_clock(config: RunConfig, env_id: str) -> Clock:
     return Clock(config.online, steps)
 
 
+@alone_in_run_dir
 def train_online(
     config: RunConfig,
     run_dir: Path,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
-from wmrl_ray.config import check, flatten, set_key
+from wmrl_ray.config import check, merged
 from wmrl_ray.core.agents import Agent, make_agent
 
 
@@ -43,9 +43,8 @@ class Policy:
         folder = find_checkpoint(Path(path))
         tree, meta = checkpoint.load(folder, device)
         check("model" not in (changes or {}), f"agent.model cannot be changed: {path} holds the weights of those networks")
-        settings = copy.deepcopy(meta["agent"]) | {"compile": "off"}  # Why: one action is not worth minutes of compiling
-        for key, value in flatten(changes or {}):
-            set_key(settings, key, value)
+        # Why not compiled: one action is not worth minutes of it
+        settings = merged(meta["agent"], {"compile": "off"}, changes or {})
         obs_dim = meta["obs_dim"] if isinstance(meta["obs_dim"], int) else tuple(meta["obs_dim"])
         agent = make_agent(meta["algorithm"], settings, obs_dim, meta["action_dim"], device=device)
         agent.model.load_state_dict(tree["agent"]["model"])
@@ -100,7 +99,7 @@ def find_checkpoint(path: Path) -> Path:
         if newest is None:
             raise CheckpointError(
                 f"the run {path} has no complete checkpoint yet; wait for its first one, or go on with "
-                f"`wmrl train {path} --resume`"
+                f"`wmrl train {shlex.quote(str(path))} --resume`"
             )
         path = newest
     return path / "policy" if (path / "policy" / "manifest.json").exists() else path

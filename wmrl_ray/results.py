@@ -162,11 +162,11 @@ def _revisions(sessions: Sequence[dict[str, Any]]) -> str | None:
 def _config(values: dict[str, Any]) -> tuple[str, str]:
     """(JSON, hash) of a config.json."""
     from wmrl_ray.config import flatten
-    from wmrl_ray.run.settings import MAY_CHANGE, is_among
+    from wmrl_ray.run.settings import NOT_LEARNED, is_among
 
     dataset = values.get("dataset")
     values = {**values, "dataset": Path(dataset).name if dataset and Path(str(dataset)).is_absolute() else dataset}
-    learned = {key: value for key, value in flatten(values) if not is_among(key, MAY_CHANGE)}
+    learned = {key: value for key, value in flatten(values) if not is_among(key, NOT_LEARNED | {"num_updates"})}
     digest = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()
     return json.dumps(values, sort_keys=True), digest
 

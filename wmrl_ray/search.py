@@ -6,11 +6,10 @@ and with random points, a search is nothing but more cells; what is here is for 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from wmrl_ray.config import ConfigError, check, did_you_mean, from_dict, set_key, to_dict
+from wmrl_ray.config import ConfigError, check, did_you_mean, from_dict, merged, to_dict
 from wmrl_ray.space import Point, Space, corners
 
 Settings = dict[str, Any]  # of runs, as in a training YAML
@@ -122,11 +121,8 @@ class Search:
         """Of the run. Raises ConfigError, naming the trial."""
         from wmrl_ray.run.config import RunConfig  # Why here: it loads torch
 
-        values = copy.deepcopy(self.configs[seed])
-        for key, value in point.items():
-            set_key(values, key, value)
         try:
-            return to_dict(from_dict(RunConfig, values).resolved())
+            return to_dict(from_dict(RunConfig, merged(self.configs[seed], point)).resolved())
         except ConfigError as error:
             raise ConfigError(f"{self.prefix}, {point}: {error}") from None
 

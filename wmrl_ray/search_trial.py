@@ -22,6 +22,7 @@ from wmrl_ray.fork import fork
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.events import Event, OnEvent
 from wmrl_ray.run.folder import RunDir
+from wmrl_ray.run.lock import only_writer
 from wmrl_ray.search import Search
 from wmrl_ray.space import Point
 
@@ -199,7 +200,9 @@ def train_here(
 
     forget_runs()
     loop = train_online if config.learns_online else train
-    with Trackers.open(config, path) as trackers:
+    # Why taken over: whoever holds the sweep's folder sees to it that one process has the run. It may have ended this moment
+    alone = only_writer(path, take_over=True, patience_s=30)
+    with alone, Trackers.open(config, path) as trackers:
         return loop(config, path, resume=True, on_event=for_both, should_stop=should_stop)
 
 

@@ -11,22 +11,24 @@ long it runs, depends on results (`tune`), the plan holds searches in place of c
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wmrl_ray.config import ConfigError, check, did_you_mean, flatten, from_dict, set_key, to_dict
+from wmrl_ray.config import ConfigError, check, did_you_mean, flatten, from_dict, merged, to_dict
+from wmrl_ray.data.files import slug
 from wmrl_ray.data.source import is_local
-from wmrl_ray.rows import DatasetSpec, how_to_get, no_stand_in
+from wmrl_ray.rows import DatasetSpec, how_to_get, no_stand_in, not_whole
 from wmrl_ray.search import Search, TuneSpec
 from wmrl_ray.space import Point, draw, make_space, point_name
 
 SCHEMA = "wmrl.study/v1"
 VARIANTS = ("flat", "baseline", "intents", "random")
 MANAGER = "manager"
+MOST_BYTES = 80  # of a name that folders are named after, and of what a grid adds: with both, a file system takes it
 
 Settings = dict[str, Any]  # of runs, as in a training YAML
 
@@ -75,12 +77,14 @@ class Study:
         check(bool(self.datasets and self.algorithms and self.variants), "datasets, algorithms and variants must not be empty")
         for name in (self.paper, self.table, *self.datasets, *self.algorithms):
             # Why: they name folders and files below --out
-            inside = name not in ("", ".") and ".." not in name.split("/") and not name.startswith(("/", "~"))
+            inside = not {"", ".", ".."} & set(name.split("/")) and not name.startswith("~")
             check(
                 inside and "\\" not in name and "\0" not in name,
                 f"name {name!r} leads out of the sweep's folder; choose another",
             )
             check(name in self.datasets or "/" not in name, f"name {name!r} has a slash in it; choose another")
+            longest = max(len(part.encode()) for part in name.split("/"))
+            check(longest <= MOST_BYTES, f"name {name!r} has {longest} bytes; folders are named after it: at most {MOST_BYTES}")
         check(all(seed >= 0 for seed in self.seeds), f"seeds = {self.seeds}; none may be negative")
         check(
             self.manager is not None or not {"intents", "random"} & set(self.variants),
@@ -217,8 +221,9 @@ def expand(
         absent = spec.not_available
         if uri is None and spec.uri is not None:
             uri, absent = spec.uri, no_stand_in(row, spec)
-        elif uri is not None and absent is None and not here.setdefault(uri, is_here(uri)):
-            absent = how_to_get(row, spec, uri)
+        elif uri is not None and absent is None:
+            is_there = here.setdefault(uri, is_here(uri))
+            absent = not_whole(uri) if is_there else how_to_get(row, spec, uri)
         base = {"dataset": uri, "seed": seed, "env": spec.env if uri == spec.uri else None}
         base |= {"env_config": spec.env_config} if spec.env_config and uri == spec.uri else {}
         for column, variant in itertools.product(study.column_names, study.variants):
@@ -253,6 +258,7 @@ def expand(
                     cells.append(own)
     for search in searches.values():
         search.check()
+    _check_distinct(cell.run for cell in cells)
     return Plan(study.paper, study.table, stand_ins, cells, managers, list(searches.values()), study.tune).select([])
 
 
@@ -281,13 +287,12 @@ class _Settings:
             values: Settings = {"algorithm": algorithm, **base, "agent": to_dict(agent_config(algorithm, {}))}
         except ConfigError as error:
             raise ConfigError(f"{run}: {error}") from None
-        for layer in (study.run, variant, spec.run, family, self.common, self.special.get(algorithm, {}), *point):
-            for key, value in flatten(layer):
-                fixed = key in ("algorithm", "dataset", "seed", "env")
-                check(not fixed, f"{run}: {key} = {value!r}; the study's rows, columns and seeds decide it")
-                set_key(values, key, copy.deepcopy(value))
+        layers = (study.run, variant, spec.run, family, self.common, self.special.get(algorithm, {}), *point)
+        for key, value in itertools.chain.from_iterable(layer.items() for layer in layers):
+            fixed = key in ("algorithm", "dataset", "seed", "env")
+            check(not fixed, f"{run}: {key} = {value!r}; the study's rows, columns and seeds decide it")
         try:
-            config = from_dict(RunConfig, values).resolved()
+            config = from_dict(RunConfig, merged(values, *layers)).resolved()
             for key, number in (("online.num_runners", config.online.num_runners), ("num_learners", config.num_learners)):
                 check(number == 0, f"{key} = {number}; a run of a sweep is one process: set {key} = 0, and run more at a time")
             return to_dict(config)
@@ -306,14 +311,14 @@ class _Maker:
     variant: str
 
     def config(self, point: Point, run: str) -> Settings:
-        nested = _nested({key: value for key, value in point.items() if not _is_managers(key)})
-        return self.settings.of(self.column, self.row, self.base, run, self.settings.study.variants[self.variant], nested)
+        own = {key: value for key, value in point.items() if not _is_managers(key)}
+        return self.settings.of(self.column, self.row, self.base, run, self.settings.study.variants[self.variant], own)
 
     def manager(self, point: Point) -> Settings:
         """Of the Manager at a point, whose other settings are the Worker's."""
-        nested = _nested({key.partition(".")[2]: value for key, value in point.items() if _is_managers(key)})
+        own = {key.partition(".")[2]: value for key, value in point.items() if _is_managers(key)}
         run = f"{self.row}/{MANAGER}-s{self.base['seed']}"
-        return self.settings.of(MANAGER, self.row, self.base, run, {}, nested)
+        return self.settings.of(MANAGER, self.row, self.base, run, {}, own)
 
     def manager_suffix(self, point: Point, suffix: str) -> str:
         """Of the Manager's folder: the Worker's own settings make no other Manager."""
@@ -341,18 +346,18 @@ class _Maker:
 
     def _suffix(self, point: Point, plain: Mapping[str, Any], prefix: str = "") -> str:
         changed = any(plain.get(key.removeprefix(prefix)) != value for key, value in point.items())
-        return "".join(f"-{key.rpartition('.')[2]}{value}" for key, value in point.items()) if changed else ""
+        parts = [slug(f"{key.rpartition('.')[2]}{value}", MOST_BYTES // 2) for key, value in point.items()]
+        return f"-{slug('-'.join(parts), MOST_BYTES)}" if changed else ""
 
 
 def _is_managers(setting: str) -> bool:
     return setting.startswith(f"{MANAGER}.")
 
 
-def _nested(point: Point) -> Settings:
-    nested: Settings = {}
-    for key, value in point.items():
-        set_key(nested, key, value)
-    return nested
+def _check_distinct(runs: Iterable[str]) -> None:
+    """Raises ConfigError where two cells would be one folder."""
+    for run, count in Counter(runs).items():
+        check(count == 1, f"{run}: {count} cells have this name; is a value of the grid there twice, in two spellings?")
 
 
 def _matches(key: tuple[Any, ...], pattern: str) -> bool:

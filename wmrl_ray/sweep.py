@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from wmrl_ray.config import ConfigError, from_dict
+from wmrl_ray.data.files import below
 from wmrl_ray.results import Ledger
+from wmrl_ray.run.lock import only_writer
 from wmrl_ray.study import Cell, Plan, Settings
-from wmrl_ray.sweep_folder import locked, set_aside, write_study
+from wmrl_ray.sweep_folder import set_aside, write_study
 from wmrl_ray.sweep_search import RunSearch, carry_out, check_same
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ def sweep(
     should_stop: Callable[[], bool] = lambda: False,
     *,
     resume: Resume = "auto",
+    take_over: bool = False,
     run_search: RunSearch | None = None,
 ) -> list[tuple[Cell, Outcome]]:
     """Runs what can run, and says of every cell what became of it.
@@ -95,17 +98,20 @@ def sweep(
     Args:
         resume: "auto" goes on with what is unfinished, "errored" also with what has failed, "fresh" sets the sweep in `out`
             aside and begins again.
+        take_over: from a sweep on another host, which is gone.
         run_search: carries out the plan's searches; None where there is none.
 
     Raises:
-        ConfigError: another sweep works in `out`, or it holds runs with other settings or on other intents; before anything
+        ConfigError: another process works in `out`, or it holds runs with other settings or on other intents; before anything
             is started.
     """
     if run_search is None and any(not search.blocked for search in plan.searches):
         raise ConfigError("tune.scheduler and tune.searcher are Ray Tune's: leave --no-ray out")
     if resume == "fresh":
-        set_aside(out)
-    with locked(out):
+        set_aside(out, take_over=take_over)
+    with only_writer(out, take_over=take_over):
+        for name in [*(cell.run for cell in plan.cells), *plan.managers, *(search.prefix for search in plan.searches)]:
+            below(out, name)
         done = _finished(plan, out)
         _check_vectors(plan, out, done)
         for search in plan.searches:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wmrl_ray.config import ConfigError, check
+from wmrl_ray.run.lock import only_writer
 from wmrl_ray.study import SCHEMA, Plan
 
 
@@ -53,11 +51,11 @@ def _earlier_cells(plan: Plan, file: Path) -> dict[tuple, dict[str, Any]]:
     return earlier
 
 
-def set_aside(out: Path) -> None:
+def set_aside(out: Path, *, take_over: bool = False) -> None:
     """Renames the sweep in `out` to `out.1`, or the next number that is free: nothing is lost.
 
     Raises:
-        ConfigError: another sweep works there, or the folder holds something else than a sweep.
+        ConfigError: another process works there, or the folder holds something else than a sweep.
     """
     if not out.exists() or not any(path for path in out.iterdir() if path.name != ".lock"):
         return
@@ -65,22 +63,6 @@ def set_aside(out: Path) -> None:
         any(out.glob("study*.json")),
         f"--resume fresh: {out} holds no sweep (no study.json) but something else; choose another --out",
     )
-    with locked(out):
+    with only_writer(out, take_over=take_over):
         number = next(n for n in itertools.count(1) if not out.with_name(f"{out.name}.{n}").exists())
         out.rename(out.with_name(f"{out.name}.{number}"))
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """One sweep at a time in a folder. The lock goes with the process, however that ends."""
-    from wmrl_ray.data.files import explained_os_errors
-
-    with explained_os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".lock").touch()
-    with (out / ".lock").open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another sweep is at work in {out}; wait for it, or choose another --out") from None
-        yield

@@ -32,6 +32,7 @@ from wmrl_ray.rollout import Evaluation, EvaluationStoppedError, action_repeat, 
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.events import Event, OnEvent
 from wmrl_ray.run.folder import RunDir
+from wmrl_ray.run.lock import alone_in_run_dir
 
 
 class NonFiniteLossError(RuntimeError):
@@ -367,6 +368,7 @@ class Session:
             self._on_event(Event(kind, self.progress.update, self.config.num_updates, metrics, message))
 
 
+@alone_in_run_dir
 def train(
     config: RunConfig,
     run_dir: Path,

@@ -9,7 +9,7 @@ import math
 import pytest
 import yaml
 
-from wmrl_ray.cli.configs import apply_overrides, available, read_source, read_yaml
+from wmrl_ray.cli.configs import available, overridden, read_source, read_yaml
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.core.agents import agent_config
 from wmrl_ray.run.config import RunConfig
@@ -69,8 +69,7 @@ def test_a_file_that_is_no_mapping_is_refused_with_the_place(tmp_path, text, mes
 def test_overrides_are_yaml_scalars_at_dotted_keys():
     values = {"agent": {"plan": {"horizon": 5}}}
     overrides = ["agent.plan.horizon=3", "agent.lr=1e-3", "env=null", "device=cpu", "flag=true", "list=[1, 2]", "text=a=b"]
-    apply_overrides(values, overrides)
-    assert values == {
+    assert overridden(values, overrides) == {
         "agent": {"plan": {"horizon": 3}, "lr": 1e-3},
         "env": None,
         "device": "cpu",
@@ -95,12 +94,12 @@ def test_words_are_words_and_numbers_are_numbers(text, value):
 @pytest.mark.parametrize("override", ["agent", "=3", "agent.=3", ".x=1", "seed=[1"])
 def test_an_override_that_is_none_is_refused_with_its_text(override):
     with pytest.raises(ConfigError, match=f"--set {override!r}".replace("[", r"\[")):
-        apply_overrides({}, [override])
+        overridden({}, [override])
 
 
 def test_setting_below_a_number_is_refused():
     with pytest.raises(ConfigError, match="'seed' is not a mapping"):
-        apply_overrides({"seed": 3}, ["seed.x=1"])
+        overridden({"seed": 3}, ["seed.x=1"])
 
 
 def test_what_is_shipped_parses_as_yaml_with_only_known_suffixes():

@@ -12,7 +12,7 @@ import pytest
 
 from wmrl_ray.config import ConfigError
 from wmrl_ray.run import provenance
-from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.config import OnlineConfig, RunConfig
 from wmrl_ray.run.folder import RunDir
 
 
@@ -76,3 +76,39 @@ def test_a_resumed_run_may_be_placed_and_evaluated_otherwise_but_not_learn_other
     run.check_same(replace(config, **elsewhere, **recorded))
     with pytest.raises(ConfigError, match="cannot resume .* with batch_size = 128: it was started with 256"):
         run.check_same(replace(config, batch_size=128))
+
+
+@pytest.mark.parametrize(
+    "garbage", ["garbage", "\0\0\0", "[]", "3", '{"loss": 1}', '{"update": null}', '{"update": 2, "lo', "\xff"]
+)
+def test_a_broken_line_of_the_log_loses_only_itself(config: RunConfig, tmp_path: Path, garbage: str) -> None:
+    run = RunDir.create(tmp_path / "run", config, None)
+    run.open_metrics(0)
+    for update in (1, 2, 3):
+        run.log(update, {"loss/model": float(update)})
+    file = run.path / "metrics.jsonl"
+    first, _, third = file.read_text().splitlines()
+    file.write_bytes("\n".join([first, garbage, third, garbage]).encode("latin-1"))
+    assert [line["update"] for line in run.read_metrics()] == [1, 3]
+    resumed = RunDir(run.path)
+    with pytest.warns(UserWarning, match=r"metrics.jsonl is damaged in line 2: dropped, the others stay"):
+        resumed.open_metrics(3)
+    resumed.log(4, {"loss/model": 4.0})
+    assert [json.loads(line)["update"] for line in file.read_text().splitlines()] == [1, 3, 4]
+
+
+def test_a_measure_that_is_no_number_never_comes_into_the_log(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", config, None)
+    run.open_metrics(0)
+    with pytest.raises(ValueError, match=r"metrics.jsonl: eval/return_mean = nan"):
+        run.log(1, {"eval/return_mean": float("nan")})
+    run.log(2, {"eval/return_mean": 1.0})
+    assert [line["update"] for line in RunDir(run.path).read_metrics()] == [2]
+
+
+def test_a_resumed_run_may_have_other_runners_and_learners(tmp_path: Path) -> None:
+    online = RunConfig(algorithm="tdmpc2", env="Pendulum-v1", online=OnlineConfig(num_runners=1))
+    run = RunDir.create(tmp_path / "run", online, None)
+    run.check_same(replace(online, num_learners=2, online=OnlineConfig(num_runners=4)))
+    with pytest.raises(ConfigError, match="online.num_envs = 2: it was started with 1"):
+        run.check_same(replace(online, online=OnlineConfig(num_runners=1, num_envs=2)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 from yaml import YAMLError
 
-from wmrl_ray.config import ConfigError, did_you_mean, read_json, set_key
+from wmrl_ray.config import ConfigError, did_you_mean, read_json, with_key
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SUFFIXES = (".yaml", ".yml")
@@ -74,7 +75,7 @@ def read_study(name: str) -> Source:
         path = names[name]
     if not path.is_file():
         if name in available():
-            raise ConfigError(f"{name} is a single run, not a study; start it with: wmrl train {name}")
+            raise ConfigError(f"{name} is a single run, not a study; start it with: wmrl train {shlex.quote(name)}")
         what = "no such file" if path.suffix in SUFFIXES else "no study named"
         known = ", ".join(sorted(names)) or "none found"
         nearest = [full for full in names if full.rpartition("/")[2] == path.stem]
@@ -82,7 +83,7 @@ def read_study(name: str) -> Source:
         raise ConfigError(f"{what}: {name}{meant}; there are: {known}; or give a YAML file")
     values = _with_included(path)
     if not is_study(values):
-        raise ConfigError(f"{name} is a single run, not a study; start it with: wmrl train {name}")
+        raise ConfigError(f"{name} is a single run, not a study; start it with: wmrl train {shlex.quote(name)}")
     return Source(path.stem, values)
 
 
@@ -96,7 +97,7 @@ def read_source(name: str) -> Source:
     from wmrl_ray.study import is_study
 
     if is_study(source.values):
-        raise ConfigError(f"{name} is a study of many runs, not a single one; start it with: wmrl sweep {name}")
+        raise ConfigError(f"{name} is a study of many runs, not a single one; start it with: wmrl sweep {shlex.quote(name)}")
     return source
 
 
@@ -122,30 +123,32 @@ def _read_source(name: str) -> Source:
 
 def agent_overrides(overrides: list[str]) -> dict[str, Any]:
     """The `agent` part of `--set` where an agent that exists acts with other settings; ConfigError for any other key."""
-    changes: dict[str, Any] = {"agent": {}}
-    apply_overrides(changes, overrides)
+    changes = overridden({"agent": {}}, overrides)
     for key in changes.keys() - {"agent"}:
         raise ConfigError(f"--set {key}=...: only settings of the agent can be changed here, e.g. agent.plan.horizon=5")
     return changes["agent"]
 
 
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Applies `agent.plan.horizon=3`, ... to `values`; the right-hand side is read as YAML.
+def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values` with `agent.plan.horizon=3`, ... over them; the right-hand side is read as YAML, but for comments: a `#` is part
+    of the value, as the shell has handed it over.
 
     Raises:
         ConfigError: no `=`, an empty key, or a value that is not YAML.
     """
+    found = dict(values)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip() or not all(key.strip().split(".")):
             raise ConfigError(f"--set {override!r} is not key=value; for example --set agent.plan.horizon=3")
         try:
-            value = read_yaml(text)
+            value = read_yaml(text, comments=False)
         except YAMLError:
             raise ConfigError(
                 f"--set {override!r}: the value {text!r} is not valid YAML; quote it or close its brackets"
             ) from None
-        set_key(values, key.strip(), value)
+        found = with_key(found, key.strip(), value)
+    return found
 
 
 def _with_included(path: Path) -> dict[str, Any]:
@@ -172,15 +175,23 @@ def _are_mappings(*values: Any) -> bool:
     return all(isinstance(value, Mapping) for value in values)
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, *, comments: bool = True) -> Any:
     """What it says in YAML 1.2, of plain data. (PyYAML reads 1.1, where `off` is false and `1e-3` a word.)
 
+    Args:
+        comments: False takes a text with ` #` in it that is not quoted as it stands.
+
     Raises:
-        yaml.YAMLError: it is not YAML.
+        yaml.YAMLError: it is not YAML; or, without comments, a list or mapping with one.
     """
     loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if not comments and text[node.end_mark.index if node else 0 :].strip():
+            if node is None or (isinstance(node, yaml.ScalarNode) and node.style is None):
+                return text.strip()
+            raise YAMLError("a comment behind the value")
+        return None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()
 

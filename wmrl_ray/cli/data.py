@@ -87,14 +87,14 @@ def make(
         checkpoint is None and episodes is None and not overrides and not no_ray and not pixels,
         f"--checkpoint, --episodes, --set, --no-ray and --pixels are for expert:TASK, not for {name}",
     )
-    from wmrl_ray.data.makers import MAKERS, make_dataset
+    from wmrl_ray.data.makers import MAKERS, STEPS, make_dataset
 
     check(name in MAKERS, f"no maker {name!r}{did_you_mean(name, MAKERS)}; there are: {', '.join(MAKERS)}")
     map_shards = _map_shards(workers, use_ray)
     with progress_bar(f"making {name}", "steps") as progress:
         made = make_dataset(
             name,
-            steps=1_000_000 if steps is None else steps,
+            steps=STEPS if steps is None else steps,
             seed=seed,
             workers=workers,
             dataset_id=dataset_id,

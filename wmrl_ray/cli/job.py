@@ -142,7 +142,7 @@ def _check_configuration(given: str, values: dict[str, Any], folder: Path) -> No
     """That it exists in what is uploaded, has no setting that would be refused, and that the run folder outlives the job."""
     import contextlib
 
-    from wmrl_ray.cli.configs import apply_overrides, read_source
+    from wmrl_ray.cli.configs import overridden, read_source
     from wmrl_ray.cli.sweep import limits, make_plan
     from wmrl_ray.cli.train import run_config
 
@@ -153,8 +153,7 @@ def _check_configuration(given: str, values: dict[str, Any], folder: Path) -> No
             if given == "train":
                 found = read_source(str(source))
                 check(found.run_dir is None, f"run folders are not uploaded; name {source} by its absolute path on the cluster")
-                apply_overrides(found.values, values.get("overrides") or [])
-                run_config(found.values)
+                run_config(overridden(found.values, values.get("overrides") or []))
             else:
                 own = {name: values[name] for name in ("cpus_per_run", "gpus_per_run", "max_failures", "trial_timeout")}
                 about = {name: values[name] for name in ("stand_ins", "seeds", "overrides", "only")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 RUN_FILES = (
@@ -22,14 +23,14 @@ class ReplacedRun:
     """Context manager: moves the files of the run in `folder`, and nothing else that lies there, into a folder inside it.
 
     On exit they are moved back over whatever the new run has written, unless `delete` was called. A process that is killed
-    before that leaves them in `.replaced.PID`.
+    before that leaves them in `.replaced.*`.
 
     active: False does nothing at all.
     """
 
     def __init__(self, folder: Path, active: bool):
         self._folder = folder
-        self._aside = folder / f".replaced.{os.getpid()}"
+        self._aside = folder / f".replaced.{uuid.uuid4().hex[:12]}"
         self._active = active
 
     def __enter__(self) -> ReplacedRun:

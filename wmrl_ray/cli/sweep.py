@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wmrl_ray.cli.configs import apply_overrides, read_study
+from wmrl_ray.cli.configs import overridden, read_study
 from wmrl_ray.cli.errors import EXIT_ERROR, EXIT_INTERRUPTED
 from wmrl_ray.cli.signals import StopRequest
 from wmrl_ray.cli.sweep_display import make_sweep_display, show_plan
@@ -78,6 +79,9 @@ def sweep(
             help="auto: go on with what is unfinished; errored: also with what failed; fresh: set the old sweep aside.",
         ),
     ] = "auto",
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also a folder that a process on another host held, which is gone for sure.")
+    ] = False,
     print_schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of a study's YAML, and stop.", is_eager=True)
     ] = False,
@@ -113,7 +117,16 @@ def sweep(
 
     execute, run_search = (in_process, None) if no_ray else _on_ray(out, num_cpus, plan.tune)
     with display, stop:
-        results = run_sweep(plan, out, execute, display, stop, resume=resume, run_search=run_search)  # type: ignore[arg-type]
+        results = run_sweep(
+            plan,
+            out,
+            execute,
+            display,
+            stop,
+            resume=resume,  # type: ignore[arg-type]
+            take_over=take_over,
+            run_search=run_search,
+        )
     display.summary(results)
     _conclude(results, plan, out, stop)
 
@@ -141,8 +154,7 @@ def make_plan(
 ) -> Plan:
     """What the command line asks for, checked. Raises ConfigError."""
     source = read_study(file_or_name)
-    values: dict[str, Any] = {}
-    apply_overrides(values, overrides or [])
+    values = overridden({}, overrides or [])
 
     from wmrl_ray.study import Study, expand
 
@@ -205,7 +217,7 @@ def _conclude(results: list[tuple[Cell, Outcome]], plan: Plan, out: Path, stop: 
         for state in ("finished", "failed", "waiting", "stopped", "pruned", "blocked")
         if counts[state]
     ]
-    print(f"{', '.join(words)} of {len(results)} cells\n{out}   (next: wmrl report {out})", file=sys.stderr)
+    print(f"{', '.join(words)} of {len(results)} cells\n{out}   (next: wmrl report {shlex.quote(str(out))})", file=sys.stderr)
     if stop.received is not None:
         print("stopped; the same command goes on from the checkpoints", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED if stop.received.name == "SIGINT" else 0)

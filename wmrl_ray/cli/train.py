@@ -5,17 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wmrl_ray.cli.configs import Source, apply_overrides, read_source
+from wmrl_ray.cli.configs import Source, overridden, read_source
 from wmrl_ray.cli.display import JsonLines, make_display
 from wmrl_ray.cli.errors import EXIT_INTERRUPTED
 from wmrl_ray.cli.overwrite import ReplacedRun
 from wmrl_ray.cli.signals import GRACE_S, StopRequest
-from wmrl_ray.config import ConfigError, from_dict
+from wmrl_ray.config import ConfigError, check, from_dict
 
 if TYPE_CHECKING:
     from wmrl_ray.run.config import RunConfig
@@ -40,6 +41,9 @@ def train(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's newest complete checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the run folder and start over.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also a folder that a process on another host held, which is gone for sure.")
+    ] = False,
     run_dir: Annotated[Path | None, typer.Option(help="Where to write. Default: runs/NAME/ALGORITHM-seedN.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set seed=N.")] = None,
     grace: Annotated[
@@ -57,8 +61,8 @@ def train(
     if resume and overwrite:
         raise ConfigError("--resume continues the run and --overwrite deletes it: choose one")
     source = read_source(file_or_name)
-    apply_overrides(source.values, overrides or [])
-    train_source(source, track, no_ray, debug, resume, overwrite, run_dir, seed, grace, as_json)
+    source = replace(source, values=overridden(source.values, overrides or []))
+    train_source(source, track, no_ray, debug, resume, overwrite, take_over, run_dir, seed, grace, as_json)
 
 
 def train_source(
@@ -68,23 +72,33 @@ def train_source(
     debug: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    take_over: bool = False,
     run_dir: Path | None = None,
     seed: int | None = None,
     grace: float = GRACE_S,
     as_json: bool = False,
 ) -> None:
     """`train` of a configuration that has been read; arguments as there."""
-    values = source.values
-    if seed is not None:
-        values["seed"] = seed
+    values: dict[str, Any] = {**source.values, **({} if seed is None else {"seed": seed})}
     if track:
         values["track"] = list(dict.fromkeys([*values.get("track", ["tensorboard"]), *track]))
 
     from wmrl_ray.run.folder import RunDir
-    from wmrl_ray.trackers import Trackers
+    from wmrl_ray.run.lock import only_writer
 
     config = run_config(values)
     run = RunDir(run_dir or source.run_dir or Path("runs") / source.label / f"{config.algorithm}-seed{config.seed}")
+    check(not run.path.exists() or run.path.is_dir(), f"run folder {run.path} is a file; choose another --run-dir")
+    with only_writer(run.path, take_over=take_over):
+        _train(config, run, no_ray, debug, resume, overwrite, grace, as_json)
+
+
+def _train(
+    config: RunConfig, run: RunDir, no_ray: bool, debug: bool, resume: bool, overwrite: bool, grace: float, as_json: bool
+) -> None:
+    from wmrl_ray.trackers import Trackers
+
+    check_dataset(config, run, resume)
     if not prepare_folder(run, config, resume=resume, overwrite=overwrite, no_ray=no_ray):
         print(f"{run.path} has finished its {config.num_updates:,} updates already; --set num_updates=N trains it further")
         return
@@ -119,14 +133,30 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+def check_dataset(config: RunConfig, run: RunDir, resume: bool) -> None:
+    """Raises ConfigError, with what to do, for a dataset that is not on this machine and that nobody hosts."""
+    from wmrl_ray.data.source import MINARI_ID, is_local
+    from wmrl_ray.rows import make_command
+
+    if config.dataset is None or is_local(config.dataset):
+        return
+    absent = f"dataset {config.dataset!r} is not on this machine"
+    if command := make_command(config.dataset, config.env, config.env_config):
+        raise ConfigError(f"{absent}; make it: {command}")
+    is_path = not MINARI_ID.fullmatch(config.dataset.removeprefix("minari://"))
+    check(
+        not (is_path and resume and run.exists()),
+        f"{absent} any more; if it has another place or name now: "
+        f"wmrl train {shlex.quote(str(run.path))} --resume --set dataset=PATH",
+    )
+
+
 def prepare_folder(run: RunDir, config: RunConfig, *, resume: bool, overwrite: bool, no_ray: bool) -> bool:
     """Makes the run folder ready for the loop; False when a resumed run has nothing left to do.
 
     Raises:
         ConfigError: it holds a run that is neither resumed nor overwritten, or one with other settings.
     """
-    if run.path.exists() and not run.path.is_dir():
-        raise ConfigError(f"run folder {run.path} is a file; choose another --run-dir")
     if not run.exists():
         return True
     newest = run.newest_checkpoint()

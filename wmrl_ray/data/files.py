@@ -9,13 +9,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wmrl_ray.config import join
+from wmrl_ray.config import check, join
 from wmrl_ray.data.episode import DataError
 
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
@@ -203,6 +204,25 @@ def explained_os_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DataError(f"cannot write {path}: {error.strerror}; choose a folder that you may write") from error
         raise
+
+
+def slug(text: str, limit: int = 80) -> str:
+    """The part of a path that any text makes: ASCII letters, digits and ._+=-, at most `limit` of them. Where something had to
+    give way, the hash of the whole text keeps it apart from others.
+    """
+    name = re.sub(r"[^A-Za-z0-9._+=-]+", "_", text).lstrip(".")
+    if name == text and 0 < len(name) <= limit:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{name[: limit - 9].strip('_')}-{digest}"
+
+
+def below(folder: Path, name: str) -> Path:
+    """`folder / name`. Raises ConfigError where that is not a place inside the folder, whatever links lead there."""
+    path = folder / name
+    inside = path.resolve() != folder.resolve() and path.resolve().is_relative_to(folder.resolve())
+    check(inside, f"{name!r} leads out of {folder}; nothing is written there")
+    return path
 
 
 def file_sha256(path: Path) -> str:

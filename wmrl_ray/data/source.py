@@ -109,6 +109,13 @@ def is_local(uri: str | Path) -> bool:
     return Path(rest).expanduser().exists() or (minari_root() / rest / "data" / "metadata.json").is_file()
 
 
+def absolute(uri: str) -> str:
+    """The URI, from whatever folder it is read: a path to something on this machine as an absolute one."""
+    scheme, separator, rest = uri.rpartition("://")
+    path = Path(rest).expanduser()
+    return f"{scheme}{separator}{os.path.abspath(path)}" if scheme != "minari" and path.exists() else uri
+
+
 def check_minari_id(dataset_id: str) -> None:
     """Raises DataError unless Minari can find a dataset by this id."""
     if not MINARI_ID.fullmatch(dataset_id):

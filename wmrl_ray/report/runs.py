@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -15,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from wmrl_ray.config import ConfigError, read_json
+from wmrl_ray.run.log import Line, read_log
 from wmrl_ray.run.provenance import changed
-
-Line = dict[str, Any]  # one object of metrics.jsonl
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def read_run(path: Path) -> Run:
     """Reads one run directory.
 
     Raises:
-        ConfigError: config.json is missing or unreadable, or metrics.jsonl is damaged anywhere but in its last line.
+        ConfigError: config.json is missing or unreadable.
     """
     warnings: list[str] = []
     config = _read_json(path / "config.json")
@@ -223,23 +221,18 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _read_lines(path: Path, warnings: list[str]) -> list[Line]:
-    """The lines of metrics.jsonl in the order of updates. A run that was killed may end in half a line: that one is dropped."""
+    """The whole lines of metrics.jsonl in the order of updates. A run that was killed may end in half a line."""
     if not path.exists():
         warnings.append("metrics.jsonl is missing: nothing was logged")
         return []
-    texts = path.read_text().splitlines()
+    log = read_log(path)
+    warnings += [f"line {number} of metrics.jsonl is damaged; it is ignored" for number in log.damaged]
+    if log.is_cut:
+        warnings.append("the last line of metrics.jsonl is cut off (the run was killed while writing); it is ignored")
     lines: list[Line] = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-            update = int(line["update"])
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(texts):
-                warnings.append("the last line of metrics.jsonl is cut off (the run was killed while writing); it is ignored")
-                break
-            raise ConfigError(f"{path}, line {number}: not a metrics line ({error})") from error
-        if lines and update < lines[-1]["update"]:  # resumed from an older checkpoint: what follows replaces what it repeats
-            lines = [old for old in lines if old["update"] < update]
+    for line in log.lines:
+        if lines and line["update"] < lines[-1]["update"]:  # resumed from an older checkpoint: it replaces what it repeats
+            lines = [old for old in lines if old["update"] < line["update"]]
         lines.append(line)
     return lines
 

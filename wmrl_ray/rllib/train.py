@@ -28,6 +28,7 @@ from wmrl_ray.rllib.telemetry import Telemetry
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.events import Event, OnEvent
 from wmrl_ray.run.folder import RunDir
+from wmrl_ray.run.lock import alone_in_run_dir
 from wmrl_ray.train import (
     Progress,
     build_replay,
@@ -44,6 +45,7 @@ STOPPING_S = 10.0  # that a run which is to stop waits for an evaluation
 MOST_BACKOFF_S = 60.0  # between the loss of an actor and the next session
 
 
+@alone_in_run_dir
 def train_on_ray(
     config: RunConfig,
     run_dir: Path,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wmrl_ray.config import ConfigError, check, to_dict
 from wmrl_ray.core.agents import AGENTS, agent_config
+from wmrl_ray.data.source import absolute
 
 if TYPE_CHECKING:
     from wmrl_ray.core.agents import Agent
@@ -142,8 +143,9 @@ class RunConfig:
             )
 
     def resolved(self) -> RunConfig:
-        """The same run with every default of the agent written out: what config.json keeps."""
-        return replace(self, agent=to_dict(agent_config(self.algorithm, self.agent)))
+        """The same run from whatever folder it is read, with every default of the agent written out: what config.json keeps."""
+        dataset = None if self.dataset is None else absolute(self.dataset)
+        return replace(self, dataset=dataset, agent=to_dict(agent_config(self.algorithm, self.agent)))
 
 
 # Settings of the agent that a run takes from its environment where they are None.

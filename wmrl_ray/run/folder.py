@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
-from wmrl_ray.config import ConfigError, flatten, from_dict, read_json, to_dict
+from wmrl_ray.config import ConfigError, check, flatten, from_dict, read_json, to_dict
+from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.data.files import as_json, is_full, replacing, write_json, write_text
+from wmrl_ray.data.source import is_local
 from wmrl_ray.run.config import FROM_ENVIRONMENT, RunConfig
+from wmrl_ray.run.log import FILE as LOG
+from wmrl_ray.run.log import as_log, read_log
 from wmrl_ray.run.provenance import Provenance, describe_environment, with_session
 from wmrl_ray.run.settings import MAY_CHANGE, is_among
 
@@ -72,9 +77,12 @@ class RunDir:
         before = self.sessions()
         if (sessions := with_session(before, start_update)) != before:
             write_json(self.path / SESSIONS, {"sessions": sessions})
+        if damaged := read_log(self.path / LOG).damaged:
+            where = ", ".join(map(str, damaged))
+            warnings.warn(f"{self.path / LOG} is damaged in line {where}: dropped, the others stay", stacklevel=2)
         kept = [line for line in self.read_metrics() if line["update"] <= start_update]
         self._time_before = kept[-1]["time_s"] if kept else 0.0
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self.path / LOG, as_log(kept))
         self._waiting.clear()
         self._started = time.monotonic()
 
@@ -84,7 +92,7 @@ class RunDir:
         Raises OSError when it cannot be written for another reason: then no part of the line is there.
         """
         line = {"update": update, "time_s": round(self.seconds(), 3), **metrics}
-        file, waited = self.path / "metrics.jsonl", len(self._waiting)
+        file, waited = self.path / LOG, len(self._waiting)
         self._waiting.append(as_json(line, str(file)) + "\n")
         before = file.stat().st_size if file.exists() else 0
         try:
@@ -160,14 +168,14 @@ class RunDir:
         )
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of metrics.jsonl, and those that wait for room; a half-written last line (kill -9) is skipped."""
-        file = self.path / "metrics.jsonl"
-        written = list(_complete_lines(file)) if file.exists() else []
-        return written + [json.loads(line) for line in self._waiting]
+        """All whole lines of metrics.jsonl, and those that wait for room; see `log.read_log`."""
+        return read_log(self.path / LOG).lines + [json.loads(line) for line in self._waiting]
 
     def difference(self, config: RunConfig) -> str | None:
         """In what `config` would learn something else than the run did so far: "lr = 0.1: it was started with 0.2", or None."""
         before, now = (dict(flatten(to_dict(c.resolved()))) for c in (self.config(), config))
+        if before["dataset"] != now["dataset"] and self._has_content_of(now["dataset"]):
+            now["dataset"] = before["dataset"]
         for key in dict.fromkeys([*before, *now]):
             old, new = before.get(key), now.get(key)  # an algorithm may have keys that another lacks
             if key.removeprefix("agent.") in FROM_ENVIRONMENT and new is None:
@@ -187,12 +195,24 @@ class RunDir:
         recorded = recorded_config(card.get("env_id"), card.get("env_spec"), self.config().env_config)
         return dict(flatten({"env_config": recorded})).get(key) == value
 
+    def _has_content_of(self, dataset: str | None) -> bool | None:
+        """Whether the run learns from what this dataset holds, under whatever name; None: that is not known."""
+        card = self.path / "dataset.json"
+        if dataset is None or not is_local(dataset) or not card.exists():
+            return None
+        return open_dataset(dataset).card.sha256 == read_json(card, "restore it")["sha256"]
+
     def check_same(self, config: RunConfig) -> None:
-        """Raises ConfigError when `config` would learn something else than the run did so far."""
+        """Raises ConfigError when `config` would learn something else than the run did so far, or from something else."""
+        check(
+            self._has_content_of(config.dataset) is not False,
+            f"cannot resume {self.path} with dataset = {config.dataset}: it learned from other content than there is now "
+            f"({self.path / 'dataset.json'} has its sha256); --set dataset=PATH of that, or choose another --run-dir",
+        )
         if difference := self.difference(config):
             raise ConfigError(
                 f"cannot resume {self.path} with {difference}; "
-                f"resume with `wmrl train {self.path} --resume`, or choose another --run-dir"
+                f"resume with `wmrl train {shlex.quote(str(self.path))} --resume`, or choose another --run-dir"
             )
 
     def result(self) -> dict[str, Any] | None:
@@ -253,11 +273,3 @@ class RunDir:
         """Oldest first."""
         folder = self.path / "checkpoints"
         return sorted(p for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-
-
-def _complete_lines(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return

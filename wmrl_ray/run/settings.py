@@ -25,8 +25,9 @@ NOT_LEARNED = frozenset(
     ]
 )
 
-# What a resumed run may change. Why apart: runs of different lengths are no seeds of one experiment.
-MAY_CHANGE = NOT_LEARNED | {"num_updates"}
+# What a resumed run may change. Why apart: runs of different lengths are no seeds of one experiment, nor are those of other
+# batches (of `batch_size` for every learner) or of other runners' unfinished episodes.
+MAY_CHANGE = NOT_LEARNED | {"num_updates", "num_learners", "online.num_runners"}
 
 
 def is_among(key: str, settings: Set[str]) -> bool:

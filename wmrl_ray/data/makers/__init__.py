@@ -22,8 +22,23 @@ from wmrl_ray.data.makers.shards import MapShards, Shard, ShardSpec, run_shard, 
 from wmrl_ray.data.minari_writer import env_spec_json, write_local_minari
 from wmrl_ray.data.source import check_minari_id, minari_root
 
-__all__ = ["MAKERS", "STAND_IN", "MakerSpec", "MapShards", "Shard", "ShardSpec", "make_dataset", "run_shard"]
+__all__ = [
+    "DEMO",
+    "DEMO_COMMAND",
+    "MAKERS",
+    "MakerSpec",
+    "MapShards",
+    "STAND_IN",
+    "STEPS",
+    "Shard",
+    "ShardSpec",
+    "make_dataset",
+    "run_shard",
+]
 
+STEPS = 1_000_000  # of a dataset under its maker's own id
+DEMO = "wmrl/demo/pointmaze-umaze-v0"  # a small one for first runs, which `make demo` makes so
+DEMO_COMMAND = f"wmrl data make pointmaze-umaze --steps 50000 --id {DEMO}"
 REQUIREMENTS = ("mujoco", "gymnasium-robotics", "gymnasium")  # what the simulation's numbers depend on
 STAND_IN = (
     f"{STAND_IN_MARK} made by wmrl_ray's own controller with D4RL's recipe; not D4RL data, scores are on their own scale."
@@ -50,7 +65,7 @@ class MakerSpec:
 def make_dataset(
     name: str,
     *,
-    steps: int = 1_000_000,
+    steps: int = STEPS,
     seed: int = 0,
     workers: int = 0,
     dataset_id: str | None = None,
