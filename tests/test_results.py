@@ -15,6 +15,7 @@ import pytest
 from tests.studies import SweepLog, run_sweep, tiny_plan
 from wmrl_ray import results
 from wmrl_ray.config import ConfigError
+from wmrl_ray.data.files import partial_of
 from wmrl_ray.results import COLUMNS, read_results, schema, write_results
 from wmrl_ray.run.folder import RunDir
 from wmrl_ray.study import Plan
@@ -163,3 +164,52 @@ def test_as_many_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
         run_sweep(plan, tmp_path / f"out{keep}", in_process)
         found = sorted(path.name for path in (tmp_path / f"out{keep}/plane/bc-baseline-s0/checkpoints").iterdir())
         assert found == [f"{update:08d}" for update in (2, 4, 6, 8)][-keep:]
+
+
+def test_a_disk_that_is_full_while_results_are_written_costs_that_write_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out, writes = small(tmp_path / "data"), tmp_path / "out", []
+    write_table = pq.write_table
+
+    def full_once(table: Any, where: Any, **kwargs: Any) -> None:
+        writes.append(table.num_rows)
+        if len(writes) == 1:
+            raise OSError(28, "No space left on device")
+        write_table(table, where, **kwargs)
+
+    monkeypatch.setattr(pq, "write_table", full_once)
+    with pytest.warns(UserWarning, match="No space left on device: .*results.parquet is written when the next run ends"):
+        outcomes, _ = run_sweep(plan, out, in_process)
+    assert {outcome.state for outcome in outcomes.values()} == {"finished"}
+    table = read_results(out / "results.parquet")
+    assert writes == [1, 2] and sorted(table["seed"].to_pylist()) == [0, 1]
+
+
+def test_the_last_write_that_failed_is_made_up_for_by_the_next_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, out = small(tmp_path / "data"), tmp_path / "out"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="No space left"):
+        patch.setattr(pq, "write_table", full)
+        run_sweep(plan, out, failing)
+    assert not (out / "results.parquet").exists()
+    assert [path.name for path in out.iterdir() if path.name.startswith(".") and path.name != ".lock"] == []
+    _, log = run_sweep(plan, out, in_process)
+    assert log.jobs == [] and read_results(out / "results.parquet").num_rows == 1
+
+
+def test_what_a_killed_sweep_left_half_written_is_removed(tmp_path: Path) -> None:
+    plan, out = small(tmp_path / "data"), tmp_path / "out"
+    run_sweep(plan, out, in_process)
+    partials = [partial_of(out / "results.parquet"), partial_of(out / "study.json")]
+    for path in partials:
+        path.write_bytes(b"PAR1")
+    (out / ".tune/trial").mkdir(parents=True)
+    (out / ".tune.stop").touch()
+    (out / "mine.partial").touch()
+    run_sweep(plan, out, in_process)
+    assert {path.name for path in out.iterdir() if path.name.startswith(".")} == {".lock"}
+    assert (out / "mine.partial").exists()

@@ -89,10 +89,10 @@ def write_results(rows: Sequence[Row], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from wmrl_ray.data.files import atomic_path
+    from wmrl_ray.data.files import replacing
 
     table = pa.Table.from_pylist(list(rows), schema())
-    with atomic_path(path) as partial:
+    with replacing(path) as partial:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 
@@ -182,6 +182,7 @@ class Ledger:
             names = {"paper": study["paper"], "table": study["table"]}
             self._cells |= {cell["run"]: {**cell, **names} for cell in study["cells"]}
         self._rows: dict[str, list[Row]] = {}
+        self._is_behind = False  # what is written: the disk was full
         failures = out / FAILURES
         self.failed: dict[str, str] = (
             read_json(failures, "delete it: what has failed is then tried again") if failures.exists() else {}
@@ -195,14 +196,15 @@ class Ledger:
         self._inner.progress(name, update, total)
 
     def end(self, job: Job, outcome: Outcome) -> None:
-        from wmrl_ray.data.files import write_json
+        from wmrl_ray.data.files import despite_full_disk, write_json
 
         was = dict(self.failed)
         self.failed.pop(job.name, None)
         if outcome.state == "failed":
             self.failed[job.name] = outcome.message or "no message"
         if self.failed != was:
-            write_json(self._out / FAILURES, self.failed)
+            with despite_full_disk(f"{self._out / FAILURES} lacks {job.name}"):
+                write_json(self._out / FAILURES, self.failed)
         self._update([job.name])
         self._inner.end(job, outcome)
 
@@ -218,10 +220,15 @@ class Ledger:
         self._update([cell.run for cell in cells])
 
     def _update(self, runs: Sequence[str]) -> None:
+        from wmrl_ray.data.files import despite_full_disk
+
         known = [run for run in runs if run in self._cells]
         changed = {
             run: rows for run in known if (rows := rows_of(self._out / run, self._cells[run])) != self._rows.get(run, [])
         }
-        if changed:
-            self._rows |= changed
-            write_results([row for run in sorted(self._rows) for row in self._rows[run]], self._out / FILE)
+        self._rows |= changed
+        self._is_behind |= bool(changed)
+        if self._is_behind:
+            with despite_full_disk(f"{self._out / FILE} is written when the next run ends"):
+                write_results([row for run in sorted(self._rows) for row in self._rows[run]], self._out / FILE)
+                self._is_behind = False

@@ -20,7 +20,7 @@ from wmrl_ray.data.files import below
 from wmrl_ray.results import Ledger
 from wmrl_ray.run.lock import only_writer
 from wmrl_ray.study import Cell, Plan, Settings
-from wmrl_ray.sweep_folder import set_aside, write_study
+from wmrl_ray.sweep_folder import clear, set_aside, write_study
 from wmrl_ray.sweep_search import RunSearch, carry_out, check_same
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def sweep(
     with only_writer(out, take_over=take_over):
         for name in [*(cell.run for cell in plan.cells), *plan.managers, *(search.prefix for search in plan.searches)]:
             below(out, name)
+        clear(plan, out)
         done = _finished(plan, out)
         _check_vectors(plan, out, done)
         for search in plan.searches:

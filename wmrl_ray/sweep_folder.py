@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ def _earlier_cells(plan: Plan, file: Path) -> dict[tuple, dict[str, Any]]:
     was, now = kinds[was_stand_ins], kinds[plan.stand_ins]
     check(was == now, f"{holds} with {was}, not with {now}: their scores differ; choose another --out")
     return earlier
+
+
+def clear(plan: Plan, out: Path) -> None:
+    """Deletes what a sweep that was killed has left half-written, and Tune's records of it. For the only writer."""
+    from wmrl_ray.data.files import remove_partials
+
+    for folder in [out, *(out / search.folder for search in plan.searches)]:
+        remove_partials(folder)
+        for path in folder.glob(".tune*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def set_aside(out: Path, *, take_over: bool = False) -> None:

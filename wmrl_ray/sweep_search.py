@@ -102,13 +102,13 @@ class Record:
         }
 
     def write(self) -> None:
-        from wmrl_ray.data.files import write_json
+        from wmrl_ray.data.files import despite_full_disk, write_json
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         about = {name: getattr(self.search, name) for name in ("row", "dataset", "column", "variant", "rungs")}
         content = {"schema": SCHEMA, **about, "space": self._space, "scheduler": self.search.tune.scheduler}
         content |= {"searcher": self.search.tune.searcher, "trials": list(self.trials.values()), "best": self.best}
-        write_json(self.path, content)
+        with despite_full_disk(f"{self.path} is written at the next report"):
+            write_json(self.path, content)
 
 
 def check_same(search: Search, out: Path) -> None:

@@ -63,7 +63,12 @@ def session_of(leader: int) -> set[int]:
     return found
 
 
-MOMENTS = {"sampling": ("step", 85), "update": ("sample", 55), "saving": ("seal", 3)}
+MOMENTS = {
+    "sampling": ("step", 85),
+    "update": ("sample", 55),
+    "saving": ("seal", 3),
+    "between manifest and rename": ("replace", 4),  # on Ray the second time of two: a checkpoint is one within another
+}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

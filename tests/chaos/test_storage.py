@@ -36,11 +36,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(folder: Path) -> None:
+def fill(folder: Path, left: int = LEFT) -> None:
     import os
 
     free = os.statvfs(folder)
-    (folder / "ballast").write_bytes(b"0" * max(0, free.f_bavail * free.f_bsize - LEFT))
+    (folder / "ballast").write_bytes(b"0" * max(0, free.f_bavail * free.f_bsize - left))
 
 
 LOOPS = [pytest.param(train_online, id="without Ray"), pytest.param(train_on_ray, id="on Ray")]

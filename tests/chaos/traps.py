@@ -3,7 +3,7 @@
 A trap is a file, so that every process of a run sees it: `arm(point, ...)` writes it; the process that reaches the point for
 the n-th time after that takes the file away and sends the signal. Points: "step" of an environment (sampling), "sample" of a
 replay (an update), "get_state" of a replay (saving, where the learner is), "seal" (saving: the files are there, the manifest is
-not).
+not), "replace" (the manifest is there too, in a folder that has not its name yet).
 
 Importing this module sets the points; runs import it by the environment's id, TRAP_PLANE.
 """
@@ -125,6 +125,7 @@ def _trapped(function: Callable[..., Any], point: str) -> Callable[..., Any]:
 Replay.sample = _trapped(Replay.sample, "sample")
 Replay.get_state = _trapped(Replay.get_state, "get_state")
 checkpoint.seal = _trapped(checkpoint.seal, "seal")
+checkpoint.replace = _trapped(checkpoint.replace, "replace")
 
 
 class TrapPlane(fakes.Plane):

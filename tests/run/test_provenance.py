@@ -29,9 +29,9 @@ def test_a_session_is_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = with_session([], 0)
     assert mine == [{"update": 0, **describe_environment(), "started": mine[0]["started"]}] and mine[0]["packages"]["torch"]
     assert with_session(mine, 5) == mine  # built again, after the loss of an actor
-    monkeypatch.setattr(provenance, "_LOADED", "9999-01-01T00:00:00Z")  # a process of later
+    monkeypatch.setattr(provenance, "_PROCESS", "another")
     again = with_session(mine, 5)
     assert again[0] == mine[0] and [one["update"] for one in again] == [0, 5] and not changed(*again)
     monkeypatch.setattr(provenance, "_git_revision", lambda: "def")
-    monkeypatch.setattr(provenance, "_LOADED", mine[0]["started"])
+    monkeypatch.setattr(provenance, "_PROCESS", mine[0]["process"])
     assert changed(*with_session(mine, 5)) == ["git_revision"]

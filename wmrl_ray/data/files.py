@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,17 @@ def naming(path: Path) -> Iterator[None]:
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextlib.contextmanager
+def despite_full_disk(cost: str) -> Iterator[None]:
+    """A full disk inside ends the block with a warning that names the `cost`, since a later write makes up for it."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        warnings.warn(f"{error.strerror}: {cost}", stacklevel=4)
 
 
 def is_full(error: OSError) -> bool:

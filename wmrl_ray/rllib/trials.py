@@ -22,6 +22,7 @@ from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 
 from wmrl_ray.config import check
+from wmrl_ray.data.files import slug
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.watchdog import Life, Watchdog
 
@@ -166,7 +167,7 @@ def _trial(config: Values, work: Callable[[Any, Report], Values], specs: Mapping
 
 
 def _name(trial: Any) -> str:
-    return str(trial.config["name"]).replace("/", "__")
+    return slug(str(trial.config["name"]).replace("/", "__"), 200)
 
 
 class Working(tune.Callback):

@@ -16,7 +16,7 @@ from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
 from wmrl_ray.config import ConfigError, check, flatten, from_dict, read_json, to_dict
 from wmrl_ray.data.datasets import open_dataset
-from wmrl_ray.data.files import as_json, is_full, replacing, write_json, write_text
+from wmrl_ray.data.files import as_json, despite_full_disk, is_full, remove_partials, replacing, write_json, write_text
 from wmrl_ray.data.source import is_local
 from wmrl_ray.run.config import FROM_ENVIRONMENT, RunConfig
 from wmrl_ray.run.log import FILE as LOG
@@ -74,6 +74,7 @@ class RunDir:
 
     def open_metrics(self, start_update: int) -> None:
         """Begins a session and its log; lines after `start_update` (of a run that died after its checkpoint) are dropped."""
+        remove_partials(self.path)
         before = self.sessions()
         if (sessions := with_session(before, start_update)) != before:
             write_json(self.path / SESSIONS, {"sessions": sessions})
@@ -91,6 +92,7 @@ class RunDir:
 
         Raises OSError when it cannot be written for another reason: then no part of the line is there.
         """
+        self._require()
         line = {"update": update, "time_s": round(self.seconds(), 3), **metrics}
         file, waited = self.path / LOG, len(self._waiting)
         self._waiting.append(as_json(line, str(file)) + "\n")
@@ -132,21 +134,23 @@ class RunDir:
         if intended is not None:
             arrays["intended"] = np.concatenate(intended).astype(np.float32)
         file = self.path / "trajectories.npz"
-        try:
-            with replacing(file) as partial:
-                np.savez_compressed(partial, **arrays)
-        except OSError as error:
-            if not is_full(error):
-                raise
-            warnings.warn(f"{error.strerror}: {file} is not that of the last evaluation", stacklevel=2)
+        with despite_full_disk(f"{file} is not that of the last evaluation"), replacing(file) as partial:
+            np.savez_compressed(partial, **arrays)
 
     def finish(self, result: Mapping[str, Any]) -> None:
+        self._require()
         write_json(self.path / "result.json", dict(result))
 
     def extend(self, num_updates: int) -> None:
         """A finished run that is to train up to `num_updates` has no result until it has finished again."""
         if (result := self.result()) is not None and num_updates > result["updates"]:
             (self.path / "result.json").unlink()
+
+    def _require(self) -> None:
+        """Why: what is written below a folder that somebody has removed would be a run without its beginning."""
+        check(
+            self.exists(), f"{self.path} was removed while the run was at work: it has ended, and nothing more is written there"
+        )
 
     # -- reading ------------------------------------------------------------------------------------------------------------
 
@@ -250,6 +254,7 @@ class RunDir:
 
         Returns: one line when the disk is full.
         """
+        self._require()
         try:
             write(self.checkpoint_path(update))
         except OSError as error:

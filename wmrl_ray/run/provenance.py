@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -19,9 +20,9 @@ from wmrl_ray.config import flatten
 
 Provenance = dict[str, Any]  # of `describe_environment`; of a session with `update`, the one that it began after
 
-OF_A_SESSION = frozenset(["update", "started", "command"])  # differ by nature
+OF_A_SESSION = frozenset(["update", "started", "command", "process"])  # differ by nature
 
-_LOADED = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+_PROCESS = uuid.uuid4().hex[:12]  # Why not when it began: a clock may be set back
 
 
 def describe_environment() -> Provenance:
@@ -36,6 +37,7 @@ def describe_environment() -> Provenance:
         "packages": {name: version for name in packages if (version := _version(name))},
         "git_revision": _git_revision(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "process": _PROCESS,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -45,7 +47,7 @@ def with_session(sessions: Sequence[Provenance], update: int) -> list[Provenance
     process's too, as after the loss of an actor.
     """
     now = {"update": update, **describe_environment()}
-    if sessions and sessions[-1].get("started", "") >= _LOADED and not changed(sessions[-1], now):
+    if sessions and sessions[-1].get("process") == _PROCESS and not changed(sessions[-1], now):
         return list(sessions)
     return [*sessions, now]
 
