@@ -63,10 +63,10 @@ class PassingAtEnd(Passing):
     success_at_end = True
 
 
-gym.register("Passing-v0", entry_point=Passing)
-gym.register("PassingAtEnd-v0", entry_point=PassingAtEnd)
-gym.register("Countdown-v0", entry_point=Countdown)
-gym.register("Silent-v0", entry_point=Silent)
+gym.register("Passing-v0", entry_point=Passing, max_episode_steps=12)
+gym.register("PassingAtEnd-v0", entry_point=PassingAtEnd, max_episode_steps=12)
+gym.register("Countdown-v0", entry_point=Countdown, max_episode_steps=12)
+gym.register("Silent-v0", entry_point=Silent, max_episode_steps=12)
 
 
 def lengths_of_seed(num_episodes: int, num_envs: int, seed: int = 0) -> list[int]:

@@ -158,7 +158,7 @@ def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return [_pack(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return {FLOAT_KEY: str(value)}
     if value is None or isinstance(value, str | int | float | bool):

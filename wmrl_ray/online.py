@@ -78,18 +78,15 @@ def make_clock(config: RunConfig, env_id: str) -> Clock:
     episode of every environment.
 
     Raises:
-        ConfigError: the environment has no step limit, and `online.seed_steps` is not set; or the replay has no room for a
-            whole episode.
+        ConfigError: as `make_env`, or the replay has no room for a whole episode.
     """
     steps, limit = config.online.seed_steps, step_limit(env_id, config.env_config)
     capacity = config.online.capacity
     check(
-        limit is None or capacity >= limit,
+        capacity >= limit,
         f"online.capacity = {capacity}, but an episode of {env_id} has up to {limit} steps; use at least as many",
     )
     if steps is None:
-        if limit is None:
-            raise ConfigError(f"env = {env_id!r} has no step limit; set online.seed_steps, the number of random steps at first")
         steps = max(1000, 5 * limit, limit * config.online.total_envs)
     return Clock(config.online, steps)
 

@@ -16,9 +16,10 @@ from wmrl_ray.config import check
 from wmrl_ray.data.episode import Episode
 from wmrl_ray.envs import make_env
 from wmrl_ray.envs.camera import Camera, camera_of
+from wmrl_ray.envs.door import is_pixels
 from wmrl_ray.envs.intents import Intents, make_intents, split_intent_env_id
 from wmrl_ray.envs.loading import opengl_fix
-from wmrl_ray.envs.wrappers import action_repeat_of, is_pixels, step_limit_of, succeeds_at_end
+from wmrl_ray.envs.wrappers import action_repeat_of, step_limit_of, succeeds_at_end
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -85,6 +86,7 @@ def evaluate(
     Raises:
         EvaluationStoppedError: `should_stop` said so.
         ConfigError: num_episodes or num_envs < 1, or the environment cannot be made or drawn.
+        EnvError: the environment answered what no episode can hold, such as NaN; names episode and step.
         FloatingPointError: the agent's action is not finite; names episode and step.
     """
     check(num_episodes >= 1, f"num_episodes = {num_episodes}; at least 1 is needed")
@@ -115,8 +117,8 @@ def env_dims(env_id: str, env_config: Mapping[str, Any] | None = None) -> tuple[
     return _probe(env_id, json.dumps(env_config or {}, sort_keys=True))[:2]
 
 
-def step_limit(env_id: str, env_config: Mapping[str, Any] | None = None) -> int | None:
-    """T, after which an episode is truncated; None for none. Raises ConfigError as `make_env`."""
+def step_limit(env_id: str, env_config: Mapping[str, Any] | None = None) -> int:
+    """T, after which an episode is truncated. Raises ConfigError as `make_env`."""
     return _probe(env_id, json.dumps(env_config or {}, sort_keys=True))[2]
 
 
@@ -126,14 +128,15 @@ def action_repeat(env_id: str, env_config: Mapping[str, Any] | None = None) -> i
 
 
 @functools.cache
-def _probe(env_id: str, env_config: str) -> tuple[ObsDim, int, int | None, int]:
+def _probe(env_id: str, env_config: str) -> tuple[ObsDim, int, int, int]:
     """(O, A, T, action repeat) of an environment, made once per process to find out."""
     env = make_env(env_id, **json.loads(env_config))
     try:
         obs, action = env.observation_space.shape, env.action_space.shape
-        assert obs is not None and action is not None
+        limit = step_limit_of(env)
+        assert obs is not None and action is not None and limit is not None
         obs_dim = (obs[0], obs[1], obs[2]) if is_pixels(env.observation_space) else obs[0]
-        return obs_dim, action[0], step_limit_of(env), action_repeat_of(env)
+        return obs_dim, action[0], limit, action_repeat_of(env)
     finally:
         env.close()
 
@@ -157,18 +160,18 @@ class Slot:
     ended: bool = False
 
     def start(self, index: int, seed: int) -> None:
-        obs, _ = self.env.reset(seed=seed)
-        self.newest = np.array(obs)  # Why a copy, here and below: an environment may write its next observation into the array
+        self.env.set_wrapper_attr("next_episode", index, force=False)  # by which the door names it
+        self.newest, _ = self.env.reset(seed=seed)
         self.index, self.obs, self.action, self.reward = index, [], [], []
         self.success = self.terminated = self.ended = False
 
     def step(self, action: np.ndarray) -> dict[str, Any]:
         """Returns the environment's info."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        self.newest, self.terminated, self.ended = np.array(obs), bool(terminated), bool(terminated or truncated)
+        self.newest, reward, self.terminated, truncated, info = self.env.step(action)
+        self.ended = self.terminated or truncated
         self.action.append(action)
         self.reward.append(float(reward))
-        self.success = bool(info.get("success", False)) or (self.success and not succeeds_at_end(self.env))
+        self.success = info.get("success", False) or (self.success and not succeeds_at_end(self.env))
         return info
 
     def episode(self) -> Episode:

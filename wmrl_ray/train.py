@@ -64,18 +64,13 @@ def with_recorded_env(config: RunConfig, dataset: Dataset | None) -> RunConfig:
 def with_episode_len(config: RunConfig, env_id: str | None) -> RunConfig:
     """The same run, whose agent knows T where its discount is made from it: the step limit of the environment `env_id`.
 
-    Every loop begins with this, so that config.json, checkpoints, learners and runners say the same.
-
-    Raises:
-        ConfigError: the environment has no step limit, and neither `agent.episode_len` nor `agent.gamma` is set.
+    Every loop begins with this, so that config.json, checkpoints, learners and runners say the same. Raises ConfigError as
+    `make_env`.
     """
     agent = agent_config(config.algorithm, config.agent)
     if env_id is None or getattr(agent, "episode_len", 0) is not None or getattr(agent, "gamma", None) is not None:
         return config
-    limit = step_limit(env_id, config.env_config)
-    if limit is None:
-        raise ConfigError(f"env = {env_id!r} has no step limit; set agent.episode_len, steps in an episode, or agent.gamma")
-    return dataclasses.replace(config, agent={**config.agent, "episode_len": limit})
+    return dataclasses.replace(config, agent={**config.agent, "episode_len": step_limit(env_id, config.env_config)})
 
 
 def build_agent(config: RunConfig, dataset: Dataset | None, rank: int = 0) -> Agent:

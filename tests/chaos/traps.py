@@ -134,7 +134,7 @@ class TrapPlane(fakes.Plane):
         return super().step(action)
 
 
-gym.register("test/TrapPlane-v0", entry_point=TrapPlane)
+gym.register("test/TrapPlane-v0", entry_point=TrapPlane, max_episode_steps=max(fakes.LENGTHS))
 
 
 class TrappedTDMPC(online_fakes.OwnTDMPC):

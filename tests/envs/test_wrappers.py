@@ -11,7 +11,8 @@ import pytest
 import tests.fakes  # noqa: F401 - registers Drift-v0
 from wmrl_ray.config import ConfigError
 from wmrl_ray.envs import make_env, make_vector_env
-from wmrl_ray.envs.wrappers import ActionRepeat, FixedLength, TremblingHand, is_pixels, succeeds_at_end
+from wmrl_ray.envs.door import is_pixels
+from wmrl_ray.envs.wrappers import ActionRepeat, FixedLength, TremblingHand, succeeds_at_end
 from wmrl_ray.rollout import step_limit
 
 

@@ -16,12 +16,11 @@ import pytest
 
 from tests.online.runs import SMALL, learned, same_checkpoint
 from wmrl_ray import checkpoint
-from wmrl_ray.config import ConfigError, to_dict
+from wmrl_ray.config import to_dict
 from wmrl_ray.online import train_online
 from wmrl_ray.policy import Policy
 from wmrl_ray.run.config import OnlineConfig, RunConfig
 from wmrl_ray.run.folder import RunDir
-from wmrl_ray.train import with_episode_len
 
 
 def test_a_run_records_itself(config: RunConfig, tmp_path: Path) -> None:
@@ -84,14 +83,6 @@ def test_the_discount_comes_from_the_environments_step_limit(
     assert run.config().agent["episode_len"] == length
     other = dataclasses.replace(longer, agent={**TDMPC2, "episode_len": 300})
     assert run.difference(other) == f"agent.episode_len = 300: it was started with {length}"
-
-
-def test_an_environment_without_a_step_limit_needs_a_discount(config: RunConfig, tmp_path: Path) -> None:
-    config = dataclasses.replace(config, algorithm="tdmpc2", agent=TDMPC2, env_config={"max_episode_steps": -1})
-    with pytest.raises(ConfigError, match=r"no step limit; set agent\.episode_len.*agent\.gamma"):
-        train_online(config, tmp_path)
-    given = dataclasses.replace(config, agent={**TDMPC2, "gamma": 0.9})
-    assert with_episode_len(given, "Drift-v0") == given
 
 
 def test_the_same_seed_gives_the_same_run_and_evaluations_change_nothing(config: RunConfig, tmp_path: Path) -> None:

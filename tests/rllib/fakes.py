@@ -73,13 +73,14 @@ class ConfiguredPlane(Plane):
 
     def __init__(self, env_config: dict[str, Any]) -> None:
         super().__init__(**env_config)
+        self.max_episode_steps = max(LENGTHS)
 
 
 for _name, _kwargs in {"Plane": {}, "RaisingPlane": {"fails": "raise"}, "DyingPlane": {"fails": "die"}}.items():
-    gym.register(f"test/{_name}-v0", entry_point=Plane, kwargs=_kwargs)
+    gym.register(f"test/{_name}-v0", entry_point=Plane, max_episode_steps=max(LENGTHS), kwargs=_kwargs)
 
-gym.register("test/PassingPlane-v0", entry_point=PassingPlane)
-gym.register("test/PassingAtEndPlane-v0", entry_point=PassingAtEndPlane)
+gym.register("test/PassingPlane-v0", entry_point=PassingPlane, max_episode_steps=max(LENGTHS))
+gym.register("test/PassingAtEndPlane-v0", entry_point=PassingAtEndPlane, max_episode_steps=max(LENGTHS))
 
 PLANE, RAISING_PLANE, DYING_PLANE = (f"tests.rllib.fakes:test/{name}-v0" for name in ("Plane", "RaisingPlane", "DyingPlane"))
 

@@ -9,17 +9,19 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
 
 from wmrl_ray.config import ConfigError, check, did_you_mean
 from wmrl_ray.envs.catalog import family_of, known_ids
+from wmrl_ray.envs.door import CheckedEnv
 from wmrl_ray.envs.layouts import maze_ids
-from wmrl_ray.envs.wrappers import ActionRepeat, FixedLength, FlatEnv, SeededResets, TremblingHand, is_flat
+from wmrl_ray.envs.wrappers import ActionRepeat, FixedLength, SeededResets, TremblingHand, step_limit_of
 
 
 def make_env(
     env_id: str, *, action_repeat: int | None = None, p_tremble: float = 0.0, fixed_length: int | None = None, **kwargs: Any
 ) -> gym.Env:
-    """The environment with flat float32 observations (or pixels) and actions in [-1, 1], with its step limit.
+    """The environment behind the door (`CheckedEnv`): flat float32 observations (or pixels), actions in [-1, 1], a step limit.
 
     Args:
         env_id: one that `wmrl envs` lists ("wmrl/PointMaze-UMaze-v0", "dmc/walker-walk", "myoHandKeyTurnFixed-v0",
@@ -32,7 +34,8 @@ def make_env(
         kwargs: the environment's own; `max_episode_steps` and `render_mode` for all, obs="pixels" where `wmrl envs` says so.
 
     Raises:
-        ConfigError: unknown id, simulator not installed, an argument that it does not take, or a space that is neither.
+        ConfigError: unknown id, simulator not installed, an argument that it does not take, a space that is neither, or no
+            step limit.
     """
     from wmrl_ray.envs.intents import IntentEnv, split_intent_env_id  # Why here: it loads agents, most need none
 
@@ -46,6 +49,11 @@ def make_env(
         check(fixed_length >= 1, f"fixed_length = {fixed_length}; at least 1 is needed")
         check("max_episode_steps" not in kwargs, "give fixed_length or max_episode_steps, not both")
         kwargs["max_episode_steps"] = fixed_length
+    limit = kwargs.get("max_episode_steps", 1)
+    check(
+        limit is None or (type(limit) is int and limit >= 1),
+        f"env_config.max_episode_steps = {limit!r}; a whole number, at least 1, is needed",
+    )
     env = _make_simulator(env_id, action_repeat, fixed_length, kwargs)
     return TremblingHand(env, p_tremble) if p_tremble else env
 
@@ -64,12 +72,12 @@ def _make_simulator(env_id: str, action_repeat: int | None, fixed_length: int | 
     try:
         if family is not None:  # it repeats actions itself, which is cheaper
             make = importlib.import_module(f"wmrl_ray.envs.{family.module}").make
-            env = flattened(make(known, **kwargs, **({} if action_repeat is None else {"action_repeat": action_repeat})))
+            env = behind_door(make(known, **kwargs, **({} if action_repeat is None else {"action_repeat": action_repeat})))
             return env if fixed_length is None else FixedLength(env, fixed_length)
         repeat = 1 if action_repeat is None else action_repeat
         if kwargs.get("max_episode_steps") is not None:
             kwargs = kwargs | {"max_episode_steps": kwargs["max_episode_steps"] * repeat}
-        env = flattened(gym.make(env_id, disable_env_checker=True, **kwargs))
+        env = behind_door(gym.make(env_id, disable_env_checker=True, **kwargs))
         if fixed_length is not None:
             env = FixedLength(env, fixed_length * repeat)  # Why inside: repeating an action stops where an episode ends
         return env if repeat == 1 else ActionRepeat(env, repeat)
@@ -77,16 +85,31 @@ def _make_simulator(env_id: str, action_repeat: int | None, fixed_length: int | 
         ids = [*known_ids(), *gym.registry]
         raise ConfigError(f"env = {env_id!r} cannot be made{did_you_mean(known, ids)}: {_first_line(error)}") from error
     except ImportError as error:
-        raise ConfigError(f"env = {env_id!r} needs a package that is not installed: {_first_line(error)}") from error
+        raise ConfigError(
+            f"env = {env_id!r} needs a package that is not installed: {_first_line(error)}; a module of your own must be in "
+            "the folder in which you start, or on PYTHONPATH"
+        ) from error
     except TypeError as error:
-        if not kwargs:
+        if not kwargs and "gymnasium.Env" not in str(error):  # which is Gymnasium's word on an environment of the old gym
             raise
         raise ConfigError(f"env = {env_id!r} cannot be made with env_config = {kwargs}: {_first_line(error)}") from error
 
 
-def flattened(env: gym.Env) -> gym.Env:
-    """`env` with the project's interface. Raises ConfigError: as `FlatEnv`."""
-    return env if is_flat(env) else FlatEnv(env)
+def behind_door(env: gym.Env, max_episode_steps: int | None = None) -> gym.Env:
+    """`env` as a `CheckedEnv`, with a step limit: its own, or `max_episode_steps` where that comes first.
+
+    Raises:
+        ConfigError: as `CheckedEnv`, or neither limit is there.
+    """
+    limit = step_limit_of(env)
+    if max_episode_steps is not None and (limit is None or limit > max_episode_steps):
+        env, limit = TimeLimit(env, max_episode_steps), max_episode_steps
+    if limit is None:
+        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        raise ConfigError(
+            f"env = {name!r} has no step limit, so that an episode may never end; set env_config.max_episode_steps = N"
+        )
+    return env if env.has_wrapper_attr("next_episode") else CheckedEnv(env)
 
 
 def make_vector_env(env: str | Callable[[], gym.Env], num_envs: int, **kwargs: Any) -> VectorEnv:
@@ -96,7 +119,7 @@ def make_vector_env(env: str | Callable[[], gym.Env], num_envs: int, **kwargs: A
     Args:
         env: an id for `make_env`, or what makes one environment.
         num_envs: W. Each of `.unwrapped.envs` is a `SeededResets`.
-        kwargs: for `make_env`.
+        kwargs: for `make_env`; where `env` makes one itself, `max_episode_steps` counts and the rest is its own business.
 
     Raises:
         ConfigError: as `make_env`; num_envs < 1.
@@ -109,7 +132,7 @@ def make_vector_env(env: str | Callable[[], gym.Env], num_envs: int, **kwargs: A
     intents = None if source is None else make_intents(source, num_envs)
 
     def make_row(row: int) -> gym.Env:
-        made = flattened(make())
+        made = behind_door(make(), kwargs.get("max_episode_steps"))
         return SeededResets(made if intents is None else StartsIntents(made, intents, row))
 
     makers = [functools.partial(make_row, row) for row in range(num_envs)]

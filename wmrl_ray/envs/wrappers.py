@@ -1,6 +1,4 @@
-"""Any environment with Box spaces -> flat float32 observations (or pixels) and actions in [-1, 1]; and what can be put around
-one: repeated actions, a trembling hand, episodes of one length.
-"""
+"""What can be put around an environment behind the door: repeated actions, a trembling hand, episodes of one length."""
 
 from __future__ import annotations
 
@@ -9,77 +7,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box
-from gymnasium.spaces.utils import flatten, flatten_space
-
-from wmrl_ray.config import ConfigError
-
-
-def is_flat(env: gym.Env) -> bool:
-    """The environment already has the project's interface."""
-    obs, action = env.observation_space, env.action_space
-    return (
-        isinstance(obs, Box)
-        and (is_pixels(obs) or (len(obs.shape) == 1 and obs.dtype == np.float32))
-        and isinstance(action, Box)
-        and len(action.shape) == 1
-        and action.dtype == np.float32
-        and bool((action.low == -1.0).all() and (action.high == 1.0).all())
-    )
-
-
-def is_pixels(space: gym.Space) -> bool:
-    """Images as the project takes them: uint8 [C, h, w], with fewer channels than rows and columns."""
-    return (
-        isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[0] < min(space.shape[1:])
-    )
-
-
-class FlatEnv(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
-    """Flattens and casts the observation, or leaves pixels as they are; takes actions in [-1, 1] (clipped) and scales them to
-    the environment's bounds.
-
-    Raises:
-        ConfigError: the observation is not a Box (or a Dict or Tuple of them), or is an image of another layout; the action is
-            not a bounded Box.
-    """
-
-    def __init__(self, env: gym.Env):
-        super().__init__(env)
-        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-        self._pixels = is_pixels(env.observation_space)
-        flat = env.observation_space if self._pixels else flatten_space(env.observation_space)
-        if not isinstance(flat, Box) or _has_other_than_box(env.observation_space):
-            raise ConfigError(f"env = {name!r} has observations {env.observation_space}; Box, or Dict of Box, is needed")
-        if flat.dtype == np.uint8 and not self._pixels:
-            raise ConfigError(
-                f"env = {name!r} has image observations {env.observation_space}; a vector, or uint8 [channels, height, width], "
-                "is needed"
-            )
-        action = env.action_space
-        if not isinstance(action, Box) or not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
-            raise ConfigError(f"env = {name!r} has actions {action}; a bounded Box is needed")
-        self._inner = action
-        self._middle = (action.high.astype(np.float64) + action.low) / 2
-        self._half = (action.high.astype(np.float64) - action.low) / 2
-        # Why: an unset space would be the inner one, with other bounds
-        if not self._pixels:
-            flat = Box(flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32)
-        self.observation_space = flat
-        self.action_space = Box(-1.0, 1.0, (int(np.prod(action.shape)),), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        obs, info = self.env.reset(seed=seed, options=options)
-        return self._flat(obs), info
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        action = np.clip(action, -1.0, 1.0).reshape(self._inner.shape)
-        scaled = np.clip(self._middle + self._half * action, self._inner.low, self._inner.high).astype(self._inner.dtype)
-        obs, reward, terminated, truncated, info = self.env.step(scaled)
-        return self._flat(obs), float(reward), bool(terminated), bool(truncated), info
-
-    def _flat(self, obs: Any) -> np.ndarray:
-        return obs if self._pixels else np.asarray(flatten(self.env.observation_space, obs), dtype=np.float32)
 
 
 class ActionRepeat(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
@@ -151,19 +78,30 @@ class FixedLength(gym.Wrapper[Any, np.ndarray, Any, np.ndarray]):
 
 
 class SeededResets(gym.Wrapper[Any, Any, Any, Any]):
-    """Starts each episode from the next of `seeds` while there are any: a vector environment resets its ended ones unseeded."""
+    """Starts each episode from the next of `seeds` while there are any: a vector environment resets its ended ones unseeded.
+
+    numbers: those by which an error names the episodes.
+    """
 
     seeds: Iterator[int] = iter(())
+    numbers: Iterator[int] = iter(())
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if (number := next(self.numbers, None)) is not None:
+            self.env.set_wrapper_attr("next_episode", number, force=False)
         return self.env.reset(seed=next(self.seeds, seed), options=options)
 
 
 def step_limit_of(env: gym.Env) -> int | None:
     """After how many steps of `env` an episode is truncated; None: never, or it does not say."""
-    if env.has_wrapper_attr("max_episode_steps"):  # families that count by themselves
-        return env.get_wrapper_attr("max_episode_steps")
-    return None if env.spec is None else env.spec.max_episode_steps
+    layer: Any = env
+    while True:
+        for name in ("max_episode_steps", "_max_episode_steps"):  # of families that count by themselves; of Gymnasium's wrapper
+            if isinstance(limit := getattr(layer, name, None), int):
+                return limit
+        if not isinstance(layer, gym.Wrapper):
+            return None if env.spec is None else env.spec.max_episode_steps
+        layer = layer.env
 
 
 def action_repeat_of(env: gym.Env) -> int:
@@ -178,11 +116,3 @@ def succeeds_at_end(env: gym.Env) -> bool:
     after a success; in D4RL's mazes a goal that was reached counts.
     """
     return env.has_wrapper_attr("success_at_end") and bool(env.get_wrapper_attr("success_at_end"))
-
-
-def _has_other_than_box(space: gym.Space) -> bool:
-    if isinstance(space, gym.spaces.Dict):
-        return any(_has_other_than_box(inner) for inner in space.values())
-    if isinstance(space, gym.spaces.Tuple):
-        return any(_has_other_than_box(inner) for inner in space)
-    return not isinstance(space, Box)

@@ -54,7 +54,8 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
             self.envs = make_vector_env(config.env, num_envs, **config.env_config)
         else:
             env_class: Any = config.env
-            self.envs = make_vector_env(lambda: env_class(context), num_envs)
+            limit = config.env_config.get("max_episode_steps")
+            self.envs = make_vector_env(lambda: env_class(context), num_envs, max_episode_steps=limit)
         self.env = DictInfoToList(self.envs)
         self.num_envs = num_envs
         self._needs_initial_reset = True
@@ -77,6 +78,7 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         envs: Any = self.envs.unwrapped  # behind it: without intents
         for i, env in enumerate(envs.envs):
             # Why without end: an environment that is done goes on while the others are not, and its rows count for the planner
+            env.numbers = itertools.count(numbers.start + i, self.num_envs)
             env.seeds = (episode_seed(seed, k) for k in itertools.count(numbers.start + i, self.num_envs))
         num_episodes = len(numbers)
         self._needs_initial_reset = True
