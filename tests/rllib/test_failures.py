@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +14,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
+import torch
 from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
 
 from tests.rllib import fakes
 from tests.test_trackers import read_tensorboard
 from wmrl_ray.data.episode import Episode
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
-from wmrl_ray.rllib import compat
+from wmrl_ray.rllib import compat, failures
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
-from wmrl_ray.rllib.failures import ActorLostError, Failure, RemoteError, as_lost, unwrap
+from wmrl_ray.rllib.failures import (
+    ActorLostError,
+    CollectiveError,
+    Failure,
+    RemoteError,
+    as_lost,
+    collective,
+    gather,
+    guarded,
+    unwrap,
+)
 from wmrl_ray.rllib.online_learner import OnlineLearner
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run.config import RunConfig
@@ -31,15 +44,32 @@ from wmrl_ray.trackers import Trackers
 from wmrl_ray.train import train
 
 
-def test_a_death_is_told_from_an_error_and_the_error_counts_more() -> None:
-    def failure(kind: str, message: str = "x") -> Failure:
-        return Failure(kind, message, "trace")
+def broken_off() -> Exception:
+    """What a rank raises whose peer has gone."""
+    with pytest.raises(CollectiveError) as caught, collective():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242")
+    return caught.value
 
-    died, own, left = ActorDiedError(), failure("ValueError"), failure("RuntimeError", "[gloo] Connection closed by peer")
-    for values in ([died, left], [left, died], [left], [failure("OwnerDiedError"), left], [failure("ObjectLostError")]):
+
+def test_a_rank_without_memory_has_a_failure_of_its_own() -> None:
+    with pytest.raises(torch.OutOfMemoryError), collective():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_death_is_told_from_an_error_and_the_error_counts_more() -> None:
+    def failure(error: Exception) -> Failure:
+        def fail() -> None:
+            raise error
+
+        return guarded(fail)()
+
+    gone = ObjectLostError("0" * 56, "", ""), OwnerDiedError("0" * 56, "", "")
+    died, own = ActorDiedError(), failure(ValueError("NCCL and gloo: Connection closed by peer"))  # its words do not count
+    left, nccl = failure(broken_off()), failure(torch.distributed.DistBackendError("remote process exited"))
+    for values in ([died, left], [left, died], [left], [nccl], [failure(gone[1]), left], [failure(gone[0])]):
         with pytest.raises(ActorLostError):
             unwrap(values, "learner", 2)
-    for values in ([died, own], [left, own], [own, failure("ObjectLostError")]):
+    for values in ([died, own], [left, own], [nccl, own], [own, failure(gone[0])]):
         with pytest.raises(RemoteError, match="ValueError") as caught:
             unwrap(values, "learner", 2)
         assert not isinstance(caught.value, ActorLostError)
@@ -77,6 +107,42 @@ def test_lost_episodes_end_a_call_only_if_nothing_else_can_be_learned_from(imita
 
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+class Rank:
+    """Two that work together: one waits for the other without end, as in a collective call whose peer is stopped."""
+
+    def work(self, how: str) -> Any:
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "wait":
+            time.sleep(600)
+        return guarded(lambda: 1 / 0)() if how == "fail" else how
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "text", "within_s"),
+    [
+        (["wait", "die"], ActorLostError, "learner died", 5.0),
+        (["wait", "fail"], RemoteError, "ZeroDivisionError", 5.0),
+        (["wait", "done"], ActorLostError, "1 of 2 learners did not answer within call_timeout_s = 1 s", 3.0),
+        (["wait", "wait"], ActorLostError, "2 of 2 learners did not answer within call_timeout_s = 1 s", 3.0),
+    ],
+)
+def test_the_others_are_not_waited_for(
+    how: list[str], error: type[Exception], text: str, within_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "REASON_S", 0.5)
+    ranks = [ray.remote(num_cpus=0)(Rank).remote() for _ in how]
+    assert ray.get([rank.work.remote("here") for rank in ranks]) == ["here", "here"]
+    started = time.monotonic()
+    with pytest.raises(error, match=text):
+        gather(
+            [rank.work.remote(each) for rank, each in zip(ranks, how, strict=True)], "learner", 1.0 if within_s < 5 else 60.0
+        )
+    assert time.monotonic() - started < within_s
+    for rank in ranks:
+        ray.kill(rank)
 
 
 @pytest.fixture

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
+import math
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError
 from ray.rllib.core.columns import Columns
 
 from tests.rllib import fakes
@@ -21,6 +24,8 @@ from wmrl_ray.rllib.env_runner import PlannerEnvRunner
 from wmrl_ray.rllib.failures import Failure, RemoteError
 from wmrl_ray.rllib.module import IS_FIRST, LAST_REWARD, AgentModule
 from wmrl_ray.rllib.sampling import Answer, Order, Runners
+
+SOON = math.inf  # by the clock of deadlines: what has ended is not waited for
 
 
 class CountedRunners(Runners):
@@ -54,25 +59,25 @@ def ended(result: Any) -> concurrent.futures.Future[Any]:
 
 def test_a_dead_runner_is_replaced_and_the_other_left_alone(runners: CountedRunners) -> None:
     answer = Answer([], Statistics())
-    assert runners.answer(1, ended(ActorDiedError())) is None
+    assert runners.answer(1, ended(ActorDiedError()), SOON) is None
     assert runners.actors == [1, 3]
     assert runners.killed == [2]  # type: ignore[attr-defined]
-    assert runners.answer(0, ended(answer)) is answer
+    assert runners.answer(0, ended(answer), SOON) is answer
 
 
 def test_one_that_dies_again_and_again_without_an_answer_stops_the_run(runners: CountedRunners) -> None:
     for _ in range(2):
-        assert runners.answer(0, ended(ActorDiedError())) is None
-    assert runners.answer(0, ended(Answer([], Statistics()))) is not None  # an answer starts the count anew
+        assert runners.answer(0, ended(ActorDiedError()), SOON) is None
+    assert runners.answer(0, ended(Answer([], Statistics())), SOON) is not None  # an answer starts the count anew
     for _ in range(2):
-        assert runners.answer(0, ended(ActorDiedError())) is None
+        assert runners.answer(0, ended(ActorDiedError()), SOON) is None
     with pytest.raises(RemoteError, match="runner 0 died 3 times in a row without an answer"):
-        runners.answer(0, ended(ActorDiedError()))
+        runners.answer(0, ended(ActorDiedError()), SOON)
 
 
 def test_one_that_failed_is_not_replaced_but_raises_with_its_traceback(runners: CountedRunners) -> None:
     with pytest.raises(RemoteError, match="runner failed: ValueError: boom\n\nOn the runner:\nTraceback of it"):
-        runners.answer(0, ended(Failure("ValueError", "boom", "Traceback of it")))
+        runners.answer(0, ended(Failure("ValueError", "boom", "Traceback of it")), SOON)
     assert runners.actors == [1, 2]
 
 
@@ -111,7 +116,7 @@ def test_the_module_acts_on_images_and_their_episodes_stay_bytes() -> None:
 
 
 def test_ray_killing_a_runner_for_memory_is_a_death_too(runners: CountedRunners, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert runners.answer(1, ended(OutOfMemoryError("killed by the memory monitor"))) is None
+    assert runners.answer(1, ended(OutOfMemoryError("killed by the memory monitor")), SOON) is None
     assert runners.actors == [1, 3]
     states: list[Any] = [OutOfMemoryError("again"), None]
 
@@ -131,6 +136,27 @@ def test_ray_killing_a_runner_for_memory_is_a_death_too(runners: CountedRunners,
     runners.actors = [Actor(), Actor()]
     monkeypatch.setattr(sampling.ray, "get", get)
     assert runners.collector_states(7) == ([None, None], [0])  # one died, the other had not collected yet
+
+
+def test_all_that_hang_are_waited_for_once(runners: CountedRunners, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four runners that do not answer cost one limit, not four."""
+    runners.config.call_timeout_s = 0.4
+    started, deadline = time.monotonic(), runners.deadline()
+    for runner in (0, 1):
+        assert runners.answer(runner, concurrent.futures.Future(), deadline) is None
+    waited: list[float] = []
+
+    def hang(reference: Any, timeout: float) -> Any:
+        waited.append(timeout)
+        time.sleep(timeout)
+        raise GetTimeoutError
+
+    actor = SimpleNamespace(get_collector_state=SimpleNamespace(remote=lambda session: None))
+    runners.actors = [actor, actor]
+    runners.deaths = [0, 0]
+    monkeypatch.setattr(sampling.ray, "get", hang)
+    assert runners.collector_states("s") == ([None, None], [0, 1])
+    assert 0.8 <= time.monotonic() - started < 1.2 and waited[1] < 0.05
 
 
 def test_an_order_ends_with_an_episode_so_that_it_cannot_die_with_its_runner() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +21,7 @@ from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.data.datasets import Dataset, open_dataset
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.evaluation import RunningEvaluation
-from wmrl_ray.rllib.failures import RemoteError, guarded, unwrap
+from wmrl_ray.rllib.failures import RemoteError, gather, guarded
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rollout import Evaluation
 from wmrl_ray.run.config import RunConfig
@@ -88,14 +87,14 @@ class AgentAlgorithm(Algorithm):
     def on_learners(self, function: Any, **kwargs: Any) -> list[Any]:
         """`function(learner, **kwargs)` on every rank. Raises its error, or RemoteError with the learner's traceback; or
         ActorLostError when one died, or did not answer within `call_timeout_s`.
+
+        Why not `foreach_learner`: it waits for all of them, and those whose peer is gone wait in a collective call.
         """
         if not self.learner_group.is_remote:
             return [result.get() for result in self.learner_group.foreach_learner(function, **kwargs)]
-        timeout_s, started = self.config.call_timeout_s, time.monotonic()
-        found = self.learner_group.foreach_learner(guarded(function), timeout_seconds=timeout_s, **kwargs)
-        waited_s = timeout_s if time.monotonic() - started >= timeout_s else None
+        asked = [actor.apply.remote(guarded(function), **kwargs) for actor in compat.learner_actors(self.learner_group)]
         try:
-            return unwrap([result.get() for result in found], "learner", self.config.num_learners, waited_s)
+            return gather(asked, "learner", self.config.call_timeout_s)
         except RemoteError:
             self._learners_failed = True
             raise

@@ -198,6 +198,11 @@ def placed(learner: Callable[[int], Any], evaluation: Callable[[int], Any]) -> I
         EnvRunnerGroup._make_worker = make_worker
 
 
+def learner_actors(group: LearnerGroup) -> list[Any]:
+    """By rank."""
+    return list(group._workers or ())
+
+
 def kill_learners(group: LearnerGroup) -> None:
     """Ends learner actors without the graceful shutdown that a rank with a broken process group would refuse."""
     if group.is_remote and not group._is_shut_down:

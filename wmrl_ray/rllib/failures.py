@@ -6,19 +6,40 @@ cause, depending on the version and on its fault-tolerance settings.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import ray
 import torch.distributed
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
 # How a process learns that another one, or what that owned, is gone. Why so many: Ray's memory monitor kills a worker with an
 # error of its own, and what a dead learner owned (weights) or a lost node held (episodes) is missed by whoever asks for it.
 DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError, ObjectLostError)
-DEATH_NAMES = frozenset(name for death in DEATHS for name in (death.__name__, *(c.__name__ for c in death.__subclasses__())))
+REASON_S = 5.0  # that others are waited for after a failure: one of them may have the reason
+
+# error: something went wrong in a process. death: another process is gone. collateral: another rank left a collective call.
+Kind = Literal["error", "death", "collateral"]
+
+
+class CollectiveError(RuntimeError):
+    """A collective call of the ranks broke off: one of them left it. Why a type: gloo has none of its own."""
+
+
+@contextlib.contextmanager
+def collective() -> Iterator[None]:
+    """Around a collective call: its errors get a type."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise  # this rank's own
+    except RuntimeError as error:
+        raise CollectiveError(str(error)) from error
 
 
 class RemoteError(RuntimeError):
@@ -45,6 +66,7 @@ class Failure:
     error_type: str
     message: str
     trace: str
+    kind: Kind = "error"
 
     @property
     def error(self) -> str:
@@ -63,7 +85,28 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.distributed.is_initialized():
             # Why: the other ranks wait in an all-reduce; a closed connection ends their wait with an error
             torch.distributed.destroy_process_group()
-        return Failure(type(error).__name__, str(error), traceback.format_exc())
+        return Failure(type(error).__name__, str(error), traceback.format_exc(), kind_of(error))
+
+
+def gather(references: Sequence[Any], who: str, limit_s: float) -> list[Any]:
+    """The values of all, which work together: where one is gone or has failed, the others need not be waited for.
+
+    Raises: as `unwrap`, at once where Ray knows that an actor died, `REASON_S` after another failure, or after `limit_s`.
+    """
+    found, waiting, deadline = {}, list(references), time.monotonic() + limit_s
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            break
+        try:
+            found[ready[0]] = value = ray.get(ready[0])
+        except Exception as error:
+            found[ready[0]] = value = error
+            if is_death(error):
+                break
+        if isinstance(value, Failure | Exception):
+            deadline = min(deadline, time.monotonic() + REASON_S)
+    return unwrap([found[each] for each in references if each in found], who, len(references), limit_s)
 
 
 def unwrap(results: Iterable[Any], who: str, expected: int, waited_s: float | None = None) -> list[Any]:
@@ -79,7 +122,7 @@ def unwrap(results: Iterable[Any], who: str, expected: int, waited_s: float | No
     values = list(results)
     failures = [value for value in values if isinstance(value, Failure | Exception)]
     # Why: when one rank fails, the others fail in the collective call that it left; the cause is the one that is not about it
-    failures.sort(key=lambda failure: (_is_collateral(failure), is_death(failure)))
+    failures.sort(key=lambda failure: ("error", "death", "collateral").index(kind_of(failure)))
     if failures:
         raise _error(who, failures[0])
     if len(values) != expected:
@@ -90,11 +133,18 @@ def unwrap(results: Iterable[Any], who: str, expected: int, waited_s: float | No
     return values
 
 
+def kind_of(failure: Failure | BaseException) -> Kind:
+    """By the type of the exception, never by its words."""
+    if isinstance(failure, Failure):
+        return failure.kind
+    if isinstance(failure, CollectiveError | torch.distributed.DistError):
+        return "collateral"
+    return "death" if isinstance(failure, DEATHS) and not getattr(failure, "actor_init_failed", False) else "error"
+
+
 def is_death(failure: Failure | BaseException) -> bool:
     """Whether this says that another process is gone, rather than that something went wrong in one."""
-    if isinstance(failure, Failure):
-        return failure.error_type in DEATH_NAMES
-    return isinstance(failure, DEATHS) and not getattr(failure, "actor_init_failed", False)
+    return kind_of(failure) == "death"
 
 
 def as_lost(error: BaseException, doing: str) -> ActorLostError | None:
@@ -109,13 +159,8 @@ def as_lost(error: BaseException, doing: str) -> ActorLostError | None:
     return None
 
 
-def _is_collateral(failure: Failure | Exception) -> bool:
-    text = failure.error if isinstance(failure, Failure) else str(failure)
-    return any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL"))
-
-
 def _error(who: str, failure: Failure | Exception) -> RemoteError:
-    kind = ActorLostError if is_death(failure) or _is_collateral(failure) else RemoteError
+    kind = RemoteError if kind_of(failure) == "error" else ActorLostError
     if isinstance(failure, Failure):
         return kind(f"{who} failed: {failure.error}\n\nOn the {who}:\n{failure.trace}", failure.error_type)
     if kind is ActorLostError:

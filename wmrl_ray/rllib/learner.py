@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wmrl_ray.core.agents import Agent
 from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.rllib import compat
+from wmrl_ray.rllib.failures import collective
 from wmrl_ray.rllib.module import AgentModule
 from wmrl_ray.train import build_agent, build_replay, update_many
 
@@ -41,7 +42,8 @@ class AgentLearner(TorchLearner):
         if self.distributed:
             self.agent.sync_grads = average_gradients
             for tensor in [*self.agent_module.parameters(), *self.agent_module.buffers()]:
-                dist.broadcast(tensor.data, src=0)
+                with collective():
+                    dist.broadcast(tensor.data, src=0)
 
     @property
     def agent_module(self) -> AgentModule:
@@ -152,7 +154,8 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     A parameter without a gradient counts as zero, so that the vectors have the same length on all ranks.
     """
     flat = torch.cat([p.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1) for p in parameters])
-    dist.all_reduce(flat)
+    with collective():
+        dist.all_reduce(flat)
     flat /= dist.get_world_size()
     for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         gradient = gradient.view_as(parameter)

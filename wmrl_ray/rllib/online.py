@@ -157,10 +157,12 @@ class OnlineAlgorithm(AgentAlgorithm):
         left = dict.fromkeys(range(self.online.num_runners), turn.steps)  # an answer comes as soon as an episode ends
         while left:
             sent = {runner: self._runners.ask(runner, self._order(runner, n, turn.random)) for runner, n in left.items()}
-            for runner, steps in list(left.items()):
-                while (answer := self._runners.answer(runner, sent[runner][0])) is None:
-                    self._ledger.lose(runner)  # and the one that replaces it takes these steps
-                    sent[runner] = self._runners.ask(runner, self._order(runner, steps, turn.random))
+            deadline = self._runners.deadline()
+            for runner in sent:
+                answer = self._runners.answer(runner, sent[runner][0], deadline)
+                if answer is None:
+                    self._ledger.lose(runner)  # and the one that replaces it is asked for these steps next
+                    continue
                 self._ledger.enter(runner, answer.statistics.steps, answer.lengths)
                 self._tally.add_answer(answer)
                 if answer.lengths:

@@ -121,18 +121,18 @@ class Runners:
         answer, episodes = self.actors[runner].collect.options(num_returns=2).remote(order)
         return answer.future(), episodes
 
-    def answer(self, runner: int, future: concurrent.futures.Future[Any], deadline: float | None = None) -> Answer | None:
-        """The answer; None if the runner died, or does not answer until `deadline`, and is replaced.
+    def deadline(self) -> float:
+        """By `time.monotonic()`, of what is asked now: one for all who are asked together."""
+        return time.monotonic() + self.config.call_timeout_s
 
-        Args:
-            deadline: by `time.monotonic()`; None: waits as long as a call may take.
+    def answer(self, runner: int, future: concurrent.futures.Future[Any], deadline: float) -> Answer | None:
+        """The answer; None if the runner died, or does not answer until `deadline`, and is replaced.
 
         Raises:
             RemoteError: the runner failed, with its traceback; or it has died too often.
         """
-        limit_s = self.config.call_timeout_s if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            answer = future.result(limit_s)
+            answer = future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             self._replace(runner)
             return None
@@ -161,9 +161,10 @@ class Runners:
         """
         states: list[Any] = []
         dead = []
+        deadline = self.deadline()
         for runner, reference in enumerate([actor.get_collector_state.remote(session) for actor in self.actors]):
             try:
-                states.append(ray.get(reference, timeout=self.config.call_timeout_s))
+                states.append(ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
             except (*DEATHS, GetTimeoutError):
                 self._replace(runner)
                 dead.append(runner)
