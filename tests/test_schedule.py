@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wmrl_ray.config import ConfigError
-from wmrl_ray.schedule import Call, Delivery, Ledger, Limits, Request, Schedule
+from wmrl_ray.schedule import ANSWER_S, DRIVER_SHARE, Call, Delivery, Ledger, Limits, Request, Schedule
 
 
 class World:
@@ -299,3 +299,117 @@ def test_delivered_episodes_that_are_gone_with_a_node_count_as_lost_and_not_as_d
     ledger.lose_delivered([])
     ledger.enter(0, 5, [10])  # the runner's unfinished episode is untouched
     assert (counts.episodes, counts.delivered_steps, counts.lost_steps) == (2, 16, 16)
+
+
+class Slots:
+    """One runner's environments with episodes of random lengths; who took which step when is known."""
+
+    def __init__(self, num_envs: int, rng: random.Random) -> None:
+        self.rng, self.time = rng, 0
+        self.begun: list[tuple[int, int]] = [(0, rng.randint(1, 9)) for _ in range(num_envs)]  # (when, how long it will be)
+
+    def lengths(self) -> list[int]:
+        return [self.time - when for when, _ in self.begun]
+
+    def collect(self, num_steps: int) -> tuple[int, list[tuple[int, int]]]:
+        """Up to the first end of an episode. (steps of all, the episodes that ended)."""
+        before = self.time
+        for _ in range(num_steps):
+            self.time += 1
+            if ended := [each for each in self.begun if self.time - each[0] == each[1]]:
+                self.begun = [(self.time, self.rng.randint(1, 9)) if each in ended else each for each in self.begun]
+                return (self.time - before) * len(self.begun), ended
+        return (self.time - before) * len(self.begun), []
+
+
+@given(seed=st.integers(0, 10_000), num_envs=st.integers(1, 4), after=st.integers(0, 8), ends=st.booleans(), dies=st.booleans())
+def test_what_healthy_runners_have_begun_is_kept_and_no_step_of_it_is_counted_twice(
+    seed: int, num_envs: int, after: int, ends: bool, dies: bool
+) -> None:
+    """A checkpoint, `after` answers more, the learners' death with the last answer under way or not, and the adoption."""
+    rng = random.Random(seed)
+    limits = Limits(2, num_envs, 4, num_envs=num_envs)
+    live, slots = Ledger(2, "s"), [Slots(num_envs, rng) for _ in range(2)]
+
+    def answer(runner: int) -> list[tuple[int, int]]:
+        steps, ended = slots[runner].collect(rng.randint(1, 6))
+        lengths = [length for _, length in ended]
+        live.enter(runner, steps, lengths, slots[runner].lengths())
+        return ended
+
+    for _ in range(rng.randint(0, 12)):
+        answer(rng.randrange(2))
+    saved, then, unfinished = live.get_state(), [each.time for each in slots], [each.lengths() for each in slots]
+    for _ in range(after):
+        answer(rng.randrange(2))
+    if dies:  # and another has taken its place
+        live.lose(1)
+        slots[1], then[1] = Slots(num_envs, rng), 0
+        answer(1)
+    last = answer(0) if ends else []
+    schedule = Schedule(limits)
+    schedule.ledger.adopt(saved, live, {0: [length for _, length in last]}, num_envs)
+    schedule.deliver(0, [Delivery(None, length) for _, length in last])
+
+    kept = [(0, when, length) for when, length in last]
+    kept += [(i, when, slots[i].time - when) for i in range(2) for when, _ in slots[i].begun]
+    old = [
+        0 if dies and i == 1 else max(0, min(then[i] - when, length)) for i, when, length in kept
+    ]  # of it, when it was saved
+    counts = schedule.counts
+    assert counts.lost_steps == sum(map(sum, unfinished)) - sum(old)
+    assert counts.steps == saved["steps"] + sum(length for *_, length in kept) - sum(old)
+    assert counts.steps == counts.delivered_steps + schedule.ledger.unfinished_steps + counts.lost_steps
+    assert schedule.ledger.unfinished_steps == sum(sum(each.lengths()) for each in slots)
+    assert counts.episodes == saved["episodes"] + len(last)
+    assert schedule.ledger.incarnations == live.incarnations == [0, int(dies)]
+    (again := Ledger(2)).adopt(schedule.ledger.get_state(), schedule.ledger, {}, num_envs)  # at rest nothing changes
+    assert again.counts == counts and again.unfinished_steps == schedule.ledger.unfinished_steps
+
+
+def test_of_another_session_nothing_is_taken_for_the_same_steps() -> None:
+    before, live = Ledger(1, "before"), Ledger(1, "now")
+    before.enter(0, 8, [], [8])
+    live.enter(0, 3, [], [3])
+    (found := Ledger(1)).adopt(before.get_state(), live, {}, 1)
+    assert (found.counts.steps, found.counts.lost_steps, found.unfinished_steps) == (11, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("runners", "step_s", "given", "expected"),
+    [
+        (128, 0.060, {}, 7),  # planning
+        (4, 0.060, {}, 1),
+        (128, 0.001, {}, 384),  # no planning
+        (128, 0.060, {"request_steps": 25}, 25),  # what was asked for is the least
+        (128, 0.001, {"num_envs": 10, "request_steps": 10}, 390),  # whole steps of all environments
+        (128, 0.001, {"max_steps_ahead": 1024}, 8),  # room for all of them
+    ],
+)
+def test_requests_are_so_long_that_they_leave_the_driver_alone(
+    runners: int, step_s: float, given: dict[str, int], expected: int
+) -> None:
+    limits = Limits(**{"num_runners": runners, "request_steps": 1, "updates_per_call": 16, **given})
+    steps = limits.pace(step_s)
+    assert steps == expected and steps % limits.num_envs == 0
+    if "max_steps_ahead" not in given:
+        assert runners / (steps * step_s) * ANSWER_S <= DRIVER_SHARE + 1e-9
+
+
+def test_the_pace_follows_what_planning_takes_and_not_the_random_steps() -> None:
+    schedule = Schedule(Limits(8, 1, 4, seed_steps=8))
+    requests = [schedule.next_request() for _ in range(8)]
+    assert all(request is not None and request.random and request.steps == 1 for request in requests)
+    for request in requests:
+        assert request is not None
+        schedule.receive(request.number, 1, [Delivery(None, 1)], seconds=1e-6)
+    assert (schedule.request_steps, schedule.steps_asked_for) == (1, 0)
+    request = schedule.next_request()
+    assert request is not None and not request.random
+    schedule.receive(request.number, 1, [], seconds=0.004)
+    assert schedule.request_steps == Limits(8, 1, 4).pace(0.004) == 6
+    assert schedule.take_metrics()["online/request_steps"] == 6.0
+    request = schedule.next_request()
+    assert request is not None and request.steps == schedule.steps_asked_for == 6
+    schedule.lose(request.runner)
+    assert schedule.steps_asked_for == 0

@@ -126,7 +126,12 @@ class Collector:
     @property
     def unfinished_steps(self) -> int:
         """Of the unfinished episodes."""
-        return sum(len(slot.action) for slot in self._slots)
+        return sum(self.unfinished)
+
+    @property
+    def unfinished(self) -> list[int]:
+        """[W] steps of each environment's unfinished episode."""
+        return [len(slot.action) for slot in self._slots]
 
     def collect(self, agent: Agent | None, num_steps: int, *, until_end: bool = False) -> list[Episode]:
         """Takes `num_steps` steps in every environment: the exploring agent's, or without one uniformly random ones.

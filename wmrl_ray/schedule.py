@@ -8,6 +8,7 @@ A step is one action in one environment. Updates follow steps at the rate U; nei
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,18 @@ from typing import Any
 
 from wmrl_ray.config import check
 
+# Of the driver's time: for one request and its answer, Ray's part with it (`tests/benchmarks/bench_schedule.py` measures it),
+# and the share of all that requests may take before they get longer.
+ANSWER_S, DRIVER_SHARE = 1.2e-3, 0.4
+MEMORY = 0.95  # of the measured seconds of a step, from one answer to the next
+
 
 @dataclass(frozen=True)
 class Limits:
     """What bounds an asynchronous run."""
 
     num_runners: int
-    request_steps: int  # n, steps that one request asks a runner for, all its environments together
+    request_steps: int  # n, steps that one request asks a runner for, all its environments together; more where `pace` says so
     updates_per_call: int  # K, updates in one call of the learners
     updates_per_step: float = 1.0  # U
     seed_steps: int = 0  # random ones, before the first update
@@ -29,14 +35,15 @@ class Limits:
     max_steps_ahead: int | None = None  # steps taken or asked for, whose updates are not made; None: 2 (R n + K / U)
     max_updates_ahead: int = 0  # updates made before their steps
     max_queued_episodes: int = 64  # delivered and not yet taken by the learners; no request is sent while it is reached
+    num_envs: int = 1  # W, of each runner
 
     def __post_init__(self) -> None:
-        for name in ("num_runners", "request_steps", "updates_per_call", "window", "max_queued_episodes"):
+        for name in ("num_runners", "request_steps", "updates_per_call", "window", "max_queued_episodes", "num_envs"):
             check(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}; it must be at least 1")
         for name in ("seed_steps", "max_updates_ahead"):
             check(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}; it must not be negative")
         check(self.updates_per_step > 0, f"updates_per_step = {self.updates_per_step}; it must be positive")
-        needed = self.request_steps + max(0, self.updates_per_call - self.max_updates_ahead) / self.updates_per_step
+        needed = self.request_steps + self._call_steps
         check(
             self.steps_ahead >= needed,
             f"online.max_steps_ahead = {self.max_steps_ahead}: runners would wait for learners and learners for runners; "
@@ -44,17 +51,40 @@ class Limits:
         )
 
     @property
+    def _call_steps(self) -> float:
+        """That must lie ready for the updates of one call."""
+        return max(0, self.updates_per_call - self.max_updates_ahead) / self.updates_per_step
+
+    @property
     def steps_ahead(self) -> float:
+        """With requests of `request_steps`; see `room_for`."""
+        return self.room_for(self.request_steps)
+
+    def room_for(self, request_steps: int) -> float:
         """Room for every runner to work on a request while one call is made and the next call's steps lie ready."""
         if self.max_steps_ahead is not None:
             return self.max_steps_ahead
-        return 2 * (self.num_runners * self.request_steps + self.updates_per_call / self.updates_per_step)
+        return 2 * (self.num_runners * request_steps + self.updates_per_call / self.updates_per_step)
+
+    def pace(self, step_s: float) -> int:
+        """n, so that requests and answers of all runners take the driver no more than DRIVER_SHARE of its time.
+
+        Args:
+            step_s: seconds that a runner needs for one step, planning and environment.
+
+        Returns: whole steps of all W environments; at least `request_steps`, and no more than `max_steps_ahead` has room for.
+        """
+        steps = self.num_runners * ANSWER_S / DRIVER_SHARE / max(step_s, 1e-9)
+        if self.max_steps_ahead is not None:  # and for all runners at once
+            steps = min(steps, self.max_steps_ahead - self._call_steps, self.max_steps_ahead / self.num_runners)
+            steps -= steps % self.num_envs
+        return max(self.request_steps, self.num_envs * math.ceil(steps / self.num_envs))
 
 
 @dataclass(frozen=True)
 class Request:
     """What one runner is asked for. incarnation: how often this runner has been replaced. random: actions of the seed phase.
-    version: of the weights to act with.
+    version: of the weights to act with. steps: asked for, of all its environments together.
     """
 
     number: int
@@ -62,6 +92,7 @@ class Request:
     incarnation: int
     random: bool
     version: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -96,25 +127,32 @@ class Counts:
 class Ledger:
     """What became of every step that a runner reported, in either schedule.
 
-    incarnations: how often each runner has been replaced.
+    incarnations: how often each runner has been replaced. taken: steps of each since it was made. session: of all of them.
     """
 
-    def __init__(self, num_runners: int) -> None:
-        self.counts = Counts()
+    def __init__(self, num_runners: int, session: str = "") -> None:
+        self.counts, self.session = Counts(), session
         self.incarnations = [0] * num_runners
+        self.taken = [0] * num_runners
         self._unfinished = [0] * num_runners  # steps reported of each runner's unfinished episodes
+        self._begun: list[Sequence[int]] = [()] * num_runners  # the lengths of those, where they are known
 
     @property
     def unfinished_steps(self) -> int:
         return sum(self._unfinished)
 
-    def enter(self, runner: int, steps: int, lengths: Sequence[int]) -> None:
-        """A runner took `steps` steps, with which episodes of these lengths ended (begun earlier or not)."""
+    def enter(self, runner: int, steps: int, lengths: Sequence[int], begun: Sequence[int] = ()) -> None:
+        """A runner took `steps` steps, with which episodes of these lengths ended (begun earlier or not).
+
+        Args:
+            begun: the lengths of its unfinished episodes, one of each environment; only an adoption needs them.
+        """
         delivered = sum(lengths)
         unfinished = self._unfinished[runner] + steps - delivered
         if steps < 0 or unfinished < 0:
             raise RuntimeError(f"runner {runner} delivered {-unfinished} steps more than it reported")
-        self._unfinished[runner] = unfinished
+        self._unfinished[runner], self._begun[runner] = unfinished, begun
+        self.taken[runner] += steps
         self.counts.steps += steps
         self.counts.episodes += len(lengths)
         self.counts.delivered_steps += delivered
@@ -124,7 +162,7 @@ class Ledger:
         """The runner died with its unfinished episodes; what it delivered is untouched. Returns its new incarnation."""
         self.counts.lost_steps += self._unfinished[runner]
         self.counts.lost_runners += 1
-        self._unfinished[runner] = 0
+        self._unfinished[runner], self._begun[runner], self.taken[runner] = 0, (), 0
         self.incarnations[runner] += 1
         return self.incarnations[runner]
 
@@ -135,7 +173,8 @@ class Ledger:
         self.counts.lost_steps += sum(lengths)
 
     def get_state(self) -> dict[str, Any]:
-        return {**vars(self.counts), "unfinished": list(self._unfinished), "incarnations": list(self.incarnations)}
+        runners = {"unfinished": self._unfinished, "incarnations": self.incarnations, "taken": self.taken}
+        return {**vars(self.counts), "session": self.session, **{name: list(each) for name, each in runners.items()}}
 
     def set_state(self, state: Mapping[str, Any], *, goes_on: bool, drops_unfinished: bool = False) -> None:
         """Continues with the saved runners and, unless `drops_unfinished`, their unfinished episodes; or with new ones, which
@@ -154,6 +193,31 @@ class Ledger:
         # Why: no runner may repeat the random streams of one of the saved run
         self.incarnations = [1 + max(state["incarnations"], default=0)] * len(self.incarnations)
 
+    def adopt(self, state: Mapping[str, Any], live: Ledger, ended: Mapping[int, Sequence[int]], num_envs: int) -> None:
+        """Continues from the saved counts with the runners of `live`, which went on: what they have begun is kept, and of it
+        the steps that the saved counts have are not counted again. What else was unfinished then is lost.
+
+        Args:
+            ended: by runner, lengths of its episodes that ended with its last steps; they are still to be entered.
+            num_envs: W, which take their steps together.
+        """
+        self.set_state(state, goes_on=False)
+        self.session, self.incarnations, self.taken = live.session, list(live.incarnations), list(live.taken)
+        self._begun = list(live._begun)
+        for runner, taken in enumerate(live.taken):
+            kept = [*live._begun[runner], *ended.get(runner, ())]
+            self._unfinished[runner] = sum(kept)
+            self.counts.steps += sum(kept)
+            if (state.get("session"), _at(state["incarnations"], runner)) == (live.session, live.incarnations[runner]):
+                since = (taken - state["taken"][runner]) // num_envs  # steps of each environment
+                counted = sum(max(0, length - since) for length in kept)
+                self.counts.steps -= counted
+                self.counts.lost_steps -= counted
+
+
+def _at(values: Sequence[int], index: int) -> int | None:
+    return values[index] if index < len(values) else None
+
 
 @dataclass
 class Lags:
@@ -171,14 +235,17 @@ class Schedule:
     Versions of weights are counted in updates: version v acted after v updates.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, session: str = "") -> None:
         self.limits = limits
-        self.ledger = Ledger(limits.num_runners)
+        self.request_steps = limits.request_steps
+        self.ledger = Ledger(limits.num_runners, session)
         self.queue: deque[Delivery] = deque()
         self._in_flight: dict[int, Request] = {}
         self._idle: deque[int] = deque(range(limits.num_runners))  # those that wait longest first
         self._call: Call | None = None
         self._next_number = 0
+        self._asked = 0  # steps, by the requests in flight
+        self._step_s: float | None = None
         self._lags = Lags()
 
     @property
@@ -195,7 +262,7 @@ class Schedule:
 
     @property
     def steps_asked_for(self) -> int:
-        return len(self._in_flight) * self.limits.request_steps
+        return self._asked
 
     @property
     def steps_ahead(self) -> float:
@@ -211,12 +278,15 @@ class Schedule:
             # Why the second: when the steps are there and no episode is long enough, more steps are all that helps
             may_start = c.steps + self.steps_asked_for < limits.seed_steps or c.steps >= limits.seed_steps
         else:
-            may_start = self.steps_ahead + self.steps_asked_for + limits.request_steps <= limits.steps_ahead
+            room = limits.room_for(self.request_steps)
+            may_start = self.steps_ahead + self.steps_asked_for + self.request_steps <= room
         if not may_start:
             return None
         runner = self._idle.popleft()
-        request = Request(self._next_number, runner, self.ledger.incarnations[runner], seeding, c.updates)
+        incarnation, steps = self.ledger.incarnations[runner], self.request_steps
+        request = Request(self._next_number, runner, incarnation, seeding, c.updates, steps)
         self._next_number += 1
+        self._asked += steps
         self._in_flight[request.number] = request
         return request
 
@@ -250,25 +320,42 @@ class Schedule:
 
     # -- what has happened ----------------------------------------------------------------------------------------------------
 
-    def receive(self, number: int, steps: int, deliveries: Iterable[Delivery]) -> None:
-        """The answer to a request: the steps that were taken, and the episodes that ended with them (begun earlier or not)."""
+    def receive(
+        self, number: int, steps: int, deliveries: Iterable[Delivery], begun: Sequence[int] = (), seconds: float = 0.0
+    ) -> None:
+        """The answer to a request: the steps that were taken, and the episodes that ended with them (begun earlier or not).
+
+        Args:
+            begun: as in `Ledger.enter`. seconds: that the steps took the runner; 0: not known.
+        """
         request = self._in_flight.pop(number, None)
         if request is None:
             raise RuntimeError(f"request {number} is not in flight: answered twice, or by a runner that was given up")
+        self._asked -= request.steps
         self._idle.append(request.runner)
-        deliveries = list(deliveries)
-        self.ledger.enter(request.runner, steps, [delivery.steps for delivery in deliveries])
-        self.queue.extend(deliveries)
+        self._enter(request.runner, steps, list(deliveries), begun)
         if not request.random:
             lag = self.counts.updates - request.version
             self._lags.weight += steps
             self._lags.total += steps * lag
             self._lags.largest = max(self._lags.largest, lag)
+            if steps and seconds:
+                step_s = seconds / steps
+                self._step_s = step_s if self._step_s is None else MEMORY * self._step_s + (1 - MEMORY) * step_s
+                self.request_steps = self.limits.pace(self._step_s)
+
+    def deliver(self, runner: int, deliveries: Iterable[Delivery]) -> None:
+        """Episodes whose steps are known already, of a runner that was adopted."""
+        self._enter(runner, 0, list(deliveries), self.ledger._begun[runner])
+
+    def _enter(self, runner: int, steps: int, deliveries: list[Delivery], begun: Sequence[int]) -> None:
+        self.ledger.enter(runner, steps, [delivery.steps for delivery in deliveries], begun)
+        self.queue.extend(deliveries)
 
     def lose(self, runner: int) -> int:
         """The runner died: its request is void, its unfinished episodes are gone. Returns its new incarnation."""
         for number in [number for number, request in self._in_flight.items() if request.runner == runner]:
-            del self._in_flight[number]
+            self._asked -= self._in_flight.pop(number).steps
             self._idle.append(runner)
         return self.ledger.lose(runner)
 
@@ -290,6 +377,7 @@ class Schedule:
             "online/policy_lag_max": float(lags.largest),
             "online/queue_mean": sum(lags.queued) / len(lags.queued) if lags.queued else 0.0,
             "online/queue_max": float(max(lags.queued, default=0)),
+            "online/request_steps": float(self.request_steps),
         }
 
     def get_state(self) -> dict[str, Any]:
@@ -299,8 +387,8 @@ class Schedule:
         return self.ledger.get_state()
 
     @classmethod
-    def resumed(cls, limits: Limits, state: Mapping[str, Any]) -> Schedule:
+    def resumed(cls, limits: Limits, state: Mapping[str, Any], session: str = "") -> Schedule:
         """Continues from `get_state` with new runners: the unfinished episodes of the old ones are lost."""
-        schedule = cls(limits)
+        schedule = cls(limits, session)
         schedule.ledger.set_state(state, goes_on=False)
         return schedule

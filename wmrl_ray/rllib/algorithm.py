@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import (
@@ -26,6 +26,9 @@ from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rollout import Evaluation
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.train import checkpoint_meta, evaluation_metrics
+
+if TYPE_CHECKING:
+    from wmrl_ray.rllib.at_once import Kept
 
 EVALUATION_NAMES = {"return_mean": "episode_return_mean", "length_mean": "episode_len_mean", "episodes": "num_episodes"}
 
@@ -184,6 +187,10 @@ class AgentAlgorithm(Algorithm):
     def take_metrics(self) -> dict[str, float]:
         """What a run's log gets beside the learners' metrics; means are since the last call of this."""
         return {}
+
+    def hand_over(self) -> Kept | None:
+        """After an actor was lost: runners with which another session of the run can go on."""
+        return None
 
     def totals(self) -> dict[str, int]:
         """What a run's result gets beside the updates."""

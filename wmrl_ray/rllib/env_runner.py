@@ -35,7 +35,7 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         if kwargs.get("worker_index"):  # in its own process
             torch.set_num_threads(max(1, int(config.num_cpus_per_env_runner)))
         self._collector: Collector | None = None
-        self._session = 0  # of the collector
+        self._session = ""  # of the collector
         self._held = ""  # the object whose weights the agent has
         self._answered: float | None = None
         super().__init__(config=config, **kwargs)
@@ -105,7 +105,7 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         self._answered = time.monotonic()
         return (result, []) if isinstance(result, Failure) else result
 
-    def get_collector_state(self, session: int) -> Any:
+    def get_collector_state(self, session: str) -> Any:
         """None before the first order of `session`. An error is a value."""
         collector = self._collector
         return None if collector is None or self._session != session else guarded(collector.get_state)()
@@ -119,7 +119,7 @@ class PlannerEnvRunner(SingleAgentEnvRunner):
         load_s = time.monotonic() - begun
         episodes = collector.collect(None if order.weights is None else self.module.agent, order.num_steps, until_end=True)
         lengths = [len(episode) for episode in episodes]
-        return Answer(lengths, collector.take_statistics(), load_s, wait_s), episodes
+        return Answer(lengths, collector.take_statistics(), load_s, wait_s, collector.unfinished), episodes
 
     def _collector_for(self, order: Order) -> Collector:
         """The one at work, or a new one where the order is for another."""

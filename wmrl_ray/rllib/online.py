@@ -6,15 +6,14 @@ Episodes go from runners to learners as references; the driver reads counts and 
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import copy
 import dataclasses
-import math
-import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
-import torch
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 
@@ -22,13 +21,14 @@ from wmrl_ray.collect import Statistics
 from wmrl_ray.core.agents import agent_config
 from wmrl_ray.online import Clock, Turn, make_clock
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
+from wmrl_ray.rllib.at_once import AtOnce, Kept
 from wmrl_ray.rllib.failures import ActorLostError
 from wmrl_ray.rllib.online_learner import OnlineLearner, Report
 from wmrl_ray.rllib.placement import room_in_use
-from wmrl_ray.rllib.sampling import Order, Packet, Runners, Weights
+from wmrl_ray.rllib.sampling import Answer, Order, Packet, Runners, Weights
 from wmrl_ray.rllib.tally import Tally
 from wmrl_ray.run.config import RunConfig
-from wmrl_ray.schedule import Delivery, Ledger, Limits, Request, Schedule
+from wmrl_ray.schedule import Ledger, Limits, Request, Schedule
 
 
 def _take_turns(learner: OnlineLearner, until: int) -> Report:
@@ -60,6 +60,7 @@ def make_limits(run: RunConfig, clock: Clock) -> Limits:
         max_steps_ahead=online.max_steps_ahead,
         max_updates_ahead=online.max_updates_ahead,
         max_queued_episodes=online.max_queued_episodes,
+        num_envs=online.num_envs,
     )
 
 
@@ -74,7 +75,8 @@ class OnlineAlgorithm(AgentAlgorithm):
     """
 
     _runners: Runners | None = None
-    _pool: concurrent.futures.ThreadPoolExecutor | None = None
+    _work: AtOnce | None = None  # of the asynchronous schedule
+    _kept: Kept | None = None  # of a session whose learners were lost
 
     def setup(self, config: Any) -> None:
         super().setup(config)
@@ -85,32 +87,44 @@ class OnlineAlgorithm(AgentAlgorithm):
         self._learner_unfinished = 0  # steps of its unfinished episodes
         self._replay_steps = 0
         self._tally = Tally()
-        self._session = 0  # of the runners' collectors: a restore begins another
         self._collectors: list[dict[str, Any] | None] = []  # states in which the runners' collectors start
         self._weights = Weights([], 0)
         self._ledger = Ledger(max(1, self.online.num_runners))  # without runners: of the learner's own collector
         self._clock: Clock = make_clock(run, run.env)
-        self._schedule: Schedule | None = None
         if self.online.num_runners == 0:
             return
+        assert self.spaces is not None
+        self._kept = _handed_over.get()
+        if self._kept is None:
+            self._runners = Runners(self.config, self.spaces, self.online.num_runners, room_in_use())
+        else:
+            self._runners = self._kept.runners
         if self.online.schedule == "asynchronous":
             self._limits = make_limits(run, self._clock)
-            self._schedule = Schedule(self._limits)
-            self._ledger = self._schedule.ledger
-            threads = torch.get_num_threads()
-            # Why a thread: learners, the driver's own too, work while the driver serves the runners
-            self._pool = concurrent.futures.ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(threads))
-        assert self.spaces is not None
-        self._runners = Runners(self.config, self.spaces, self.online.num_runners, room_in_use())
-        self._begin_session()
+            self._work = AtOnce(self._runners, self._request_order, self._learn_at_once, self._heard)
+        self._begin_session(None)
 
-    def _begin_session(self) -> None:
-        """Nobody was asked for anything yet, and the learners' weights are known."""
-        # Why not wait for what is under way after a restore: its answers are of another run, and each actor works in order
-        self._waiting: dict[concurrent.futures.Future[Any], tuple[Request, Any, float]] = {}
-        self._learning: concurrent.futures.Future[Any] | None = None
-        self._session += 1
+    def _begin_session(self, counts: Mapping[str, Any] | None) -> None:
+        """Nobody was asked for anything yet, and the learners' weights are known. counts: of a checkpoint."""
+        self._session = uuid.uuid4().hex  # of the runners' collectors: a restore begins another
+        if self._work is not None:
+            if self._kept is not None:
+                self._session = self._kept.session
+                self._kept.settle()
+                schedule = self._kept.resumed(self._limits, counts or Ledger(0).get_state())
+                for _, answer, _ in self._kept.ended:
+                    self._heard(answer)
+            elif counts is not None:
+                schedule = Schedule.resumed(self._limits, counts, self._session)
+            else:
+                schedule = Schedule(self._limits, self._session)
+            self._work.begin(schedule)
+            self._ledger = schedule.ledger
         self._account(self._learn([], 0, publish=True))
+
+    @property
+    def _schedule(self) -> Schedule | None:
+        return None if self._work is None else self._work.schedule
 
     @property
     def num_steps(self) -> int:
@@ -124,15 +138,18 @@ class OnlineAlgorithm(AgentAlgorithm):
 
     def training_step(self) -> None:
         until = self.num_updates + self.config.updates_per_call
+        self._kept = None  # they have begun to go on here
         before = self._tally.statistics.episodes, self._tally.statistics.return_sum
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             if self._runners is None:
                 self._account(self.on_learners(_take_turns, until=until))
                 self.num_updates = until
-            elif self._schedule is None:
+            elif self._work is None:
                 self._in_turns(until)
             else:
-                self._at_once(self._schedule, until)
+                while self.num_updates < until:
+                    self._account(self._work.until_call())
+                    self.num_updates = self._work.schedule.counts.updates
         statistics = self._tally.statistics
         if (ended := statistics.episodes - before[0]) > 0:
             mean = (statistics.return_sum - before[1]) / ended
@@ -172,45 +189,6 @@ class OnlineAlgorithm(AgentAlgorithm):
         self._collectors = []
         return [packet for of_runner in packets for packet in of_runner]
 
-    def _at_once(self, schedule: Schedule, until: int) -> None:
-        """Runners and learners work, each as far as the schedule lets it, until the learners' next call has ended."""
-        assert self._runners is not None
-        assert self._pool is not None
-        while self.num_updates < until:
-            while (request := schedule.next_request()) is not None:
-                order = self._order(request.runner, self.online.steps_per_turn, request.random)
-                future, episodes = self._runners.ask(request.runner, order)
-                self._waiting[future] = (request, episodes, time.monotonic() + self.config.call_timeout_s)
-            if (call := schedule.next_call()) is not None:
-                packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
-                self._learning = self._pool.submit(self._learn, packets, call.num_updates, publish=call.num_updates > 0)
-            begun = [*self._waiting, *([] if self._learning is None else [self._learning])]
-            assert begun, "everybody waits: Limits has let this pass"
-            deadline = min((deadline for *_, deadline in self._waiting.values()), default=math.inf)
-            left_s = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-            ended, _ = concurrent.futures.wait(begun, left_s, concurrent.futures.FIRST_COMPLETED)
-            late = {future for future, (*_, deadline) in self._waiting.items() if time.monotonic() > deadline}
-            for future in ended | late:
-                if future is self._learning:
-                    self._learning = None
-                    self._account(future.result())
-                    self.num_updates = schedule.finish_call()
-                else:
-                    self._receive(schedule, future)
-
-    def _receive(self, schedule: Schedule, future: concurrent.futures.Future[Any]) -> None:
-        assert self._runners is not None
-        request, episodes, deadline = self._waiting.pop(future)
-        answer = self._runners.answer(request.runner, future, deadline)
-        if answer is None:
-            schedule.lose(request.runner)
-            return
-        # One object holds all episodes of an answer: it travels with the first of them
-        packets = [Packet([episodes], answer.lengths), *[None] * len(answer.lengths)]
-        deliveries = [Delivery(packet, steps) for packet, steps in zip(packets, answer.lengths, strict=False)]
-        schedule.receive(request.number, answer.statistics.steps, deliveries)
-        self._tally.add_answer(answer)
-
     def _order(self, runner: int, num_steps: int, random: bool) -> Order:
         incarnation = self._ledger.incarnations[runner]
         seed = (self.config.seed, runner, incarnation) if incarnation else (self.config.seed, runner)
@@ -220,7 +198,16 @@ class OnlineAlgorithm(AgentAlgorithm):
             saved = (state, self.online.replay_unfinished)
         return Order(num_steps, self._session, seed, None if random else self._weights, saved)
 
+    def _request_order(self, request: Request) -> Order:
+        return self._order(request.runner, request.steps // self.online.num_envs, request.random)
+
+    def _heard(self, answer: Answer) -> None:
+        self._tally.add_answer(answer)
+
     # -- learners -------------------------------------------------------------------------------------------------------------
+
+    def _learn_at_once(self, packets: Sequence[Packet], num_updates: int) -> list[Report]:
+        return self._learn(packets, num_updates, publish=num_updates > 0)
 
     def _learn(self, packets: Sequence[Packet], num_updates: int, *, publish: bool) -> list[Report]:
         return self.on_learners(
@@ -260,11 +247,21 @@ class OnlineAlgorithm(AgentAlgorithm):
         return {"steps": self.num_steps, "episodes": self.num_episodes}
 
     def cleanup(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
+        if self._work is not None:
+            self._work.stop()
         if self._runners is not None:
             self._runners.stop()
         super().cleanup()
+
+    def hand_over(self) -> Kept | None:
+        """The runners of an asynchronous run whose learners were lost; no longer this algorithm's. None: they have nothing that
+        another session could go on with.
+        """
+        if self._work is None or self._runners is None:
+            return None
+        kept = self._kept or Kept(self._runners, self._session, self._ledger, self._work.waiting)
+        self._runners = None
+        return kept
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------------
 
@@ -304,11 +301,8 @@ class OnlineAlgorithm(AgentAlgorithm):
         self._resume(state["online"], [], COMPONENT_LEARNER_GROUP in state and state["online"]["by_learner"])
 
     def _drain(self) -> None:
-        """What is queued goes to the learners: a reference means nothing to another process."""
-        if self._schedule is not None and (call := self._schedule.drain()) is not None:
-            packets = [delivery.reference for delivery in call.deliveries if delivery.reference is not None]
-            self._account(self._learn(packets, 0, publish=False))
-            self._schedule.finish_call()
+        if self._work is not None and (reports := self._work.drain()) is not None:
+            self._account(reports)
 
     def _counts_state(self) -> dict[str, Any]:
         found = {
@@ -340,18 +334,28 @@ class OnlineAlgorithm(AgentAlgorithm):
             self._ledger.set_state(counts, goes_on=own_goes_on, drops_unfinished=drops)
             self._learner_unfinished = self._ledger.unfinished_steps
             return
-        goes_on = self._schedule is None and len(collectors) == len(counts["incarnations"]) == self.online.num_runners
-        if self._schedule is None:
+        goes_on = self._work is None and len(collectors) == len(counts["incarnations"]) == self.online.num_runners
+        if self._work is None:
             self._ledger.set_state(counts, goes_on=goes_on, drops_unfinished=drops)
-        else:
-            self._schedule = Schedule.resumed(self._limits, counts)
-            self._ledger = self._schedule.ledger
-            made = self._schedule.counts.updates
-            # Why: the schedule would make those that are missing once more
+        else:  # Why: the schedule would make those that are missing once more
+            made = int(counts["updates"])
             assert made == self.num_updates, f"{made} updates in the checkpoint's counts, {self.num_updates} in its algorithm"
         self._collectors = collectors if goes_on else []
         self._saved_incarnations = list(self._ledger.incarnations)
-        self._begin_session()
+        self._begin_session(counts)
+
+
+_handed_over: ContextVar[Kept | None] = ContextVar("handed_over", default=None)
+
+
+@contextlib.contextmanager
+def taking_over(kept: Kept | None) -> Iterator[None]:
+    """An algorithm that is built inside goes on with these runners, in place of new ones."""
+    token = _handed_over.set(kept)
+    try:
+        yield
+    finally:
+        _handed_over.reset(token)
 
 
 class TDMPC2(OnlineAlgorithm):

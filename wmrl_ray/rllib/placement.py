@@ -17,6 +17,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -49,12 +50,18 @@ def needs(settings: AgentAlgorithmConfig) -> list[tuple[str, Resources]]:
     return [(role, {name: float(value) for name, value in each.items() if value}) for role, each in actors]
 
 
+@ray.remote(num_cpus=0, max_retries=0)
+def _here() -> None:
+    """Runs where a node is there."""
+
+
 class Room:
     """The placement group of one run, with a bundle for every actor that takes anything; given back when the block ends."""
 
     def __init__(self) -> None:
         self._asked: list[tuple[str, Resources]] = []
         self._group: PlacementGroup | None = None
+        self._probes: list[Any] = []
 
     def __enter__(self) -> Self:
         return self
@@ -102,10 +109,11 @@ class Room:
         # Why not in a Tune trial: what it has was placed with it
         if not bundles or compat.in_local_mode() or ray.util.get_current_placement_group() is not None:
             return True
-        self._group = self._group or placement_group(bundles)
+        doubted = self._group is not None  # Why: it takes Ray a while to learn that a node is gone, with bundles
+        self._group, self._probes = self._group or placement_group(bundles), []
         started, next_told = time.monotonic(), min(TELL_AFTER_S, limit_s / 2)
         # Why not `group.wait(seconds)`: it counts whole ones, so less returns at once, and leaves its request open each time
-        while placement_group_table(self._group).get("state") != "CREATED":
+        while not self._is_there(doubted):
             time.sleep(LOOK_EVERY_S)
             waited_s = time.monotonic() - started
             if should_stop():
@@ -120,6 +128,25 @@ class Room:
                 next_told = waited_s + TELL_EVERY_S
                 tell(f"waiting for room on the cluster, {waited_s:.0f} of at most {limit_s:g} s: {describe(asked)}")
         return True
+
+    def _is_there(self, doubted: bool) -> bool:
+        """Whether every bundle has its place; doubted: as the nodes say themselves."""
+        assert self._group is not None
+        table = placement_group_table(self._group)
+        if table.get("state") != "CREATED" or not doubted:
+            self._probes = []
+            return table.get("state") == "CREATED"
+        if not self._probes:
+            on_node = {node: bundle for bundle, node in table["bundles_to_node_id"].items()}
+            strategies = [PlacementGroupSchedulingStrategy(self._group, bundle) for bundle in on_node.values()]
+            self._probes = [_here.options(scheduling_strategy=strategy).remote() for strategy in strategies]
+        if ray.wait(self._probes, num_returns=len(self._probes), timeout=0)[1]:
+            return False
+        try:
+            ray.get(self._probes)
+        except RayError:
+            self._probes = []
+        return bool(self._probes)
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:

@@ -41,7 +41,7 @@ class Order:
     """
 
     num_steps: int
-    session: int
+    session: str
     seed: tuple[int, ...]
     weights: Weights | None
     collector: tuple[dict[str, Any], bool] | None = None
@@ -52,13 +52,15 @@ class Answer:
     """What became of an order; the episodes that ended are an object of their own, which the driver never opens. (Ray itself
     carries objects below 100 kB, such as an episode of a cartpole, in the driver's memory; others go from node to node.)
 
-    lengths: steps of those episodes. load_s: taking new weights. wait_s: between the last answer and this order.
+    lengths: steps of those episodes. load_s: taking new weights. wait_s: between the last answer and this order. unfinished:
+    steps of each environment's unfinished episode.
     """
 
     lengths: list[int]
     statistics: Statistics
     load_s: float = 0.0
     wait_s: float = 0.0
+    unfinished: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Runners:
         ray.kill(self.actors[runner])
         self.actors[runner] = self._make(runner)
 
-    def collector_states(self, session: int) -> tuple[list[dict[str, Any] | None], list[int]]:
+    def collector_states(self, session: str) -> tuple[list[dict[str, Any] | None], list[int]]:
         """Of every runner, each of which is at rest: None for one that took no steps in this session. And who has died; those
         are replaced.
         """

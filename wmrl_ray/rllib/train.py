@@ -8,8 +8,9 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray
 import torch
@@ -21,8 +22,10 @@ from wmrl_ray.data.datasets import open_dataset
 from wmrl_ray.intents import intended_states
 from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
+from wmrl_ray.rllib.at_once import Kept
 from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
 from wmrl_ray.rllib.failures import RemoteError, as_lost
+from wmrl_ray.rllib.online import taking_over
 from wmrl_ray.rllib.placement import Room, needs
 from wmrl_ray.rllib.telemetry import Telemetry
 from wmrl_ray.run.config import RunConfig
@@ -93,8 +96,8 @@ def train_on_ray(
     compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors), logging_level="ERROR", log_to_driver=False)
     on_event = Telemetry(config, run.path).beside(on_event)
     try:
-        with Room() as room:
-            return _survive(config, run, room, env_id, on_event, should_stop or (lambda: False), debug)
+        with Room() as room, _Held(room) as held:
+            return _survive(config, run, held, env_id, on_event, should_stop or (lambda: False), debug)
     finally:
         if starts_ray:
             ray.shutdown()
@@ -103,7 +106,7 @@ def train_on_ray(
 def _survive(
     config: RunConfig,
     run: RunDir,
-    room: Room,
+    held: _Held,
     env_id: str | None,
     tell: OnEvent,
     should_stop: Callable[[], bool],
@@ -128,11 +131,11 @@ def _survive(
 
     while True:
         asked = needs(_settings(config, debug))
-        if not room.wait(asked, config.placement_timeout_s, run.path, tell_wait, should_stop):
+        if not held.room.wait(asked, config.placement_timeout_s, run.path, tell_wait, should_stop):
             reached = _update_of(run.newest_checkpoint())
             return {"updates": reached, "seconds": run.seconds(), "finished": False, **run.last_evaluation()}
         try:
-            return _Run(config, run, room, env_id, tell_all, debug, has_begun).train(should_stop)
+            return _Run(config, run, held, env_id, tell_all, debug, has_begun).train(should_stop)
         except Exception as error:
             lost = as_lost(error, "the run was built")
             if lost is None:
@@ -167,26 +170,42 @@ def _sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@dataclass
+class _Held:
+    """What a run holds on the cluster from one session to the next. kept: runners that outlive their learners."""
+
+    room: Room
+    kept: Kept | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.kept is not None:
+            self.kept.runners.stop()
+
+
 class _Run:
     """The state of one session of a run: the algorithm, the folder, and what is due next."""
 
     def __init__(
-        self, config: RunConfig, run: RunDir, room: Room, env_id: str | None, tell: OnEvent, debug: bool, has_begun: bool
+        self, config: RunConfig, run: RunDir, held: _Held, env_id: str | None, tell: OnEvent, debug: bool, has_begun: bool
     ) -> None:
         """has_begun: a session before this one told the run's start."""
         self.config, self.env_id, self.tell, self.has_begun = config, env_id, tell, has_begun
         settings = _settings(config, debug)
         torch.set_num_threads(1)  # Why: as the loop without Ray; actors have one CPU each too
         self.run = run
-        with room.used():
+        self._held = held
+        with held.room.used(), taking_over(held.kept):
             self.algorithm: AgentAlgorithm = compat.build(settings, self.run.path)
+        held.kept = None  # they are the algorithm's now
         self.progress = Progress(config)
         if (newest := self.run.newest_checkpoint()) is not None:
             try:
                 self.algorithm.restore_from_path(newest)
             except Exception as error:
-                if as_lost(error, "") is not None:
-                    self.algorithm.abandon()
+                self._abandon(error)
                 self.algorithm.stop()
                 raise
             self.progress.update = self.algorithm.num_updates
@@ -239,11 +258,16 @@ class _Run:
             self._event("end", self.last_eval)
             return summary
         except Exception as error:
-            if as_lost(error, "") is not None:
-                self.algorithm.abandon()
+            self._abandon(error)
             raise
         finally:
             self.algorithm.stop()
+
+    def _abandon(self, error: Exception) -> None:
+        """Where an actor was lost: waits for none of the others, and keeps what the next session can go on with."""
+        if as_lost(error, "") is not None:
+            self.algorithm.abandon()
+            self._held.kept = self.algorithm.hand_over()
 
     def _collect_evaluation(self, timeout_s: float | None, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Records the evaluation in progress, if there is one and it ends within `timeout_s`.

@@ -21,7 +21,9 @@ class OnlineConfig:
     num_runners: int = 0  # actors that plan and step while learners train; 0: in the learner's process, in turn
     num_envs: int = 1  # W, environments of each runner, planned for in one call
     schedule: Literal["synchronous", "asynchronous"] = "synchronous"
-    steps_per_turn: int = 1  # of every environment between two turns of the learner (1: the papers' loop), or in one request
+    # of every environment between two turns of the learner (1: the papers' loop); asynchronous: in one request of a runner, or
+    # as many more as keep the driver's share of its time low (`schedule.Limits.pace`)
+    steps_per_turn: int = 1
     seed_steps: int | None = None  # random ones at first; None: see `online.Clock`
     updates_per_step: float = 1.0  # U
     capacity: int = 1_000_000  # steps in the replay; the oldest whole episodes leave
