@@ -87,6 +87,7 @@ layers: setup  ## who may import what (DESIGN's table)
 bench: setup  ## figures of tests/benchmarks on this machine (PEER=path of a nicklashansen/tdmpc checkout, optional)
 	@$(BIN)/python -m tests.benchmarks.bench_replay
 	@$(BIN)/python -m tests.benchmarks.bench_system
+	@$(BIN)/python -m tests.benchmarks.bench_products
 	@$(BIN)/python -m tests.benchmarks.bench_tdmpc $(if $(PEER),--peer $(PEER))
 
 clean:  ## remove the environments, caches and build outputs (not runs/)

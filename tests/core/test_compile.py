@@ -1,7 +1,6 @@
 """Compiled agents: the same results, CUDA graphs, and whole steps in one graph."""
 
 import dataclasses
-import math
 import re
 from types import SimpleNamespace
 
@@ -14,8 +13,9 @@ from tests.core.small import CONFIGS, OURS, A, O, batches, losses, make
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError
 from wmrl_ray.core.agents import AGENTS, make_agent
-from wmrl_ray.core.agents.base import adam_state, adam_step
+from wmrl_ray.core.agents.base import COMPILE_OPTIONS, adam_state, adam_step
 from wmrl_ray.core.batch import Batch
+from wmrl_ray.core.math import two_hot_loss
 
 
 @pytest.fixture(params=OURS)
@@ -33,15 +33,14 @@ def test_compiling_changes_no_result_beyond_rounding(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_compiled_update_that_is_not_finite_says_so(precision):
-    """Of targets that are NaN no index is made, neither in a loss nor in the gradient's kernel."""
-    agent, data = make("tdmpc2", precision=precision, compile="default"), batches("tdmpc2", 2)
-    losses(agent, data[:1])
-    for p in agent.target.parameters():
-        p.data.fill_(torch.nan)
-    (metrics,) = losses(agent, data[1:])
-    assert math.isnan(metrics["loss/critic"]) and math.isnan(metrics["loss/model"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_two_hot_loss_of_what_is_not_finite_is_nan(dtype):
+    """It makes no index of it, neither in the loss nor in the gradient's kernel; an eager one's: test_math.py."""
+    compiled = torch.compile(two_hot_loss, options=COMPILE_OPTIONS)
+    logits = torch.zeros(2, 3, 101, dtype=dtype, requires_grad=True)
+    loss = compiled(logits, torch.tensor([torch.nan, torch.inf, 2.0]), -10, 10)
+    loss.sum().backward()
+    assert loss.isnan().tolist() == logits.grad.isnan().any(-1).tolist() == [[True, True, False]] * 2
 
 
 @pytest.mark.parametrize("name", ["tdmpc2", "iq_mpc"])

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wmrl_ray.core import nets
 from wmrl_ray.core.nets import Ensemble, Linear, Normalizer, StackedLinear, critic_mlp, mlp, stacked_mlp, zero_last
@@ -19,6 +20,73 @@ def test_the_onednn_product_gives_torchs_values_and_gradients(monkeypatch, in_fe
     assert torch.allclose(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5)
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape and torch.allclose(a, b, atol=1e-4)
+
+
+class Weights(TorchDispatchMode):
+    """Collects what oneDNN is given as weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.mkldnn._linear_pointwise:
+            self.found.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+LAYERS = {
+    "Linear": lambda n, m: Linear(n, m),
+    "LinearReLU": lambda n, m: nets.LinearReLU(n, m),
+    "StackedLinear": lambda n, m: StackedLinear(2, n, m),
+}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize("sizes", [(40, 30), (30, 40)])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("reduce", [torch.sum, torch.mean, lambda y: y[..., :1].sum()])
+def test_onednn_gets_no_weight_that_it_has_only_a_reference_kernel_for(monkeypatch, sizes, layer, reduce):
+    """Whose gradient is one number expanded, and whose input is a slice: its rows or columns lie side by side all the same."""
+    made, wide = LAYERS[layer](*sizes), torch.randn(8, 2 * sizes[0])
+    results = []
+    for onednn in (True, False):
+        monkeypatch.setattr(nets, "ONEDNN", onednn)  # whatever this machine's processor
+        x = wide.clone().requires_grad_()
+        with Weights() as given:
+            results.append(torch.autograd.grad(reduce(made(x[:, : sizes[0]])), [x, *made.parameters()]))
+        assert all(weight.is_contiguous() or weight.t().is_contiguous() for weight in given.found)
+        assert len(given.found) == {"Linear": 3, "LinearReLU": 3, "StackedLinear": 6}[layer] * onednn + (
+            layer == "LinearReLU" and not onednn
+        )
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+CPUINFO = "processor\t: 0\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: 17\n\nprocessor\t: 1\nvendor_id\t: other\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "family"),
+    [
+        (CPUINFO.format("AuthenticAMD", 25), 25),
+        (CPUINFO.format("AuthenticAMD", 26), 26),
+        (CPUINFO.format("GenuineIntel", 6), None),
+        ("Processor\t: AArch64\nCPU implementer\t: 0x41\n", None),
+        (None, None),
+    ],
+)
+def test_the_products_route_is_that_of_the_processors_family(monkeypatch, text, family):
+    """The same in every process of a machine: of AMD's Zen 5 oneDNN's, of Zen 4, Intel and what nobody measured torch's."""
+
+    def read_text(path):
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(nets.Path, "read_text", read_text)
+    assert nets.amd_family() == family
+    assert {26} == nets.FASTER_WITH_ONEDNN
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -14,22 +14,30 @@ from torch import Tensor, nn
 NARROW = 16  # output features below which a plain matrix product beats oneDNN's set-up cost
 
 
-def _onednn_is_faster() -> bool:
-    """On AMD processors. By their name and not by a measurement, so that the same machine always sums in the same order."""
+FASTER_WITH_ONEDNN = {26}  # families of AMD processors, by tests/benchmarks/bench_products.py: Zen 5, and not 25, Zen 4
+
+
+def amd_family() -> int | None:
+    """This processor's family, if it is one of AMD's: 25 is Zen 3 and 4, 26 is Zen 5."""
     try:
-        return torch.backends.mkldnn.is_available() and "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
-        return False
+        return None
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    family = fields.get("cpu family", "")
+    return int(family) if fields.get("vendor_id") == "AuthenticAMD" and family.isdigit() else None
 
 
-ONEDNN = _onednn_is_faster()
+# Why by a table of what was measured, and not measured in every process: the two sum in different orders, and a run that is
+# resumed, or whose learners should agree, must sum as before. On processors that nobody measured torch's own route is taken.
+ONEDNN = torch.backends.mkldnn.is_available() and amd_family() in FASTER_WITH_ONEDNN
 
 
 class _OneDnnLinear(torch.autograd.Function):
     """x W^T + b through oneDNN, forward and backward.
 
-    Why: torch sends float32 products on a CPU to MKL, which runs at half of oneDNN's rate on AMD processors (112 against 258
-    GFLOP/s on one Zen 5 core); on Intel's it is the faster of the two. Same arithmetic up to the order of sums.
+    Why: torch sends float32 products on a CPU to MKL, which runs at half of oneDNN's rate on AMD's Zen 5 (112 against 258
+    GFLOP/s on one core); on Zen 4 and on Intel's it is as fast or faster. Same arithmetic up to the order of sums.
     """
 
     @staticmethod
@@ -63,8 +71,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return (_opaque_product if torch.compiler.is_compiling() else _onednn)(x, weight, bias)
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    """Why copied: where neither rows nor columns lie side by side in memory, as in the expanded gradient of a plain sum or in a
+    slice, oneDNN takes a weight through its reference kernel: 430 instead of 0.3 ms for 256 x 256.
+    """
+    dense = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x, dense, bias, then, [], "")
 
 
 @torch.library.custom_op("wmrl_ray::onednn_product", mutates_args=())
@@ -111,7 +123,7 @@ class _OneDnnLinearReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu", [], "")
+        y = _onednn(x, weight, bias, "relu")
         ctx.save_for_backward(x, weight, y)
         return y
 
