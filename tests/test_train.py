@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.core.small import OURS, batches, make
 from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
 from wmrl_ray.config import ConfigError, to_dict
@@ -182,6 +184,15 @@ def test_a_loss_that_is_not_finite_stops_with_the_metrics(config, tmp_path, poin
         agent.model.dynamics[0].weight.fill_(torch.nan)  # type: ignore[union-attr,operator]
     with pytest.raises(NonFiniteLossError, match="update 2 is not finite.*loss/consistency"):
         update_many(agent, replay, 2, 4)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_whichever_agent_diverges_the_run_ends_with_one_line(name):
+    """Its losses see ten updates of what is not finite before anybody looks."""
+    agent, rows = make(name, lr=1e30), iter(batches(name, 10))
+    replay = SimpleNamespace(sample=lambda *_, **__: next(rows))
+    with pytest.raises(NonFiniteLossError, match=r"^update 10 is not finite: \{.*\}; lower agent.lr or check .*$"):
+        update_many(agent, replay, 10, 4)
 
 
 @pytest.mark.parametrize(
