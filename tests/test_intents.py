@@ -216,6 +216,13 @@ def test_what_is_no_fitting_manager_is_one_clear_error(
     assert not (minari_root() / "test/intents-never-v0").exists()
 
 
+def test_an_id_that_is_none_is_refused_and_a_new_namespace_is_made(dataset: Dataset, manager_path: Path) -> None:
+    with pytest.raises(DataError, match="'no id'"):
+        augment(dataset.card.uri, 2, "no id")
+    made = augment(dataset.card.uri, manager_path, "test-new/space/intents-v0")
+    assert open_dataset(made).card.name == "test-new/space/intents-v0"
+
+
 def test_a_manager_that_is_trained_further_changes_no_dataset_of_before(dataset: Dataset, manager_path: Path) -> None:
     made = open_dataset(augment(dataset.card.uri, manager_path, "test/intents-kept-v0"))
     assert made.card.env_id is not None

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,21 @@ def config(pointmaze_dataset: str) -> RunConfig:
     )
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """trained(config) is the folder of a finished run with it, made once for all tests: they copy what they change."""
+    made = {}
+
+    def folder(config: RunConfig):
+        key = json.dumps(to_dict(config), sort_keys=True)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("trained") / "run"
+            train(config, made[key])
+        return made[key]
+
+    return folder
+
+
 def losses(path) -> dict[int, dict[str, float]]:
     return {
         line["update"]: {k: v for k, v in line.items() if k.startswith("loss/")}
@@ -75,26 +91,24 @@ def test_a_run_records_itself(config, tmp_path):
     assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["00000030", "00000040"]  # the newest two
 
 
-def test_the_same_seed_gives_the_same_run(config, tmp_path):
-    train(config, tmp_path / "a")
-    train(config, tmp_path / "b")
-    train(dataclasses.replace(config, seed=1), tmp_path / "c")
-    assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
+def test_the_same_seed_gives_the_same_run(config, trained, tmp_path):
+    train(config, tmp_path / "again")
+    train(dataclasses.replace(config, seed=1), tmp_path / "other")
+    assert losses(trained(config)) == losses(tmp_path / "again") != losses(tmp_path / "other")
 
 
-def test_stopping_writes_a_checkpoint_and_resuming_gives_the_losses_of_one_go(config, tmp_path):
-    train(config, tmp_path / "whole")
+def test_stopping_writes_a_checkpoint_and_resuming_gives_the_losses_of_one_go(config, trained, tmp_path):
     calls = iter([False, False, True])
     stopped = train(config, tmp_path / "parts", should_stop=lambda: next(calls))
     assert not stopped["finished"] and stopped["updates"] == 15
     assert train(config, tmp_path / "parts", resume=True)["finished"]
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == losses(trained(config))
 
 
 @pytest.mark.parametrize("update", [20, 40])
-def test_a_stop_during_an_evaluation_saves_at_once_and_the_next_session_repeats_it(config, tmp_path, update):
+def test_a_stop_during_an_evaluation_saves_at_once_and_the_next_session_repeats_it(config, trained, tmp_path, update):
     config = dataclasses.replace(config, eval_every=20, eval_episodes=2)
-    train(config, tmp_path / "whole")
+    whole = trained(config)
     seen = []
     stopped = train(
         config,
@@ -106,8 +120,8 @@ def test_a_stop_during_an_evaluation_saves_at_once_and_the_next_session_repeats_
     assert (stopped["updates"], stopped["finished"], run.result()) == (update, False, None)
     assert ("eval", update) not in seen and seen[-2:] == [("checkpoint", update), ("end", update)]
     assert train(config, run.path, resume=True)["finished"]
-    assert losses(run.path) == losses(tmp_path / "whole")
-    assert evaluations(run.path) == evaluations(tmp_path / "whole")
+    assert losses(run.path) == losses(whole)
+    assert evaluations(run.path) == evaluations(whole)
 
 
 def evaluations(path) -> dict[int, float]:
@@ -125,19 +139,21 @@ train(config, sys.argv[2], resume=True, on_event=lambda e: print(e.kind, e.updat
 
 
 def test_a_run_killed_with_sigkill_and_resumed_equals_one_in_one_go(config, tmp_path):
-    config = dataclasses.replace(config, num_updates=400, log_every=100, eval_every=0, checkpoint_every=20)
-    command = [sys.executable, "-c", KILLED, json.dumps(to_dict(config)), str(tmp_path / "killed")]
+    endless = dataclasses.replace(config, num_updates=1_000_000, log_every=20, checkpoint_every=20)
+    command = [sys.executable, "-c", KILLED, json.dumps(to_dict(endless)), str(tmp_path / "killed")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=os.getcwd(), env={**os.environ, "PYTHONPATH": os.getcwd()}
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("checkpoint") and int(line.split()[1]) >= 60:
+        if line.startswith("checkpoint") and int(line.split()[1]) >= 40:
             process.send_signal(signal.SIGKILL)
             break
     assert process.wait(timeout=60) == -signal.SIGKILL
     run = RunDir(tmp_path / "killed")
-    assert run.newest_checkpoint() is not None and not (run.path / "result.json").exists()
+    newest = run.newest_checkpoint()
+    assert newest is not None and not (run.path / "result.json").exists()
+    config = dataclasses.replace(endless, num_updates=int(newest.name) + 40)
     train(config, tmp_path / "killed", resume=True)
     train(config, tmp_path / "whole")
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
@@ -147,8 +163,8 @@ def test_a_run_killed_with_sigkill_and_resumed_equals_one_in_one_go(config, tmp_
     assert trees[0]["replay"]["generator"] == trees[1]["replay"]["generator"]
 
 
-def test_a_corrupt_newest_checkpoint_is_passed_over(config, tmp_path):
-    train(config, tmp_path / "run")
+def test_a_corrupt_newest_checkpoint_is_passed_over(config, trained, tmp_path):
+    shutil.copytree(trained(config), tmp_path / "run")
     run = RunDir(tmp_path / "run")
     newest = run.newest_checkpoint()
     assert newest is not None and newest.name == "00000040"
@@ -171,10 +187,9 @@ def test_a_run_is_not_resumed_with_settings_that_learn_something_else(config, tm
     assert RunDir(tmp_path / "run").config().num_updates == 60
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(config, tmp_path):
-    train(config, tmp_path / "run")
+def test_a_folder_that_holds_a_run_is_not_overwritten(config, trained):
     with pytest.raises(ConfigError, match="already holds a run"):
-        train(config, tmp_path / "run")
+        train(config, trained(config))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_metrics(config, tmp_path, pointmaze_dataset):
@@ -225,9 +240,8 @@ def test_two_ranks_start_from_the_same_weights_and_draw_their_own_windows(config
     assert not torch.equal(agents[0].update_generator.get_state(), agents[1].update_generator.get_state())
 
 
-def test_a_policy_acts_as_the_trained_agent_without_the_dataset(config, tmp_path):
-    train(config, tmp_path / "run")
-    policy = Policy.load(tmp_path / "run")
+def test_a_policy_acts_as_the_trained_agent_without_the_dataset(config, trained):
+    policy = Policy.load(trained(config))
     obs = np.zeros((3, 4), np.float32)
     policy.reset(seed=5)
     first, second = policy.act(obs), policy.act(obs)
@@ -241,17 +255,17 @@ def test_a_policy_acts_as_the_trained_agent_without_the_dataset(config, tmp_path
         policy.act(np.zeros(5, np.float32))
 
 
-def test_a_policy_loads_without_pickle(config, tmp_path, monkeypatch):
+def test_a_policy_loads_without_pickle(config, trained, monkeypatch):
     import pickle
 
-    train(config, tmp_path / "run")
+    run = trained(config)
 
     def refuse(*args, **kwargs):
         raise AssertionError("unpickled something")
 
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
-    assert Policy.load(tmp_path / "run").meta["algorithm"] == "iql_tdmpc"
+    assert Policy.load(run).meta["algorithm"] == "iql_tdmpc"
 
 
 def test_a_missing_policy_is_named(tmp_path):
@@ -268,8 +282,8 @@ def test_time_adds_up_over_sessions(config, tmp_path):
     assert times == sorted(times)
 
 
-def test_a_finished_run_that_trains_further_has_no_result_until_it_has_finished(config, tmp_path):
-    train(config, tmp_path / "run")
+def test_a_finished_run_that_trains_further_has_no_result_until_it_has_finished(config, trained, tmp_path):
+    shutil.copytree(trained(config), tmp_path / "run")
     run, further = RunDir(tmp_path / "run"), dataclasses.replace(config, num_updates=60)
     assert not train(further, run.path, resume=True, should_stop=lambda: True)["finished"]
     assert run.result() is None

@@ -167,8 +167,9 @@ def test_another_environment_of_other_size_is_refused(wmrl, tiny, tmp_path):
 
 def test_a_policy_can_act_with_other_settings_than_it_was_trained_with(wmrl, tiny, tmp_path):
     run = tmp_path / "run"
-    planner = ("--set", "algorithm=iql_tdmpc", "--set", "num_updates=10", "--set", "agent={}")
-    wmrl("train", tiny, "--no-ray", "--run-dir", run, *planner)
+    small = ("model.latent_dim=8", "model.encoder_dim=16", "model.hidden_dim=16", "plan.num_policy=8", "plan.num_elites=4")
+    planner = ("algorithm=iql_tdmpc", "num_updates=10", "eval_episodes=1", *(f"agent.{setting}" for setting in small))
+    wmrl("train", tiny, "--no-ray", "--run-dir", run, *(part for setting in planner for part in ("--set", setting)))
     settings = ("--set", "agent.plan.num_policy=1", "--set", "agent.plan.num_elites=1", "--set", "agent.precision=bfloat16")
     changed = wmrl("evaluate", run, "--episodes", 1, "--json", *settings)
     assert changed.code == 0, changed.err

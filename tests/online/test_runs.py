@@ -144,19 +144,22 @@ train_online(config, sys.argv[2], resume=True, on_event=lambda e: print(e.kind, 
 
 
 def test_a_run_killed_with_sigkill_and_resumed_equals_one_in_one_go(config: RunConfig, tmp_path: Path) -> None:
-    config = dataclasses.replace(config, num_updates=300, log_every=100)
-    command = [sys.executable, "-c", KILLED, json.dumps(to_dict(config)), str(tmp_path / "killed")]
+    endless = dataclasses.replace(config, num_updates=1_000_000)
+    command = [sys.executable, "-c", KILLED, json.dumps(to_dict(endless)), str(tmp_path / "killed")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=os.getcwd(), env={**os.environ, "PYTHONPATH": os.getcwd()}
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("checkpoint") and int(line.split()[1]) >= 80:
+        if line.startswith("checkpoint") and int(line.split()[1]) >= 40:
             process.send_signal(signal.SIGKILL)
             break
     assert process.wait(timeout=60) == -signal.SIGKILL
-    assert RunDir(tmp_path / "killed").result() is None
-    train_online(config, tmp_path / "killed", resume=True)
+    run = RunDir(tmp_path / "killed")
+    newest = run.newest_checkpoint()
+    assert newest is not None and run.result() is None
+    config = dataclasses.replace(endless, num_updates=int(newest.name) + 40)
+    train_online(config, run.path, resume=True)
     train_online(config, tmp_path / "whole")
     assert learned(tmp_path / "killed") == learned(tmp_path / "whole")
     same_checkpoint(tmp_path / "killed", tmp_path / "whole")
