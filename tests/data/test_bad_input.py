@@ -50,7 +50,7 @@ def refused(uri: Any, match: str, home: Path) -> None:
         ("/nowhere/at/all", r"does not exist; give an existing file"),
         ("wmrl/pointmaze/umaz-v0", r"not on this machine \(did you mean 'wmrl/pointmaze/umaze-v0'\?\).*wmrl data make"),
         ("minari://no version", "'no version' is not a Minari id"),
-        ("s3://bucket/x.parquet", "unknown scheme 's3'; allowed: minari://ID"),
+        ("ftp://host/x.parquet", "unknown scheme 'ftp'; allowed: minari://ID.* s3://BUCKET/PATH"),
     ],
 )
 def test_a_missing_file_or_id_is_named(home: Path, episodes: list[Episode], uri: str, match: str) -> None:

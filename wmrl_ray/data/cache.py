@@ -30,19 +30,13 @@ from wmrl_ray.config import ConfigError, to_dict
 from wmrl_ray.data.card import card_from_dict, make_card
 from wmrl_ray.data.datasets import Dataset
 from wmrl_ray.data.episode import DataError
-from wmrl_ray.data.files import atomic_folder, explained_os_errors, file_sha256, write_json
+from wmrl_ray.data.files import atomic_folder, default_cache_dir, explained_os_errors, file_sha256, write_json
 from wmrl_ray.data.readers.raw import Progress
 from wmrl_ray.data.source import Source
 
 VERSION = 7  # of the layout and of the readers: raise it when either changes what is read
 FILES = ("data.arrow", "episodes.arrow", "layout.json", "card.json")
 ARRAYS = ("obs", "action", "reward", "terminated", "episode_starts")  # the last one in episodes.arrow
-
-
-def default_cache_dir() -> Path:
-    """WMRL_CACHE_DIR, or ~/.cache/wmrl_ray."""
-    folder = os.environ.get("WMRL_CACHE_DIR")
-    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "wmrl_ray"
 
 
 class Cache:

@@ -75,7 +75,8 @@ def open_dataset(
 
     Args:
         uri: `minari://ID`, a Minari id or folder; `hdf5://PATH`, `*.hdf5`, `*.h5` (D4RL style); a file or folder of
-            `*.parquet`, `*.arrow`, `*.feather`; `*.npz`. The readers' module docstrings say the layouts.
+            `*.parquet`, `*.arrow`, `*.feather`; `*.npz`; any of these as `s3://BUCKET/PATH` (`data.buckets`). The
+            readers' module docstrings say the layouts.
         cache_dir: of the cache; None: WMRL_CACHE_DIR, or ~/.cache/wmrl_ray.
         progress: called with (read, all) while the source is read, in episodes, files or arrays.
 

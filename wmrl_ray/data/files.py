@@ -251,3 +251,9 @@ def check_free(path: Path, overwrite: bool) -> None:
 def table_files(path: Path) -> list[Path]:
     """The files of a table dataset (a file or a folder) in reading order; empty when there are none."""
     return [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in TABLE_SUFFIXES)
+
+
+def default_cache_dir() -> Path:
+    """WMRL_CACHE_DIR, or ~/.cache/wmrl_ray."""
+    folder = os.environ.get("WMRL_CACHE_DIR")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "wmrl_ray"

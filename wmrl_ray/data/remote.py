@@ -37,11 +37,11 @@ def download(dataset_id: str, root: Path) -> None:
     except ImportError as error:
         raise DataError(
             f"dataset {dataset_id!r} is not on this machine and downloading needs a package that is missing "
-            f"({_first_line(error)}); install it with `pip install 'minari[hf]'`, or {help_line}"
+            f"({first_line(error)}); install it with `pip install 'minari[hf]'`, or {help_line}"
         ) from error
     except Exception as error:  # Why so wide: each kind of remote raises its own library's errors
         raise DataError(
-            f"dataset {dataset_id!r} is not on this machine and the remote did not give it ({_first_line(error)}); {help_line}"
+            f"dataset {dataset_id!r} is not on this machine and the remote did not give it ({first_line(error)}); {help_line}"
         ) from error
     building = root / f".download-{uuid.uuid4().hex[:8]}"
     target = root / dataset_id
@@ -55,7 +55,7 @@ def download(dataset_id: str, root: Path) -> None:
         raise
     except Exception as error:
         raise DataError(
-            f"the download of {dataset_id!r} broke off ({_first_line(error)}); start it again, or {help_line}"
+            f"the download of {dataset_id!r} broke off ({first_line(error)}); start it again, or {help_line}"
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -77,7 +77,7 @@ def _probe(storage: Any, dataset_id: str) -> None:
             # Why first: asked for a file, the Hub's library tries again for 20 s, and its error does not say what was wrong
             get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
         except Exception as error:  # Why so wide: those of its HTTP library, which changes with its version
-            raise ConnectionError(f"{constants.ENDPOINT}: {_first_line(error)}") from error
+            raise ConnectionError(f"{constants.ENDPOINT}: {first_line(error)}") from error
         storage.get_dataset_metadata(dataset_id)
     finally:
         logger.setLevel(level)
@@ -103,5 +103,6 @@ def within(seconds: float, function: Callable[[], T]) -> T:
     return outcome["result"]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What to quote of an error in a line of ours."""
     return (str(error).strip().splitlines() or [""])[0][:160] or type(error).__name__

@@ -7,22 +7,24 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from wmrl_ray.config import did_you_mean
+from wmrl_ray.config import did_you_mean, from_dict
+from wmrl_ray.data.buckets import SCHEMES, fetch
 from wmrl_ray.data.card import Origin
 from wmrl_ray.data.episode import DataError
-from wmrl_ray.data.files import TABLE_SUFFIXES, file_sha256, table_files
+from wmrl_ray.data.files import TABLE_SUFFIXES, default_cache_dir, file_sha256, table_files
 from wmrl_ray.data.readers.raw import Progress
 from wmrl_ray.data.readers.values import reading
 
 Kind = Literal["minari", "hdf5", "table", "npz"]
 FORMATS = (
-    "minari://ID, a Minari id or folder, hdf5://PATH, *.hdf5, *.h5, *.npz, *.parquet, *.arrow, *.feather, or a folder of tables"
+    "minari://ID, a Minari id or folder, hdf5://PATH, *.hdf5, *.h5, *.npz, *.parquet, *.arrow, *.feather, a folder of tables, "
+    "or one of these in a bucket, s3://BUCKET/PATH or gs://BUCKET/PATH"
 )
 _WHAT = {"minari": "a Minari dataset", "hdf5": "D4RL-style HDF5", "table": "a table of episodes", "npz": "npz"}
 MINARI_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")  # as Minari's own, with a version
@@ -53,7 +55,7 @@ class Source:
             from wmrl_ray.data.readers.npz import read_npz as read
         with reading(f"{self.path} as {_WHAT[self.kind]}"):
             raw = read(self.path, progress)
-            return raw.checked(self.name), raw.origin
+            return raw.checked(self.name), from_dict(Origin, vars(raw.origin))  # for its check of the types
 
     def signature(self) -> str:
         """A hash of the names, sizes and modification times of the files: changes when they are written, costs no reading."""
@@ -90,6 +92,9 @@ def resolve(uri: str | Path) -> Source:
     scheme, separator, rest = text.partition("://")
     if separator and scheme == "minari":
         return _minari_id(rest)
+    if separator and scheme in SCHEMES:
+        found = _on_disk(fetch(text, default_cache_dir()), None)
+        return replace(found, uri=text.partition("?")[0])
     if separator and scheme not in ("hdf5", "file"):
         raise DataError(f"dataset {text!r}: unknown scheme {scheme!r}; allowed: {FORMATS}")
     path = Path(rest if separator else text).expanduser()

@@ -101,7 +101,9 @@ def environment_of(metadata: Mapping[str, Any]) -> tuple[str | None, str | None]
     if not spec:
         return ours, None
     values = json.loads(spec)
-    env_id = str(values["id"])
+    env_id, limit = str(values["id"]), values.get("max_episode_steps")
+    if not isinstance(limit, int | None) or not isinstance(values.get("kwargs") or {}, dict):
+        raise DataError(f"its environment {env_id!r} has max_episode_steps = {limit!r} and kwargs = {values.get('kwargs')!r}")
     if ours is not None and f":{ours}".endswith(f":{env_id}"):
         return ours, spec
     package = str(values.get("entry_point") or "").partition(":")[0].partition(".")[0]
