@@ -250,7 +250,7 @@ def test_the_jobs_entry_point_is_a_command_of_ours_that_resumes_on_shared_storag
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "wmrl_ray"]
     wmrl_options(words[3:])
-    assert "--resume" in words
+    assert {"--resume", "--take-over"} <= set(words)  # every retry is another pod
     assert words[words.index("--run-dir") + 1].startswith("/storage/")
     assert job["spec"]["backoffLimit"] >= 1
     assert set(yaml.safe_load(job["spec"]["runtimeEnvYAML"])) <= {"env_vars", "working_dir", "pip"}
