@@ -57,7 +57,7 @@ def test_a_flipped_byte_is_found(tmp_path, name):
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "seal", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(checkpoint, "seal", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path / "c", TREE, {})
     assert os.listdir(tmp_path) == []
@@ -88,3 +88,56 @@ def test_no_checkpoint_is_named(tmp_path):
 def test_what_is_not_data_is_refused(tmp_path):
     with pytest.raises(TypeError, match="a/0: a checkpoint cannot hold a set"):
         checkpoint.save(tmp_path / "c", {"a": [{1, 2}]}, {})
+
+
+def parted(tmp_path, name="c"):
+    """A checkpoint whose replay another process wrote."""
+    folder = tmp_path / name
+    folder.mkdir()
+    part = checkpoint.write_part(folder, "replay", {"online": {"obs": np.arange(12).reshape(3, 4)}, "seed": "7"})
+    checkpoint.seal(folder, checkpoint.fill(folder, {"streams": [{"replay": part}], "step": torch.tensor(1)}, {"update": 3}))
+    return folder, part
+
+
+def test_a_part_comes_back_with_the_rest_or_is_left_for_whoever_needs_it(tmp_path, monkeypatch):
+    hashed = []
+    hash_of = checkpoint.file_sha256
+    monkeypatch.setattr(checkpoint, "file_sha256", lambda file: (hashed.append(file.name), hash_of(file))[1])
+    folder, _ = parted(tmp_path)
+    assert sorted(hashed) == ["replay.safetensors", "state.json", "tensors.safetensors"]  # each once
+    tree, meta = checkpoint.load(folder)
+    expected = {"online": {"obs": np.arange(12).reshape(3, 4)}, "seed": "7"}
+    assert same(tree, {"streams": [{"replay": expected}], "step": torch.tensor(1)}) and meta == {"update": 3}
+    tree, _ = checkpoint.load(folder, parts=False)
+    assert same(checkpoint.read_part(tree["streams"][0]["replay"]), expected)
+    hashed.clear()
+    checkpoint.load(folder, parts=False, verified=True)
+    assert not hashed
+
+
+def test_a_damaged_part_a_missing_one_and_one_that_is_not_in_the_manifest_are_refused(tmp_path):
+    folder, part = parted(tmp_path)
+    content = bytearray((folder / part.file).read_bytes())
+    content[-1] ^= 1
+    (folder / part.file).write_bytes(content)
+    with pytest.raises(CheckpointError, match="replay.safetensors is corrupt"):
+        checkpoint.load(folder, parts=False)
+    (folder / part.file).unlink()
+    with pytest.raises(CheckpointError, match="replay.safetensors is missing"):
+        checkpoint.load(folder)
+    checkpoint.seal(folder)
+    for verified in (False, True):
+        with pytest.raises(CheckpointError, match="replay.safetensors is not in its manifest"):
+            checkpoint.load(folder, parts=False, verified=verified)
+    with pytest.raises(CheckpointError, match=r"lacks \['replay'\], which another process wrote"):
+        checkpoint.fill(folder, {"replay": part}, {})
+
+
+def test_a_replay_is_written_without_a_copy():
+    array, tensors = np.zeros((1000, 4), np.uint8), {}
+    checkpoint._pack({"obs": array[10:]}, "", tensors, [])
+    assert tensors["/obs"].data_ptr() == array[10:].ctypes.data
+    frozen = np.zeros(3)
+    frozen.setflags(write=False)
+    checkpoint._pack({"obs": frozen, "number": np.array(2.0)}, "", tensors, [])
+    assert tensors["/number"].shape == ()

@@ -41,7 +41,7 @@ class Policy:
             ConfigError: a change that the agent does not know, or of its networks' sizes.
         """
         folder = find_checkpoint(Path(path))
-        tree, meta = checkpoint.load(folder, device)
+        tree, meta = checkpoint.load(folder, device, parts=False)
         check("model" not in (changes or {}), f"agent.model cannot be changed: {path} holds the weights of those networks")
         # Why not compiled: one action is not worth minutes of it
         settings = merged(meta["agent"], {"compile": "off"}, changes or {})

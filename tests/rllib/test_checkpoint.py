@@ -184,7 +184,7 @@ def test_a_checkpoint_appears_whole_or_not_at_all(plane_dataset: str, tmp_path: 
     algorithm.save_to_path(target)
     before = (target / "manifest.json").read_text()
 
-    def full(folder: Path) -> None:
+    def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "seal", full)

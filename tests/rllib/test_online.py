@@ -6,13 +6,16 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.rllib import fakes
 from tests.rllib.online_fakes import OwnTDMPC, run_config, small_online
+from wmrl_ray import checkpoint
 from wmrl_ray.collect import Collector, Statistics
 from wmrl_ray.online import train_online
 from wmrl_ray.policy import Policy
@@ -165,3 +168,40 @@ def test_what_a_checkpoint_brought_counts_in_means_and_not_in_rates() -> None:
     tally.started -= 10.0
     found = tally.metrics(has_runners=True)
     assert found["online/steps_per_s"] == pytest.approx(3.0, rel=0.05) and found["time/runner_wait_share"] == 0.5
+
+
+def test_the_learners_replay_is_a_part_of_a_checkpoint_which_never_passes_the_driver(tmp_path: Path) -> None:
+    algorithm = small_online().build_algo()
+    for _ in range(5):
+        algorithm.train()
+    path = Path(algorithm.save_to_path(tmp_path / "saved"))
+    (part,) = [stream["replay"] for stream in checkpoint.load(path / "policy", parts=False)[0]["streams"]]
+    assert isinstance(part, checkpoint.Part) and (path / "policy" / part.file).is_file()
+    whole = algorithm.policy_tree()  # what an older version wrote: the replay in the driver's own file
+    assert flat(checkpoint.read_part(part)) == flat(whole["streams"][0]["replay"])
+    older = tmp_path / "older"
+    shutil.copytree(path, older)
+    meta = checkpoint.read_meta(path / "policy")
+    own = {"score": algorithm.score, "iteration": algorithm.training_iteration}
+    checkpoint.save(older / "policy", {**whole, "algorithm": own}, meta)
+    checkpoint.seal(older)
+    going_on = []
+    for source in (path, older, path):
+        algorithm.restore_from_path(source)
+        algorithm.train()
+        tree = algorithm.policy_tree()
+        going_on.append((flat(tree["streams"][0]["replay"]), flat(tree["agent"])))
+        if len(going_on) == 2:  # and where a learner's node does not see the folder
+            patched = pytest.MonkeyPatch()
+            patched.setattr("wmrl_ray.rllib.online.sees", lambda part: False)
+            patched.setattr("wmrl_ray.rllib.online_learner._read", lambda replay: replay)
+    patched.undo()
+    assert going_on[0] == going_on[1] == going_on[2]
+    algorithm.stop()
+
+
+def flat(tree: Any) -> dict[str, bytes]:
+    if isinstance(tree, dict | list):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {f"{key}/{name}": value for key, each in items for name, value in flat(each).items()}
+    return {"": bytes(np.asarray(tree).tobytes()) if hasattr(tree, "shape") else repr(tree).encode()}

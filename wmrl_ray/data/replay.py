@@ -130,14 +130,15 @@ class Replay:
         second = gather(parts[1], draws[is_online] - counts[0])
         return self._marked(_batch([_merge(is_online, a, b) for a, b in zip(first, second, strict=True)]), draws)
 
-    def get_state(self, *, episodes: bool = True) -> dict[str, Any]:
+    def get_state(self, *, episodes: bool = True, copy: bool = True) -> dict[str, Any]:
         """The generator, the dataset's sha256 ("" for none) and the online episodes: arrays, numbers and strings only.
 
         Args:
-            episodes: False leaves them out, uncopied: another rank saves the same.
+            episodes: False leaves them out: another rank saves the same.
+            copy: False gives the replay's own arrays, for who is done with them before anything is added.
         """
         state = {"dataset_sha256": self._dataset_sha256, "generator": generator_state(self._generator)}
-        return {**state, "online": self._online.get_state()} if episodes else state
+        return {**state, "online": self._online.get_state(copy=copy)} if episodes else state
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restores what `get_state` returned: the next `sample` is the one that would have followed.
@@ -209,11 +210,11 @@ class DemonstrationReplay:
         joined = {name: torch.cat(both) for name, both in halves.items() if both[0] is not None}
         return Batch(**joined, is_expert=torch.arange(2 * batch_size) >= batch_size)
 
-    def get_state(self, *, episodes: bool = True) -> dict[str, Any]:
-        """Of both. episodes: as in `Replay.get_state`."""
+    def get_state(self, *, episodes: bool = True, copy: bool = True) -> dict[str, Any]:
+        """Of both. episodes, copy: as in `Replay.get_state`."""
         return {
-            "demonstrations": self.demonstrations.get_state(episodes=episodes),
-            "behaviour": self.behaviour.get_state(episodes=episodes),
+            "demonstrations": self.demonstrations.get_state(episodes=episodes, copy=copy),
+            "behaviour": self.behaviour.get_state(episodes=episodes, copy=copy),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:

@@ -152,9 +152,10 @@ class EpisodeStore(FlatEpisodes):
         self._edges.append(end)
         self._changed()
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self, *, copy: bool = True) -> dict[str, Any]:
         first, last = self._edges[self._front], self._edges[-1]
-        state: dict[str, Any] = {name: getattr(self, name)[first:last].copy() for name in FIELDS}
+        views = {name: getattr(self, name)[first:last] for name in FIELDS}
+        state: dict[str, Any] = {name: view.copy() if copy else view for name, view in views.items()}
         return state | {"starts": self.starts - first}
 
     def set_state(self, state: Mapping[str, Any]) -> None:

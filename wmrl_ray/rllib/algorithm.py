@@ -41,8 +41,8 @@ def _weights(learner: AgentLearner) -> Any:
     return learner.inference_state()
 
 
-def _save(learner: AgentLearner) -> dict[str, Any]:
-    return learner.save()
+def save(learner: AgentLearner, folder: Path | None) -> dict[str, Any]:
+    return learner.save(folder)
 
 
 def _load(learner: AgentLearner, agent_state: dict[str, Any], streams: list[dict[str, Any]]) -> None:
@@ -219,14 +219,20 @@ class AgentAlgorithm(Algorithm):
             run = self.config.run_config()
             meta = checkpoint_meta(run, self.dataset, run.env, self.num_updates)
             own = {"score": self.score, "iteration": self.training_iteration}
-            checkpoint.save(partial / "policy", {**self.policy_tree(), "algorithm": own}, meta)
-            checkpoint.seal(partial)
+            policy = partial / "policy"
+            policy.mkdir()
+            checkpoint.seal(policy, checkpoint.fill(policy, {**self.policy_tree(policy), "algorithm": own}, meta))
+            checkpoint.seal(partial, {f"policy/{name}": sha256 for name, sha256 in checkpoint.digests(policy).items()})
             checkpoint.replace(partial, target)
         return str(target)
 
-    def policy_tree(self) -> dict[str, Any]:
-        """What `policy/` holds beside its meta: `agent` (rank 0's) and what differs between ranks."""
-        ranks = self.on_learners(_save)
+    def policy_tree(self, folder: Path | None = None) -> dict[str, Any]:
+        """What `policy/` holds beside its meta: `agent` (rank 0's) and what differs between ranks.
+
+        Args:
+            folder: where learners put what is large, as parts of the checkpoint; None: nowhere.
+        """
+        ranks = self.on_learners(save, folder=folder)
         streams = [rank["streams"] for rank in ranks]
         return {"agent": ranks[0]["agent"], "replay": streams[0]["replay"], "streams": streams}
 
@@ -252,7 +258,7 @@ class AgentAlgorithm(Algorithm):
         Reads `policy/` alone. Why: RLlib's own files are pickles, which run whatever their author put into them.
         """
         _verify(Path(path))
-        tree, meta = checkpoint.load(Path(path) / "policy")
+        tree, meta = checkpoint.load(Path(path) / "policy", parts=False, verified=True)
         update = int(meta["update"])
         older = {"score": math.nan, "iteration": update // self.config.updates_per_call}  # of checkpoints without it
         own = tree.pop("algorithm", older)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,8 +98,12 @@ class AgentLearner(TorchLearner):
 
     # -- state: ours for checkpoints, RLlib's for its own interface -----------------------------------------------------------
 
-    def save(self) -> dict[str, Any]:
-        """The whole agent on rank 0, and what differs between ranks."""
+    def save(self, folder: Path | None) -> dict[str, Any]:
+        """The whole agent on rank 0, and what differs between ranks.
+
+        Args:
+            folder: of the checkpoint in the making, where a learner may put what is large.
+        """
         with self._lock:
             return {"agent": self.agent.get_state() if self.rank == 0 else None, "streams": self.get_streams()}
 
@@ -111,13 +116,13 @@ class AgentLearner(TorchLearner):
             self.set_streams(streams[self.rank] if own is None else {**own, "num_updates": agent_state["num_updates"]})
             self._weights_seq_no += 1
 
-    def get_streams(self, *, episodes: bool = True) -> dict[str, Any]:
-        """What differs between ranks: the random streams and the replay (`episodes`: as there); and the counter."""
+    def get_streams(self, *, episodes: bool = True, copy: bool = True) -> dict[str, Any]:
+        """What differs between ranks: the random streams and the replay (`episodes`, `copy`: as there); and the counter."""
         generators = {name: getattr(self.agent, f"{name}_generator").get_state() for name in ("update", "act")}
         return {
             "generators": generators,
             "num_updates": self.agent.num_updates,
-            "replay": self.replay.get_state(episodes=episodes),
+            "replay": self.replay.get_state(episodes=episodes, copy=copy),
         }
 
     def set_streams(self, streams: dict[str, Any]) -> None:

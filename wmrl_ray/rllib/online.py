@@ -12,18 +12,20 @@ import dataclasses
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 
+from wmrl_ray import checkpoint
 from wmrl_ray.collect import Statistics
 from wmrl_ray.core.agents import agent_config
 from wmrl_ray.online import Clock, Turn, make_clock
-from wmrl_ray.rllib.algorithm import AgentAlgorithm
+from wmrl_ray.rllib.algorithm import AgentAlgorithm, save
 from wmrl_ray.rllib.at_once import AtOnce, Kept
 from wmrl_ray.rllib.failures import ActorLostError
-from wmrl_ray.rllib.online_learner import OnlineLearner, Report
+from wmrl_ray.rllib.online_learner import OnlineLearner, Report, sees
 from wmrl_ray.rllib.placement import room_in_use
 from wmrl_ray.rllib.sampling import Answer, Order, Packet, Runners, Weights
 from wmrl_ray.rllib.tally import Tally
@@ -39,8 +41,8 @@ def _ingest_and_update(learner: OnlineLearner, **kwargs: Any) -> Report:
     return learner.ingest_and_update(**kwargs)
 
 
-def _save(learner: OnlineLearner) -> dict[str, Any]:
-    return learner.save()
+def _sees(learner: OnlineLearner, part: checkpoint.Part) -> bool:
+    return sees(part)
 
 
 def _load(learner: OnlineLearner, **kwargs: Any) -> None:
@@ -265,10 +267,10 @@ class OnlineAlgorithm(AgentAlgorithm):
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------------
 
-    def policy_tree(self) -> dict[str, Any]:
+    def policy_tree(self, folder: Path | None = None) -> dict[str, Any]:
         """As offline, and `online`: the steps' counts; `collectors`: states of those that can go on exactly (synchronous)."""
         self._drain()
-        ranks = self.on_learners(_save)
+        ranks = self.on_learners(save, folder=folder)
         if self._runners is None:
             collectors = [ranks[0]["collector"]]
         elif self._schedule is None and self.num_steps > 0:
@@ -282,6 +284,9 @@ class OnlineAlgorithm(AgentAlgorithm):
 
     def load_policy_tree(self, tree: dict[str, Any]) -> None:
         counts, collectors = tree["online"], tree["collectors"]
+        replay = tree["streams"][0]["replay"]
+        if isinstance(replay, checkpoint.Part) and not all(self.on_learners(_sees, part=replay)):
+            tree["streams"][0]["replay"] = checkpoint.read_part(replay)
         own = collectors[0] if self._runners is None and len(collectors) == 1 else None
         taken = (counts["steps"], counts["episodes"])
         incarnation = 1 + max(counts["incarnations"], default=0)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 
+from wmrl_ray import checkpoint
 from wmrl_ray.collect import Collector, Statistics
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.online import check_replay, make_clock, take_turns
@@ -20,6 +22,7 @@ from wmrl_ray.train import finite_metrics, update_steps
 
 COLLECTOR = "collector"  # component of the state
 EPISODES = "online"  # where a replay's state keeps the episodes that were added
+REPLAY = "replay"  # the part of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -160,12 +163,18 @@ class OnlineLearner(AgentLearner):
 
     # -- state ----------------------------------------------------------------------------------------------------------------
 
-    def save(self) -> dict[str, Any]:
-        """As the offline learner's; the episodes, which all ranks share, from rank 0 only, and its collector."""
+    def save(self, folder: Path | None) -> dict[str, Any]:
+        """As the offline learner's, and its collector. The replay, whose episodes all ranks share, is a part that rank 0 writes
+        into `folder`; where its node does not see that, it goes home through the driver.
+        """
         with self._lock:
             collector = None if self.collector is None else self.collector.get_state()
+            writes = folder is not None and self.rank == 0 and folder.is_dir()
+            streams = self.get_streams(episodes=self.rank == 0, copy=not writes)
+            if writes and folder is not None:
+                streams["replay"] = checkpoint.write_part(folder, REPLAY, streams["replay"])
             agent = self.agent.get_state() if self.rank == 0 else None
-            return {"agent": agent, "streams": self.get_streams(episodes=self.rank == 0), "collector": collector}
+            return {"agent": agent, "streams": streams, "collector": collector}
 
     def load_online(
         self,
@@ -181,6 +190,7 @@ class OnlineLearner(AgentLearner):
             collector: of a run without runners. taken: (steps, episodes) so far, by whomever. incarnation: of a collector that
                 starts anew, which no runner had.
         """
+        streams = [{**saved, "replay": _read(saved["replay"])} for saved in streams]
         own = self.replay.get_state(episodes=False) if self.rank >= len(streams) else None
         whole = [{**saved, "replay": with_episodes(saved["replay"], streams[0]["replay"])} for saved in streams]
         self.load(agent_state, whole)
@@ -204,6 +214,15 @@ class OnlineLearner(AgentLearner):
         if COLLECTOR in state and self.collector is not None:
             replay_unfinished = self.config.run_config().online.replay_unfinished
             self.collector.set_state(state[COLLECTOR], replay_unfinished=replay_unfinished)
+
+
+def sees(part: checkpoint.Part) -> bool:
+    """Whether this process can read it."""
+    return part.folder is not None and (part.folder / part.file).is_file()
+
+
+def _read(replay: Any) -> Any:
+    return checkpoint.read_part(replay) if isinstance(replay, checkpoint.Part) else replay
 
 
 def with_episodes(state: Any, source: Any) -> Any:
