@@ -4,17 +4,19 @@ python -m tests.benchmarks.bench_schedule
 
 A discrete-event simulation around the real `wmrl_ray.schedule`; no such cluster is started. Its constants are measured
 here, with two actors of a local Ray (what a message and 20 MB of weights cost), or assumed and printed as such (planning, a
-GPU's update, the network between nodes).
+GPU's update, the network between nodes). Requests are as long as `Limits.pace` makes them from the seconds of a step.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import heapq
 import itertools
+import queue
 import statistics
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +25,7 @@ import numpy as np
 
 from tests.benchmarks.harness import machine, table
 from wmrl_ray.run.config import OnlineConfig
-from wmrl_ray.schedule import Call, Delivery, Limits, Request, Schedule
+from wmrl_ray.schedule import ANSWER_S, Call, Delivery, Limits, Request, Schedule
 
 WEIGHTS_MB = 20  # TD-MPC2's 5M parameters
 UPDATES_PER_CALL = 16
@@ -57,6 +59,7 @@ class Outcome:
     uplink: float
     runners: float
     lag: float
+    request: int  # steps, in the end
 
     @property
     def bottleneck(self) -> str:
@@ -102,7 +105,7 @@ class Simulation:
         if request.version > self.held[runner]:
             self.held[runner] = request.version
             ready = self._weights_on(runner // c.runners_per_node, request.version, arrives) + c.load
-        working = self.limits.request_steps / self.num_envs * c.plan
+        working = request.steps / self.num_envs * c.plan
         self.busy["runners"] += working + ready - arrives
         self.at(ready + working + c.latency, lambda: self._answered(request))
 
@@ -116,18 +119,18 @@ class Simulation:
         return max(when, self.on_node[node, version])
 
     def _answered(self, request: Request) -> None:
-        steps, runner = self.limits.request_steps, request.runner
+        steps, runner = request.steps, request.runner
         episodes = []
         self.progress[runner] += steps
         self.reported[runner] += steps
-        if self.progress[runner] >= self.episode_steps * self.num_envs:  # all its environments end together
-            self.progress[runner] -= self.episode_steps * self.num_envs
+        if ended := self.progress[runner] // (self.episode_steps * self.num_envs):  # all its environments end together
+            self.progress[runner] -= ended * self.episode_steps * self.num_envs
             episodes = [Delivery(None, self.reported[runner] - self.progress[runner])]
             self.reported[runner] = self.progress[runner]
         self.at(self.drive(self.costs.answer), lambda: self._take(request, steps, episodes))
 
     def _take(self, request: Request, steps: int, episodes: list[Delivery]) -> None:
-        self.schedule.receive(request.number, steps, episodes)
+        self.schedule.receive(request.number, steps, episodes, seconds=steps / self.num_envs * self.costs.plan)
         self.begin()
 
     def _call(self, call: Call, arrives: float) -> None:
@@ -167,6 +170,7 @@ def simulate(limits: Limits, costs: Costs, *, num_envs: int = 1, warmup: float =
         uplink=busy.get("uplink", 0.0),
         runners=busy.get("runners", 0.0) / limits.num_runners,
         lag=simulation.schedule.take_metrics()["online/policy_lag_mean"],
+        request=simulation.schedule.request_steps,
     )
 
 
@@ -213,18 +217,30 @@ def measure(repetitions: int = 200) -> Costs:
     try:
         first, second = (ray.remote(num_cpus=1)(Echo).remote() for _ in range(2))
         order = {"steps": 25, "random": False, "version": 1, "weights": [ray.put(np.zeros(8))]}
-        sends, answers, trips = [], [], []
-        for _ in range(repetitions + 20):
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def ask(actor: Any) -> None:
+            answer, _ = actor.collect.options(num_returns=2).remote(order)
+            answer.future().add_done_callback(lambda future: ended.put((actor, future)))
+
+        trips, sends = [], []
+        for _ in range(repetitions + 20):  # one at a time: how long a message takes
             t0 = time.perf_counter()
-            answer, _ = first.collect.options(num_returns=2).remote(order)
+            ask(first)
             t1 = time.perf_counter()
-            ray.wait([answer])
-            t2 = time.perf_counter()
-            ray.get(answer)
-            t3 = time.perf_counter()
+            ended.get()
             sends.append(t1 - t0)
-            answers.append(t3 - t2)
-            trips.append(t2 - t1)
+            trips.append(time.perf_counter() - t1)
+        for actor in (first, second):
+            ask(actor)
+        began = time.process_time()  # of all threads, Ray's too: at 128 runners the driver does nothing else
+        for _ in range(10 * repetitions):
+            actor, future = ended.get()
+            future.result()
+            ask(actor)
+        exchange = (time.process_time() - began) / (10 * repetitions)
+        for _ in range(2):
+            ended.get()
         weights = ray.put(np.zeros(WEIGHTS_MB * 250_000, np.float32))
         episode = ray.put([{"obs": np.zeros((501, 24), np.float32), "action": np.zeros((500, 6), np.float32)}])
         loads = [ray.get(second.load.remote([weights])) for _ in range(30)]
@@ -233,20 +249,62 @@ def measure(repetitions: int = 200) -> Costs:
     finally:
         ray.shutdown()
     middle = statistics.median
-    send, answer = middle(sends), middle(answers)
+    send = min(middle(sends), exchange)
+    answer = exchange - send
     # Why twice: a call of the learners is a request and an answer, and its results are merged into RLlib's metrics
     return Costs(send, answer, middle(trips) / 2, 2 * (send + answer), middle(puts), middle(loads), middle(ingests))
+
+
+def loop_cost(num_runners: int, answers: int = 4000) -> float:
+    """Seconds of our own loop for one request and its answer, without Ray: it must not grow with the runners."""
+    from wmrl_ray.collect import Statistics
+    from wmrl_ray.rllib.at_once import AtOnce
+    from wmrl_ray.rllib.sampling import Answer
+
+    pending: deque[concurrent.futures.Future[Any]] = deque()
+
+    class Fakes:
+        def ask(self, runner: int, order: Any) -> tuple[concurrent.futures.Future[Any], None]:
+            pending.append(concurrent.futures.Future())
+            return pending[-1], None
+
+        def deadline(self) -> float:
+            return time.monotonic() + 3600.0
+
+        def answer(self, runner: int, future: concurrent.futures.Future[Any], deadline: float) -> Any:
+            return future.result(0)
+
+    runners: Any = Fakes()
+    work = AtOnce(runners, lambda request: request, lambda packets, updates: [], lambda answer: None)  # type: ignore[arg-type, return-value]
+    work.begin(Schedule(Limits(num_runners, 25, UPDATES_PER_CALL, max_steps_ahead=10**9, seed_steps=10**9)))
+    work._ask()
+    started = time.perf_counter()
+    for _ in range(answers):
+        pending.popleft().set_result(Answer([], Statistics(steps=25, act_s=1.5, acts=25)))
+        (future,) = work._next()
+        work._receive(future)
+        work._ask()
+    work.stop()
+    return (time.perf_counter() - started) / answers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runners", type=int, nargs="*", default=[8, 32, 128])
     parser.add_argument(
-        "--plan-ms", type=float, nargs="*", default=[60.0, 125.0, 311.0], help="planning and one step; see RESULTS.md's speeds"
+        "--plan-ms",
+        type=float,
+        nargs="*",
+        default=[1.0, 10.0, 60.0, 125.0, 311.0],
+        help="planning and one step; see RESULTS.md's speeds",
     )
     parser.add_argument("--seconds", type=float, default=300.0, help="simulated, after as many of warm-up")
     arguments = parser.parse_args()
+    loops = ", ".join(f"{1e6 * loop_cost(runners):.0f} at {runners}" for runners in (4, 32, 128))
+    print(f"our own loop, us for a request and its answer: {loops} runners")
     costs = measure()
+    exchange = costs.send + costs.answer
+    print(f"with Ray: {1e3 * exchange:.2f} ms of this process; `schedule.ANSWER_S` says {1e3 * ANSWER_S:.2f}")
     print(f"{machine()}\nmeasured here, ms: " + ", ".join(f"{name} {1e3 * getattr(costs, name):.2f}" for name in MEASURED))
     print(
         f"assumed: {1e3 * costs.transfer:.0f} ms for the weights to another node, {costs.runners_per_node} runners on each; "
@@ -260,15 +318,27 @@ def main() -> None:
             found = simulate(limits, scenario, warmup=arguments.seconds, seconds=arguments.seconds)
             shares = [f"{share:.1%}" for share in (found.driver, found.learner, found.uplink, found.runners)]
             name = f"{plan_ms:g} ms, {1e3 * update:g} ms, U = {rate:g}, n = {steps}"
-            lines.append([name, runners, f"{found.steps:.0f}", *shares, f"{found.lag:.0f}", found.bottleneck])
+            lines.append([name, runners, found.request, f"{found.steps:.0f}", *shares, f"{found.lag:.0f}", found.bottleneck])
     print(
         table(
-            ["plan, update, rate, request", "runners", "steps/s", "driver", "learner", "network", "runners", "lag", "first"],
+            [
+                "plan, update, rate, least request",
+                "runners",
+                "request",
+                "steps/s",
+                "driver",
+                "learner",
+                "network",
+                "runners",
+                "lag",
+                "first",
+            ],
             lines,
         )
     )
 
 
+HEADS = ("plan, update, rate, least request", "runners", "request", "steps/s")
 MEASURED = ("send", "answer", "latency", "call", "put", "load", "ingest")
 SCENARIOS = [  # seconds of an update, U, n
     (0.015, 1.0, 25),
