@@ -151,9 +151,9 @@ class Room:
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         """An algorithm that is built inside puts its actors here, those too that it makes later."""
-        token = _used.set(self)
+        token, places = _used.set(self), (lambda i: self.strategy(LEARNER, i), lambda i: self.strategy(EVALUATION, i))
         try:
-            with compat.placed(lambda i: self.strategy(LEARNER, i), lambda i: self.strategy(EVALUATION, i)):
+            with contextlib.nullcontext() if self._group is None else compat.placed(*places):
                 yield
         finally:
             _used.reset(token)
