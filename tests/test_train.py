@@ -24,7 +24,7 @@ from wmrl_ray.data.episode import DataError
 from wmrl_ray.policy import Policy
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.run.folder import RunDir
-from wmrl_ray.train import NonFiniteLossError, build_agent, build_replay, train, update_many
+from wmrl_ray.train import NonFiniteLossError, build_agent, build_replay, resolve_device, train, update_many
 
 SMALL = {
     "model": {"latent_dim": 8, "encoder_dim": 16, "hidden_dim": 16},
@@ -77,7 +77,7 @@ def test_a_run_records_itself(config, tmp_path):
     result = train(dataclasses.replace(config, eval_every=20, eval_episodes=2), tmp_path / "run", on_event=events.append)
     run = RunDir(tmp_path / "run")
     assert result["finished"] and result["updates"] == 40 and "eval/return_mean" in result
-    assert run.config() == dataclasses.replace(config, eval_every=20, eval_episodes=2).resolved()
+    assert run.config() == dataclasses.replace(config, eval_every=20, eval_episodes=2, device=resolve_device("auto")).resolved()
     assert run.config().agent["expectile"] == 0.7  # defaults are written out
     assert [e.kind for e in events][:1] == ["start"] and [e.kind for e in events][-1:] == ["end"]
     lines = run.read_metrics()
@@ -219,6 +219,7 @@ def test_whichever_agent_diverges_the_run_ends_with_one_line(name):
         ({"dataset": "wmrl/nothing-v0"}, DataError, "wmrl/nothing-v0"),
         ({"device": "gpu"}, ConfigError, "allowed: auto, cpu, cuda"),
         ({"device": "cuda:7"}, ConfigError, "torch sees 0 GPUs"),
+        *(({"device": name}, ConfigError, f"device = '{name}'; allowed") for name in ("mps", "meta", "xpu", "cuda:x", "cuda:")),
         ({"agent": {"plan": {"horizon": 5000, "num_samples": 0, "iterations": 1, "num_policy": 64}}}, DataError, "5000"),
     ],
 )
@@ -228,6 +229,22 @@ def test_a_users_mistake_is_named_before_anything_is_written(config, tmp_path, c
     with pytest.raises(error, match=message):
         train(dataclasses.replace(config, **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_device_is_decided_once_and_a_lost_gpu_is_not_quietly_the_cpu(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    run = RunDir(tmp_path / "run")
+    train(config, run.path)
+    assert config.device == "auto" and run.config().device == "cpu"
+    run.write_config(dataclasses.replace(config, device="cuda"))  # as if it had begun on a GPU
+    longer = dataclasses.replace(config, num_updates=60)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
+    with pytest.raises(ConfigError, match=r"device = 'cuda', but torch sees 0 GPUs \(CUDA_VISIBLE_DEVICES = '9'\)"):
+        train(longer, run.path, resume=True)
+    run.write_config(longer)  # what `wmrl train CONFIG --resume` does first
+    assert run.config().device == "cuda"
+    assert train(dataclasses.replace(longer, device="cpu"), run.path, resume=True)["updates"] == 60
+    assert run.config().device == "cpu"
 
 
 def test_two_ranks_start_from_the_same_weights_and_draw_their_own_windows(config, pointmaze_dataset):

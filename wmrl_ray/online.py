@@ -35,6 +35,7 @@ from wmrl_ray.train import (
     finite_metrics,
     open_run,
     update_steps,
+    with_device,
     with_episode_len,
     with_recorded_env,
 )
@@ -108,6 +109,7 @@ def train_online(
     torch.set_num_threads(1)  # Why: one core per process; runs share the machine
     agent_config(config.algorithm, config.agent)  # for its errors, before anything is read or made
     check_in_process(config)
+    config = with_device(config, run_dir, resume)
     dataset = None if config.dataset is None else open_dataset(config.dataset)
     config = with_recorded_env(config, dataset)
     env_id = evaluation_env(config, dataset)

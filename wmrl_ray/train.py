@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -117,16 +118,33 @@ def build_replay(config: RunConfig, dataset: Dataset | None, rank: int = 0) -> R
 
 
 def resolve_device(device: str) -> str:
-    """For "auto", "cuda" if there is one, else "cpu". Raises ConfigError for a CUDA device that is not there."""
+    """For "auto", "cuda" if there is one, else "cpu". Raises ConfigError for a device that torch does not have here."""
+    gpus = torch.cuda.device_count()
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind, index = (parsed := torch.device(device)).type, parsed.index or 0
-    except RuntimeError:
-        raise ConfigError(f"device = {device!r}; allowed: auto, cpu, cuda, cuda:N") from None
-    if kind == "cuda" and index >= torch.cuda.device_count():
-        raise ConfigError(f"device = {device!r}, but torch sees {torch.cuda.device_count()} GPUs; use device = 'cpu'")
+        return "cuda" if gpus else "cpu"
+    kind, colon, index = device.partition(":")
+    check(
+        device == "cpu" or (kind == "cuda" and (not colon or index.isdecimal())),
+        f"device = {device!r}; allowed: auto, cpu, cuda, cuda:N",
+    )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    about = "" if visible is None else f" (CUDA_VISIBLE_DEVICES = {visible!r})"
+    check(
+        device == "cpu" or int(index or 0) < gpus,
+        f"device = {device!r}, but torch sees {gpus} GPUs{about}; use device = 'cpu'",
+    )
     return device
+
+
+def recorded_device(config: RunConfig, run_dir: Path, resume: bool) -> str:
+    """Of "auto", the device on which the run began that is resumed: a GPU that is lost does not quietly become the CPU."""
+    run = RunDir(run_dir)
+    return run.config().device if config.device == "auto" and resume and run.exists() else config.device
+
+
+def with_device(config: RunConfig, run_dir: Path, resume: bool) -> RunConfig:
+    """The same run on a device that is decided, once. Raises ConfigError as `resolve_device`."""
+    return dataclasses.replace(config, device=resolve_device(recorded_device(config, run_dir, resume)))
 
 
 def evaluation_env(config: RunConfig, dataset: Dataset | None) -> str | None:
@@ -383,6 +401,7 @@ def train(
     """
     torch.set_num_threads(1)  # Why: one core per process; runs share the machine
     agent_config(config.algorithm, config.agent)  # for its errors, before anything is read or made
+    config = with_device(config, run_dir, resume)
     check(
         not config.learns_online and config.dataset is not None,
         f"algorithm = {config.algorithm!r} takes its own steps; train it with online.train_online",

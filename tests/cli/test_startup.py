@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -48,3 +49,22 @@ def test_a_misspelt_option_is_a_usage_error(wmrl):
     outcome = wmrl("train", "quick", "--no-rya")
     assert outcome.code == 2
     assert "--no-ray" in outcome.err
+
+
+def test_a_module_in_the_current_folder_is_importable_and_hides_no_other(tmp_path):
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "wmrl"  # as the installed one: its own folder is the one that Python adds
+    script.write_text("from wmrl_ray.cli import main\nmain()\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError('not the json that is meant')")
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium as gym\nclass Env(gym.Env):\n"
+        "    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)\n"
+        "gym.register('Env-v0', entry_point=Env, max_episode_steps=5)\n"
+    )
+    (tmp_path / "run.yaml").write_text("algorithm: tdmpc2\nenv: mine:Env-v0\n")
+    command = [sys.executable, str(script), "train", "run.yaml", "--no-ray"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "env = 'Env-v0' has discrete actions" in done.stderr, done.stderr
+    safe = subprocess.run([command[0], "-P", *command[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "No module named 'mine'; a module of your own must be in the folder in which you start" in safe.stderr

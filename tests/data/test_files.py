@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
@@ -10,8 +11,15 @@ from typing import Any
 
 import pytest
 
+import wmrl_ray
 from wmrl_ray import checkpoint
+from wmrl_ray.cli.errors import user_message
+from wmrl_ray.config import ConfigError
 from wmrl_ray.data import files
+from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.log import as_log, read_log
+
+TEXTS = {"envs.py", "sweep.py"}  # print names and points of a grid, no measured number
 
 
 class Killed(BaseException):
@@ -116,3 +124,33 @@ def test_a_checkpoint_is_read_after_a_kill_between_the_renames(tmp_path: Path) -
 def test_names_of_partial_files_are_nobody_elses() -> None:
     found = {files.partial_of(Path("/x/results.parquet")).name for _ in range(100)}
     assert len(found) == 100 and all(name.startswith(".results.") and name.endswith(".parquet") for name in found)
+
+
+def test_a_number_that_is_none_stops_at_the_file_with_its_key_on_one_line(tmp_path: Path) -> None:
+    with pytest.raises(files.NumberError, match=r"result\.json: eval\.return = nan is no number that JSON knows") as caught:
+        files.write_json(tmp_path / "result.json", {"eval": {"return": float("nan")}})
+    assert user_message(caught.value) == str(caught.value) and names(tmp_path) == []
+
+
+def test_a_log_of_an_older_version_loses_its_nan_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "loss": 2.0, "eval/return_mean": NaN, "x": -Infinity}\n')
+    assert read_log(tmp_path / "metrics.jsonl") == ([{"update": 1, "loss": 2.0}], [], False)
+    with pytest.raises(files.NumberError, match=r"metrics\.jsonl: loss = inf"):
+        as_log([{"update": 1, "loss": float("inf")}])
+
+
+def test_a_setting_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"env_config = \{'gravity': nan\} cannot be recorded"):
+        RunConfig("bc", dataset="x", env_config={"gravity": float("nan")})
+
+
+def test_what_is_printed_or_written_as_json_has_no_nan() -> None:
+    """Every `json.dumps` whose text goes out says allow_nan=False; files go through `as_json`, which does."""
+    for path in sorted(Path(wmrl_ray.__file__).parent.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[2] in ("print", "write", "write_text"):
+                inside = [each for each in ast.walk(call) if isinstance(each, ast.Call)]
+                dumps = [each for each in inside if ast.unparse(each.func) == "json.dumps"]
+                lacking = [each for each in dumps if "allow_nan=False" not in map(ast.unparse, each.keywords)]
+                assert not [each for each in lacking if path.name not in TEXTS], f"{path}:{call.lineno}"
+    assert not [path for path in Path(wmrl_ray.__file__).parent.rglob("*.py") if "json.dump(" in path.read_text()]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from wmrl_ray.config import ConfigError
-from wmrl_ray.envs.loading import load_simulator
+from wmrl_ray.envs.camera import Camera
+from wmrl_ray.envs.loading import find_opengl, load_simulator
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,21 @@ def test_egl_is_chosen_only_where_nothing_is_chosen_and_it_is_in_time() -> None:
     assert chosen("pass", MUJOCO_GL="osmesa") == "osmesa"
     assert chosen("sys.modules['mujoco'] = None") == "None"
     assert chosen("import ctypes; ctypes.CDLL = lambda name: (_ for _ in ()).throw(OSError(name))") == "None"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="MuJoCo draws with EGL on Linux")
+def test_a_variable_that_mujoco_cannot_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "abc")
+    fix = "MUJOCO_EGL_DEVICE_ID=abc is no GPU's number: unset MUJOCO_EGL_DEVICE_ID"
+    with pytest.raises(ConfigError, match=f"^no OpenGL for pictures; {fix}$"):
+        Camera(None, None)
+    (tmp_path / "numbers_.py").write_text("int('abc')")  # as dm_control does with it
+    (tmp_path / "platform_.py").write_text("raise ImportError('The PYOPENGL_PLATFORM environment variable is set to x')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=f"the things cannot load numbers_ with MUJOCO_GL=egl .{fix}."):
+        load_simulator("numbers_", "the things", "x")
+    with pytest.raises(ConfigError, match=r"cannot load platform_ \(The PYOPENGL_PLATFORM.*\); unset PYOPENGL_PLATFORM$"):
+        load_simulator("platform_", "the things", "x")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "0")
+    assert find_opengl() is None or "DEVICE_ID" not in str(find_opengl())

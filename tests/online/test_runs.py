@@ -21,6 +21,7 @@ from wmrl_ray.online import train_online
 from wmrl_ray.policy import Policy
 from wmrl_ray.run.config import OnlineConfig, RunConfig
 from wmrl_ray.run.folder import RunDir
+from wmrl_ray.train import resolve_device
 
 
 def test_a_run_records_itself(config: RunConfig, tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_a_run_records_itself(config: RunConfig, tmp_path: Path) -> None:
     result = train_online(dataclasses.replace(config, eval_every=40), tmp_path / "run", on_event=events.append)
     run = RunDir(tmp_path / "run")
     assert result["finished"] and result["updates"] == result["steps"] == 120 and result["episodes"] > 5
-    assert run.config() == dataclasses.replace(config, eval_every=40).resolved()
+    assert run.config() == dataclasses.replace(config, eval_every=40, device=resolve_device("auto")).resolved()
     assert not (run.path / "dataset.json").exists() and run.result() == result
     lines = run.read_metrics()
     logged = [line for line in lines if "loss/model" in line]

@@ -86,6 +86,17 @@ def test_a_ray_without_local_mode_is_told_so_with_what_to_use_instead() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_for_temporary_files_with_too_long_a_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.utils import validate_socket_filepath
+
+    folder = "/tmp/" + "long-name/" * 12
+    monkeypatch.setattr(compat.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(compat.ray, "init", lambda **given: validate_socket_filepath(f"{folder}sockets/plasma_store"))
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    with pytest.raises(ConfigError, match=rf"^TMPDIR = '{folder}' is too long: .*; set a shorter TMPDIR, or RAY_TMPDIR=/tmp$"):
+        compat.init()
+
+
 def test_the_message_about_local_mode_does_not_depend_on_the_ray_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compat, "HAS_LOCAL_MODE", False)
     with pytest.raises(ConfigError, match="install ray==2.54.1"):

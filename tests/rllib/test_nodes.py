@@ -90,6 +90,26 @@ def test_learner_actors_may_have_gpus_that_this_machine_lacks(monkeypatch: pytes
             train._settings(here, debug=True)
 
 
+def test_gpus_that_a_run_began_with_are_asked_for_again_when_they_are_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    from wmrl_ray.rllib import train
+
+    cluster, ran = {"GPU": 1.0}, []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(train.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(train.ray, "cluster_resources", lambda: cluster)
+    monkeypatch.setattr(train, "Telemetry", lambda *given: SimpleNamespace(beside=lambda listener: listener))
+    monkeypatch.setattr(train, "_survive", lambda config, *rest: ran.append(config) or {})
+    for name, gpus, device in (("run", 1.0, "cuda"), ("run", 0.0, "cuda"), ("other", 0.0, "cpu"), ("other", 1.0, "cpu")):
+        cluster["GPU"] = gpus
+        train_on_ray(placed(device="auto"), tmp_path / name, resume=True)
+        assert ran[-1].device == train.RunDir(tmp_path / name).config().device == device
+        assert train._settings(ran[-1], debug=False).num_gpus_per_learner == (device == "cuda")
+
+
 @pytest.mark.parametrize("is_ours", [True, False])
 @pytest.mark.parametrize("which", ["sweep", "search"])
 def test_gpus_that_an_autoscaler_may_bring_are_waited_for_and_those_of_this_machine_are_not(

@@ -47,6 +47,16 @@ def test_names_are_prometheus_names_and_used_once() -> None:
     assert all(re.fullmatch(r"ray_wmrl_[a-z_]+[a-z]", name) and not name.endswith("_total") for name in exported_names())
 
 
+def test_a_runs_name_is_a_label_that_ray_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wmrl_ray.rllib.telemetry.Gauge", lambda *given: SimpleNamespace())
+
+    def label(folder: str) -> str:
+        return Telemetry(RunConfig("bc", dataset="x"), Path("/runs") / folder)._labels["run"]
+
+    assert label("study/bc-seed0") == "study/bc-seed0" and label("run #1 %20 a=b") == "runs/run #1 %20 a=b"
+    assert label("r\u00fcn") == "runs/r%C3%BCn" and label("a\nb") == "runs/a%0Ab"
+
+
 def test_a_trials_runs_are_exported_to_prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the cells of a grid are; here in this process."""
     told = []

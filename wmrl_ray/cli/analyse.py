@@ -77,7 +77,7 @@ def reward(
     arrays = {"lengths": found.lengths, "true": found.true.tolist(), "decoded": found.decoded.tolist()}
     write_json(out.with_suffix(".json"), numbers | arrays, indent=None)
     if as_json:
-        print(json.dumps(numbers))
+        print(json.dumps(numbers, allow_nan=False))
         return
     known = "undefined: one of the two never changes" if found.pearson is None else f"{found.pearson:.3f}"
     beside = f" and {random_episodes} of the random policy" if random_episodes else ""

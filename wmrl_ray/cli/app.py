@@ -67,6 +67,9 @@ _shown: set[str] = set()
 def main() -> None:
     """The entry point of the `wmrl` script."""
     warnings.showwarning = _show_warning
+    if not sys.flags.safe_path and "" not in sys.path:
+        # The current folder, for modules of one's own, as `python -m` has it. Why last: `wmrl` runs in folders of any content
+        sys.path.append("")
     try:
         app()
     except Exception as error:

@@ -157,7 +157,7 @@ def list_(as_json: AsJson = False) -> None:
 
     entries = list_datasets()
     if as_json:
-        print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
+        print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1, allow_nan=False))
         return
     if not entries:
         print("no datasets on this machine; make one: wmrl data make pointmaze-umaze")
@@ -195,7 +195,7 @@ def info(
     if picture is not None:
         draw_states(dataset, picture)
     if as_json:
-        print(json.dumps(to_dict(dataset.card), indent=1))
+        print(json.dumps(to_dict(dataset.card), indent=1, allow_nan=False))
     else:
         _print_card(dataset.card, picture)
 
@@ -207,7 +207,7 @@ def verify(uri: Uri, as_json: AsJson = False) -> None:
 
     found = catalog.verify(uri)
     if as_json:
-        print(json.dumps(to_dict(found.card) | {"files": found.files}, indent=1))
+        print(json.dumps(to_dict(found.card) | {"files": found.files}, indent=1, allow_nan=False))
     else:
         card = found.card
         print(f"{card.name} is intact: {card.num_steps:,} steps in {card.num_episodes:,} episodes, sha256 {card.sha256}")

@@ -49,7 +49,7 @@ class JsonLines:
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one line, at once; floats with 6 digits (metrics.jsonl has them all), null for what JSON lacks."""
-        self._stream.write(json.dumps({key: _short(value) for key, value in line.items()}) + "\n")
+        self._stream.write(json.dumps({key: _short(value) for key, value in line.items()}, allow_nan=False) + "\n")
         self._stream.flush()
 
     def note(self, text: str) -> None:

@@ -42,7 +42,7 @@ def envs(
             if own[0]["status"] == "ok":
                 add_findings(own, run_check(family))
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(rows, indent=1, allow_nan=False))
     else:
         show(rows)
     if any("broken" in (row["status"], row["pixels"]) for row in rows):

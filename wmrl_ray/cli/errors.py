@@ -14,6 +14,7 @@ EXIT_INTERRUPTED = 130  # the shell's code for SIGINT
 # Classes of modules that a command may not have loaded: what is not loaded cannot have been raised.
 _USER_ERRORS = (
     ("wmrl_ray.data.episode", "DataError"),
+    ("wmrl_ray.data.files", "NumberError"),
     ("wmrl_ray.envs.door", "EnvError"),
     ("wmrl_ray.checkpoint", "CheckpointError"),
     ("wmrl_ray.train", "NonFiniteLossError"),

@@ -82,7 +82,7 @@ def evaluate(
             write_video(video, evaluation.frames, frames_per_second(env_id, env_config))
             numbers["video"] = str(video)
     finally:  # Why: a video that fails does not take the numbers with it
-        print(json.dumps(numbers) if as_json else describe(numbers))
+        print(json.dumps(numbers, allow_nan=False) if as_json else describe(numbers))
 
 
 def summarize(evaluation: Evaluation, meta: dict[str, Any], env_id: str, seed: int) -> dict[str, Any]:

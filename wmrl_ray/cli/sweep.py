@@ -95,7 +95,7 @@ def sweep(
     if print_schema:
         from wmrl_ray.schema import study_schema
 
-        print(json.dumps(study_schema(), indent=1))
+        print(json.dumps(study_schema(), indent=1, allow_nan=False))
         return
     check(bool(file_or_name), "name a study: a YAML file, or one of those that `wmrl sweep x` lists")
     check(resume in RESUMES, f"--resume {resume!r}; allowed: {', '.join(RESUMES)}")

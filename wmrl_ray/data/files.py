@@ -20,6 +20,11 @@ from typing import Any
 from wmrl_ray.config import check, join
 from wmrl_ray.data.episode import DataError
 
+
+class NumberError(ValueError):
+    """NaN or an infinity on its way into JSON, which has no word for it. The message names the file and the key."""
+
+
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 
 
@@ -50,19 +55,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any, *, indent: int | None = 1, default: Callable[[Any], Any] | None = None) -> None:
-    """As `replacing` does it. Raises ValueError for NaN or an infinity, with its place: they are no JSON."""
+    """As `replacing` does it. Raises NumberError."""
     write_text(path, as_json(values, str(path), indent=indent, default=default) + "\n")
 
 
 def as_json(values: Any, what: str, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
-    """The JSON of `values`. Raises ValueError for NaN or an infinity, naming `what` and the key: they are no JSON."""
+    """The JSON of `values`, of which `what` is the name. Raises NumberError."""
     try:
         return json.dumps(values, indent=indent, default=default, allow_nan=False)
     except ValueError as error:
         place = next(_not_finite(values), None)
         if place is None:
             raise
-        raise ValueError(f"{what}: {place[0]} = {place[1]} is no number that JSON knows") from error
+        raise NumberError(f"{what}: {place[0]} = {place[1]} is no number that JSON knows") from error
 
 
 def _not_finite(values: Any, path: str = "") -> Iterator[tuple[str, float]]:

@@ -62,6 +62,8 @@ class Camera:
     """
 
     def __init__(self, model: Any, data: Any, size: int = 256, top_down: bool = False, camera_id: int = 0):
+        if (missing := find_opengl()) is not None:  # Why first: MuJoCo's own words are about an attribute of None
+            raise ConfigError(f"no OpenGL for pictures; {missing}")
         self._mujoco = mujoco = importlib.import_module("mujoco")
         self.data, self._marker_size = data, 0.0
         quality, screen = model.vis.quality, model.vis.global_
@@ -70,8 +72,7 @@ class Camera:
         try:
             self._renderer = mujoco.Renderer(model, size, size)
         except (mujoco.FatalError, RuntimeError, ImportError, AttributeError) as error:
-            about = "" if find_opengl() else f" ({error})"  # Why: without the library, it is about an attribute of None
-            raise ConfigError(f"no OpenGL for pictures{about}; {opengl_fix()}") from error
+            raise ConfigError(f"no OpenGL for pictures ({error}); {opengl_fix()}") from error
         finally:
             quality.offsamples, screen.offwidth, screen.offheight = before
         _close_all_at_exit()

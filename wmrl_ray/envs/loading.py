@@ -42,11 +42,13 @@ def load_simulator(module: str, what: str, extra: str) -> ModuleType:
     except (ImportError, OSError) as error:
         if library := missing_library(error):
             raise ConfigError(f"{what} need {library}, a library of the system; {library_fix(library)}") from error
+        if "PYOPENGL_PLATFORM" in str(error):  # mujoco's and dm_control's word on one that is not MUJOCO_GL
+            raise ConfigError(f"{what} cannot load {module} ({_first_line(error)}); unset PYOPENGL_PLATFORM") from error
         package = module.partition(".")[0].replace("_", "-")
         raise ConfigError(
             f"{what} need {package} ({_first_line(error)}); install it with: pip install 'wmrl-ray[{extra}]'"
         ) from error
-    except (RuntimeError, AttributeError) as error:  # MuJoCo's, for a MUJOCO_GL that does not exist or does not work
+    except (RuntimeError, AttributeError, ValueError) as error:  # MuJoCo's, for a variable that it cannot use
         backend = os.environ.get("MUJOCO_GL", "")
         about = f"with MUJOCO_GL={backend} " if backend else ""
         if backend and (missing := find_opengl()) is not None:  # Why: MuJoCo's own words are about an attribute of None
@@ -83,6 +85,9 @@ def find_opengl() -> str | None:
     backend = os.environ.get("MUJOCO_GL", "").lower()
     if backend in ("disable", "disabled", "off", "false", "0"):
         return f"MUJOCO_GL={backend} switches it off: export MUJOCO_GL=egl"
+    device = os.environ.get("MUJOCO_EGL_DEVICE_ID", "0")
+    if backend in ("", "egl") and not device.removeprefix("-").isdecimal():  # one that is not there, MuJoCo names itself
+        return f"MUJOCO_EGL_DEVICE_ID={device} is no GPU's number: unset MUJOCO_EGL_DEVICE_ID"
     library, packages = _DRAWING.get(backend or "egl", ("", ""))
     if library and not has_library(library):
         return f"{library} is missing: apt-get install {packages}"

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import tempfile
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -66,7 +67,7 @@ def init(*, local_mode: bool = False, debug: bool = False, num_cpus: int | None 
         num_cpus: logical CPUs of a cluster started here. None: as many as the machine has, or those of the cluster joined.
 
     Raises:
-        ConfigError: local_mode on a Ray that refuses it.
+        ConfigError: local_mode on a Ray that refuses it; the folder for temporary files has too long a name for Ray.
     """
     if ray.is_initialized():
         return
@@ -88,7 +89,16 @@ def init(*, local_mode: bool = False, debug: bool = False, num_cpus: int | None 
             kwargs["num_cpus"] = num_cpus
     if local_mode or (debug and HAS_LOCAL_MODE and not joins_cluster):
         kwargs["local_mode"] = True
-    ray.init(**kwargs)
+    try:
+        ray.init(**kwargs)
+    except OSError as error:
+        if "AF_UNIX path length" not in str(error):
+            raise
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        raise ConfigError(
+            f"TMPDIR = {folder!r} is too long: Ray's sockets below it would have names of more than 107 bytes; set a shorter "
+            "TMPDIR, or RAY_TMPDIR=/tmp"
+        ) from error
 
 
 def debug_config(config: AlgorithmConfig) -> AlgorithmConfig:

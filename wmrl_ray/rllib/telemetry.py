@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from ray.util.metrics import Gauge
 
@@ -17,6 +18,7 @@ from wmrl_ray.run.events import Event, OnEvent
 from wmrl_ray.trackers import run_name
 
 TAGS = ("algorithm", "run", "role")
+_ASCII = bytes(range(32, 127)).decode()  # Ray takes no other letter in a label: an umlaut becomes %C3%BC
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Telemetry:
     """Listens to a loop's events, in any process of a Ray cluster."""
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
-        self._labels = {"algorithm": config.algorithm, "run": run_name(run_dir)}
+        self._labels = {"algorithm": config.algorithm, "run": quote(run_name(run_dir), safe=_ASCII)}
         self._recoveries = 0
         self._gauges = {metric.name: Gauge(metric.name, metric.description, TAGS) for metric in METRICS}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import os
@@ -39,6 +40,7 @@ from wmrl_ray.train import (
     evaluation_env,
     lacks_evaluation,
     open_run,
+    recorded_device,
     resolve_device,
     with_episode_len,
     with_recorded_env,
@@ -85,6 +87,7 @@ def train_on_ray(
     config = with_recorded_env(config, dataset)
     env_id = evaluation_env(config, dataset)
     config = with_episode_len(config, env_id)
+    config = dataclasses.replace(config, device=recorded_device(config, run_dir, resume))
     _learns_on_gpu(config, debug)  # for its error
     build_replay(config, dataset)  # for its check of the window
     # Why quiet: this process's lines are the display's; an actor's error comes home with its traceback
@@ -94,8 +97,11 @@ def train_on_ray(
     starts_ray = not ray.is_initialized()
     actors = 0 if debug else config.num_learners + config.num_eval_runners + config.online.num_runners
     compat.init(debug=debug, num_cpus=max(os.cpu_count() or 1, 1 + actors), logging_level="ERROR", log_to_driver=False)
-    on_event = Telemetry(config, run.path).beside(on_event)
     try:
+        if config.device == "auto":  # Why now: the cluster is known, and what sessions after a loss find does not count
+            config = dataclasses.replace(config, device="cuda" if _learns_on_gpu(config, debug) else "cpu")
+            run.write_config(config)
+        on_event = Telemetry(config, run.path).beside(on_event)
         with Room() as room, _Held(room) as held:
             return _survive(config, run, held, env_id, on_event, should_stop or (lambda: False), debug)
     finally:

@@ -76,7 +76,7 @@ class RunConfig:
     checkpoint_every: int = 5_000
     num_to_keep: int = 2  # the newest checkpoints
     log_every: int = 500
-    device: str = "auto"  # "auto": cuda if there is one, else cpu
+    device: str = "auto"  # cpu, cuda, cuda:N; "auto": cuda if there is one, else cpu, decided when the run begins
     learner_resources: dict[str, float] = field(default_factory=dict)  # custom ones of Ray, for each learner actor: its nodes
     runner_resources: dict[str, float] = field(default_factory=dict)  # the same for each runner actor, of evaluations too
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)  # beside the run folder's own records
@@ -104,8 +104,8 @@ class RunConfig:
                 f"{name} = {value} is not a multiple of updates_per_call = {self.updates_per_call}; loops stop between calls",
             )
         try:
-            json.dumps(self.env_config)
-        except TypeError as error:
+            json.dumps(self.env_config, allow_nan=False)
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"env_config = {self.env_config} cannot be recorded ({error}); use what JSON can hold") from None
         if self.algorithm in AGENTS:  # Why: an unknown one has an error of its own
             self._check_data(AGENTS[self.algorithm])

@@ -68,6 +68,8 @@ class RunDir:
         for key in FROM_ENVIRONMENT:  # what the run has found out stays
             if values["agent"].get(key, 0) is None:
                 values["agent"][key] = before.get("agent", {}).get(key)
+        if values["device"] == "auto":
+            values["device"] = before.get("device", "auto")
         if not config.learns_online:
             del values["online"]
         write_json(self.path / "config.json", values)

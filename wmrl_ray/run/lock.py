@@ -80,7 +80,7 @@ def _acquired(path: Path, take_over: bool, patience_s: float) -> IO[str]:
             if is_free and (owner is None or not _may_live(owner) or (take_over and owner["host"] != socket.gethostname())):
                 if _is_at(file, path):
                     file.truncate(0)
-                    file.write(json.dumps(_owner_of(os.getpid())))
+                    file.write(json.dumps(_owner_of(os.getpid()), allow_nan=False))
                     file.flush()
                     os.fsync(file.fileno())
                     return file
