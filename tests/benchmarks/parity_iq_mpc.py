@@ -82,7 +82,7 @@ class Pair:
 
     def agent(self, **settings: Any) -> Any:
         config = {"model": {"num_bins": 1, "dropout": 0.0}, "episode_len": 100, "grad_clip": 1e9, "objective": self.objective}
-        config |= {"gradient_penalty": self.penalty, "penalty_form": "critic"}
+        config |= {"gradient_penalty": self.penalty, "penalty_form": "critic", "penalty_coef": 1.0}
         agent = make_agent("iq_mpc", {**config, **BOTH, **settings}, *self.sizes)
         sample, A = agent.sample, self.sizes[1]
         missing = A * (A - 1) / 2 * LOG_2PI

@@ -5,9 +5,10 @@ encoder, latent dynamics, critics and policy prior; the critics learn inverse so
 agent's own episodes, in equal shares.
 
 Where the paper and its public code disagree, this is built:
-(a) the gradient penalty, of weight 1, is a part of the critics' loss (code), which has weight 0.1. `penalty_form` = "loss" is
-    the paper's, a loss of its own: ten times as strong, by which the imitation of tests/core/test_iq_mpc_planning.py fails
-    (both in tests/benchmarks/RESULTS.md). In either it shapes the critics alone (code; Eq. 14 leaves open what learns from it);
+(a) the gradient penalty, of weight 1 in both, is a loss of its own in the paper (`penalty_form` = "loss"), and a part of the
+    critics' loss in the code ("critic", the default), which has weight 0.1: ten times less. By either weight the imitation of
+    tests/core/test_iq_mpc_planning.py suffers, by the paper's it fails (tests/benchmarks/RESULTS.md); `penalty_coef` is 0.1
+    here. In either form it shapes the critics alone (code; Eq. 14 leaves open what learns from it);
 (b) 2 planning iterations more where actions have 20 dimensions or more (code; `extra_iterations` = 0 is the paper's);
 (c) planning subtracts log pi of the policy's own action (code); `planned_log_prob` is Algorithm 1's, of the planned action.
     Why: as the policy narrows, -log pi of an action it would not take grows without bound, and planning would look for those;
@@ -72,7 +73,7 @@ class Config(SimplicialAgentConfig):
     objective: Literal["initial", "td"] = "initial"
     gradient_penalty: bool = False  # Eq. 14; the paper's for manipulation
     penalty_form: Literal["critic", "loss"] = "critic"  # a part of the critics' loss, times critic_coef, or a loss of its own
-    penalty_coef: float = 1.0  # of the penalty, in either
+    penalty_coef: float = 0.1  # of the penalty, in either; 1 in paper and code
     scaled_log_prob: bool = True
     plan_score: Literal["telescoped", "algorithm_1"] = "telescoped"
     planned_log_prob: bool = False  # planning subtracts log pi of the planned action, instead of that of the policy's own
