@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,26 @@ from wmrl_ray.envs import make_env
 from wmrl_ray.rollout import Slot
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+
     from wmrl_ray.core.agents.base import Agent
+
+
+class Listener(Protocol):
+    """Hears of the episodes of a collector, each in row i of its W environments."""
+
+    def opened(self, collector: Collector) -> None:
+        """The environments are made, and none has started."""
+        ...
+
+    def started(self, row: int, slot: Slot, info: Mapping[str, Any]) -> None:
+        """`info`: of the environment's reset."""
+        ...
+
+    def stepped(self, row: int, slot: Slot, info: Mapping[str, Any], *, again: bool) -> None:
+        """`slot.ended` with the last. again: it was taken before the collector's state was saved."""
+        ...
+
 
 # What a collector's seed is mixed with, so that no two of its streams are the same, nor one of an evaluation's.
 _RANDOM_ACTIONS, _ACTING, _RESETS = range(3)
@@ -42,6 +61,7 @@ class Statistics:
     reports_success: bool = False  # the environment reports success at all
     act_s: float = 0.0  # seconds
     env_s: float = 0.0
+    ended: list[list[float]] = field(default_factory=list)  # (return, length) of each of those episodes
     acts: int = 0  # calls of `Agent.act`
     act_sums: dict[str, float] = field(default_factory=dict)  # of what those calls reported
 
@@ -68,9 +88,10 @@ class Statistics:
 class _Slot(Slot):
     """A slot whose agent sees every observation as it comes."""
 
-    def start(self, index: int, seed: int) -> None:
-        super().start(index, seed)
+    def start(self, index: int, seed: int) -> dict[str, Any]:
+        info = super().start(index, seed)
         self.obs.append(self.newest)
+        return info
 
     def step(self, action: np.ndarray) -> dict[str, Any]:
         info = super().step(action)
@@ -93,7 +114,12 @@ class Collector:
     """
 
     def __init__(
-        self, env_id: str, env_config: Mapping[str, Any] | None = None, num_envs: int = 1, seed: int | Sequence[int] = 0
+        self,
+        env_id: str,
+        env_config: Mapping[str, Any] | None = None,
+        num_envs: int = 1,
+        seed: int | Sequence[int] = 0,
+        listener: Listener | None = None,
     ) -> None:
         """
         Args:
@@ -116,12 +142,19 @@ class Collector:
         self.num_steps = 0  # of all environments together
         self.num_episodes = 0
         self._statistics = Statistics()
+        self._listener = listener
+        if listener is not None:
+            listener.opened(self)
         for row in range(num_envs):
             self._start(row, 0)
 
     @property
     def num_envs(self) -> int:
         return len(self._slots)
+
+    @property
+    def envs(self) -> list[gym.Env]:
+        return [slot.env for slot in self._slots]
 
     @property
     def unfinished_steps(self) -> int:
@@ -151,7 +184,10 @@ class Collector:
             acted = time.monotonic()
             for row, action in enumerate(actions):
                 slot = self._slots[row]
-                self._statistics.reports_success |= "success" in slot.step(action)
+                info = slot.step(action)
+                self._statistics.reports_success |= "success" in info
+                if self._listener is not None:
+                    self._listener.stepped(row, slot, info, again=False)
                 if slot.ended:
                     assert slot.index is not None
                     ended.append(slot.episode())
@@ -220,8 +256,10 @@ class Collector:
             slot = self._slots[row]
             ended = False
             for action in np.asarray(saved["action"]):
-                slot.step(action)
+                info = slot.step(action)
                 ended |= slot.ended
+                if self._listener is not None and not ended:
+                    self._listener.stepped(row, slot, info, again=True)
             if ended or slot.sha256() != saved["sha256"]:
                 raise CheckpointError(
                     f"environment {row} does not repeat its episode {saved['number']} ({len(slot.action)} steps) exactly: "
@@ -235,7 +273,9 @@ class Collector:
         return np.random.SeedSequence(self._seed, spawn_key=key)
 
     def _start(self, row: int, number: int) -> None:
-        self._slots[row].start(number, int(self._stream(_RESETS, row, number).generate_state(1)[0]))
+        info = self._slots[row].start(number, int(self._stream(_RESETS, row, number).generate_state(1)[0]))
+        if self._listener is not None:
+            self._listener.started(row, self._slots[row], info)
 
     def _random_actions(self) -> np.ndarray:
         """[W, A]"""
@@ -282,6 +322,7 @@ class Collector:
         self._statistics.episodes += 1
         self._statistics.return_sum += episode.episode_return
         self._statistics.length_sum += len(episode)
+        self._statistics.ended.append([episode.episode_return, len(episode)])
         self._statistics.success_sum += success
 
     def _count_act(self, info: Mapping[str, Tensor]) -> None:

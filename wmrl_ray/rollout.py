@@ -159,11 +159,13 @@ class Slot:
     terminated: bool = False
     ended: bool = False
 
-    def start(self, index: int, seed: int) -> None:
+    def start(self, index: int, seed: int) -> dict[str, Any]:
+        """Returns the environment's info."""
         self.env.set_wrapper_attr("next_episode", index, force=False)  # by which the door names it
-        self.newest, _ = self.env.reset(seed=seed)
+        self.newest, info = self.env.reset(seed=seed)
         self.index, self.obs, self.action, self.reward = index, [], [], []
         self.success = self.terminated = self.ended = False
+        return info
 
     def step(self, action: np.ndarray) -> dict[str, Any]:
         """Returns the environment's info."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from wmrl_ray.config import check
@@ -221,12 +221,27 @@ def _at(values: Sequence[int], index: int) -> int | None:
 
 @dataclass
 class Lags:
-    """Since the last `take_metrics`: how old the weights were that acted, in updates, and how long the queue was."""
+    """Since the last `take_lags`: how old the weights were that acted, in updates, and how long the queue was, in episodes."""
 
     weight: float = 0.0
     total: float = 0.0
     largest: int = 0
-    queued: list[int] = field(default_factory=list)
+    queues: int = 0  # looks at the queue
+    queued: int = 0  # summed over them
+    longest: int = 0
+
+    def add(self, other: Lags) -> None:
+        self.weight, self.total = self.weight + other.weight, self.total + other.total
+        self.queues, self.queued = self.queues + other.queues, self.queued + other.queued
+        self.largest, self.longest = max(self.largest, other.largest), max(self.longest, other.longest)
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "online/policy_lag_mean": self.total / self.weight if self.weight else 0.0,
+            "online/policy_lag_max": float(self.largest),
+            "online/queue_mean": self.queued / self.queues if self.queues else 0.0,
+            "online/queue_max": float(self.longest),
+        }
 
 
 class Schedule:
@@ -313,7 +328,7 @@ class Schedule:
         return self._call
 
     def _take_queue(self, num_updates: int) -> Call:
-        self._lags.queued.append(len(self.queue))
+        self._lags.add(Lags(queues=1, queued=len(self.queue), longest=len(self.queue)))
         call = Call(tuple(self.queue), num_updates)
         self.queue.clear()
         return call
@@ -369,16 +384,10 @@ class Schedule:
 
     # -- reports --------------------------------------------------------------------------------------------------------------
 
-    def take_metrics(self) -> dict[str, float]:
-        """Since the last call of this: the policy lag in updates, and the queue's length in episodes."""
-        lags, self._lags = self._lags, Lags()
-        return {
-            "online/policy_lag_mean": lags.total / lags.weight if lags.weight else 0.0,
-            "online/policy_lag_max": float(lags.largest),
-            "online/queue_mean": sum(lags.queued) / len(lags.queued) if lags.queued else 0.0,
-            "online/queue_max": float(max(lags.queued, default=0)),
-            "online/request_steps": float(self.request_steps),
-        }
+    def take_lags(self) -> Lags:
+        """Since the last call of this."""
+        taken, self._lags = self._lags, Lags()
+        return taken
 
     def get_state(self) -> dict[str, Any]:
         """The counts. What is queued must have been drained: a reference means nothing to another process."""

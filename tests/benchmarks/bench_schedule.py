@@ -159,7 +159,7 @@ def simulate(limits: Limits, costs: Costs, *, num_envs: int = 1, warmup: float =
     counts = simulation.schedule.counts
     before = (counts.steps, counts.updates)
     simulation.busy.clear()
-    simulation.schedule.take_metrics()
+    simulation.schedule.take_lags()
     simulation.run(seconds)
     busy = {name: value / seconds for name, value in simulation.busy.items()}
     return Outcome(
@@ -169,7 +169,7 @@ def simulate(limits: Limits, costs: Costs, *, num_envs: int = 1, warmup: float =
         learner=busy.get("learner", 0.0),
         uplink=busy.get("uplink", 0.0),
         runners=busy.get("runners", 0.0) / limits.num_runners,
-        lag=simulation.schedule.take_metrics()["online/policy_lag_mean"],
+        lag=simulation.schedule.take_lags().metrics()["online/policy_lag_mean"],
         request=simulation.schedule.request_steps,
     )
 

@@ -19,7 +19,7 @@ from wmrl_ray import checkpoint
 from wmrl_ray.collect import Collector, Statistics
 from wmrl_ray.online import train_online
 from wmrl_ray.policy import Policy
-from wmrl_ray.rllib.tally import Tally
+from wmrl_ray.rllib.metrics import Sums
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run.config import OnlineConfig
 from wmrl_ray.run.folder import RunDir
@@ -161,12 +161,12 @@ def test_tune_reserves_a_cpu_for_every_runner() -> None:
 
 def test_what_a_checkpoint_brought_counts_in_means_and_not_in_rates() -> None:
     restored = Statistics(steps=1000, episodes=2, return_sum=10.0, length_sum=1000, act_s=50.0, env_s=5.0)
-    tally = Tally(statistics=copy.deepcopy(restored), before=restored, runner_wait_s=1.0)
-    found = tally.metrics(has_runners=True)
+    sums = Sums(statistics=copy.deepcopy(restored), before=restored, runner_wait_s=1.0)
+    found = sums.metrics(has_runners=True)
     assert (found["online/steps_per_s"], found["time/runner_wait_share"], found["online/return_mean"]) == (0.0, 1.0, 5.0)
-    tally.statistics.add(Statistics(steps=30, act_s=1.0))
-    tally.started -= 10.0
-    found = tally.metrics(has_runners=True)
+    sums.statistics.add(Statistics(steps=30, act_s=1.0))
+    sums.started -= 10.0
+    found = sums.metrics(has_runners=True)
     assert found["online/steps_per_s"] == pytest.approx(3.0, rel=0.05) and found["time/runner_wait_share"] == 0.5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,19 +11,22 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import (
     COMPONENT_EVAL_ENV_RUNNER,
     COMPONENT_LEARNER_GROUP,
+    DEFAULT_MODULE_ID,
 )
+from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS, LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from wmrl_ray import checkpoint
 from wmrl_ray.config import ConfigError, from_dict
-from wmrl_ray.core.agents import AGENTS
+from wmrl_ray.core.agents import AGENTS, agent_config
 from wmrl_ray.data.datasets import Dataset, open_dataset
-from wmrl_ray.rllib import compat
+from wmrl_ray.rllib import compat, settings
 from wmrl_ray.rllib.evaluation import RunningEvaluation
 from wmrl_ray.rllib.failures import RemoteError, gather, guarded
 from wmrl_ray.rllib.learner import AgentLearner
+from wmrl_ray.rllib.metrics import log_trained, plain_state
 from wmrl_ray.rollout import Evaluation
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.train import checkpoint_meta, evaluation_metrics
@@ -83,6 +87,30 @@ class AgentAlgorithm(Algorithm):
             results = self.on_learners(_update_many, num_updates=self.config.updates_per_call)
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.num_updates += self.config.updates_per_call
+        self.log_trained()
+
+    def log_trained(self) -> None:
+        """Of one call, under RLlib's names."""
+        window = agent_config(self.config.agent_name, self.config.agent).window
+        rows = self.config.updates_per_call * self.config.batch_size * max(1, self.config.num_learners)
+        log_trained(self.metrics, rows * window)
+
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> Any:
+        """A copy of the module, for `forward_inference` and `forward_exploration`, with the weights of now; None for an id
+        that there is not. Why a copy: there may be no runner in this process, and a learner's module is at work.
+        """
+        if module_id != DEFAULT_MODULE_ID:
+            return None
+        if self.spaces is not None:
+            spaces = self.spaces
+        else:
+            both = (self.config.observation_space, self.config.action_space)
+            spaces = {INPUT_ENV_SPACES: both, DEFAULT_MODULE_ID: both}
+        spec: Any = self.config.get_multi_rl_module_spec(spaces=spaces, inference_only=True)
+        module = spec.rl_module_specs[module_id].build()
+        module.set_state(self.on_learners(_weights)[0])
+        module.eval()
+        return module
 
     def step(self) -> dict[str, Any]:
         return {**super().step(), "num_updates": self.num_updates, "score": self.score}
@@ -172,7 +200,7 @@ class AgentAlgorithm(Algorithm):
         for path, value in self.last_evaluation_metrics.items():
             name = path.removeprefix("eval/")
             logger.log_value(EVALUATION_NAMES.get(name, name), value, window=1)
-        self.metrics.aggregate([logger.reduce()], key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
+        self.metrics.aggregate([logger.reduce(), *running.logged], key=(EVALUATION_RESULTS, ENV_RUNNER_RESULTS))
         return running.num_updates
 
     def _require_env(self) -> None:
@@ -217,8 +245,8 @@ class AgentAlgorithm(Algorithm):
             state = self.get_state(not_components=[COMPONENT_LEARNER_GROUP, COMPONENT_EVAL_ENV_RUNNER])
             super().save_to_path(partial, state=state, use_msgpack=use_msgpack)
             run = self.config.run_config()
-            meta = checkpoint_meta(run, self.dataset, run.env, self.num_updates)
-            own = {"score": self.score, "iteration": self.training_iteration}
+            meta = checkpoint_meta(run, self.dataset, run.env, self.num_updates) | {"rllib": settings.recorded(self.config)}
+            own = {"score": self.score, "iteration": self.training_iteration, "metrics": plain_state(self.metrics)}
             policy = partial / "policy"
             policy.mkdir()
             checkpoint.seal(policy, checkpoint.fill(policy, {**self.policy_tree(policy), "algorithm": own}, meta))
@@ -263,16 +291,29 @@ class AgentAlgorithm(Algorithm):
         older = {"score": math.nan, "iteration": update // self.config.updates_per_call}  # of checkpoints without it
         own = tree.pop("algorithm", older)
         self.num_updates, self.score, self._iteration = update, float(own["score"]), int(own["iteration"])
+        if "metrics" in own:
+            self.metrics.set_state(own["metrics"])
         self.load_policy_tree(tree)
 
     @classmethod
-    def from_checkpoint(cls, path: Any, filesystem: Any = None, *, trust_pickle: bool = False, **kwargs: Any) -> Self:
-        """A new algorithm with the settings that the checkpoint records as a run's, restored.
+    def from_checkpoint(
+        cls,
+        path: Any,
+        filesystem: Any = None,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        trust_pickle: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """A new algorithm with the settings of the one that was saved, restored. Its callbacks are found by their names, where
+        this process has imported their modules: a checkpoint imports none.
 
         Args:
-            trust_pickle: RLlib's way, with all of RLlib's settings too. It runs whatever code the folder's files hold.
+            changes: settings to use instead, such as {"callbacks_class": Mine} or {"env": MyEnv}.
+            trust_pickle: RLlib's way. It runs whatever code the folder's files hold.
 
         Raises:
+            ConfigError: callbacks or an environment that must be given, in one line.
             CheckpointError: RLlib's own falls back to a fresh algorithm when it cannot read the file of arguments.
         """
         _verify(Path(path))
@@ -280,8 +321,10 @@ class AgentAlgorithm(Algorithm):
             return super().from_checkpoint(path, filesystem=filesystem, **kwargs)  # type: ignore[return-value]
         from wmrl_ray.rllib.config import CONFIGS
 
-        run = from_dict(RunConfig, checkpoint.read_meta(Path(path) / "policy")["run"])
-        algorithm = cls(config=CONFIGS[run.algorithm].from_run(run))
+        meta = checkpoint.read_meta(Path(path) / "policy")
+        run, changes = from_dict(RunConfig, meta["run"]), dict(changes or {})
+        config = CONFIGS[run.algorithm].from_run(run)
+        algorithm = cls(config=config.update_from_dict({**settings.found(meta.get("rllib", {}), changes), **changes}))
         try:
             algorithm.restore_from_path(path)
         except Exception:

@@ -22,8 +22,9 @@ from wmrl_ray.data.datasets import check_compatible, open_dataset, plain_env_id
 from wmrl_ray.envs.recorded import recorded_config
 from wmrl_ray.online import make_clock
 from wmrl_ray.rllib import algorithm as algorithms
-from wmrl_ray.rllib import compat
+from wmrl_ray.rllib import compat, settings
 from wmrl_ray.rllib.env_runner import PlannerEnvRunner
+from wmrl_ray.rllib.environments import creator_of, id_of
 from wmrl_ray.rllib.evaluation import evaluate_on_runners
 from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rllib.module import AddIsFirst, AgentModule
@@ -32,10 +33,6 @@ from wmrl_ray.rllib.online_learner import OnlineLearner
 from wmrl_ray.rollout import action_repeat, env_dims
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.train import with_episode_len
-
-# RLlib's hyper-parameters of learning. Nothing here reads them: the agent owns its own.
-NOT_OURS = ("lr", "gamma", "grad_clip", "grad_clip_by", "train_batch_size", "train_batch_size_per_learner")
-NOT_OURS += ("minibatch_size", "num_epochs", "shuffle_batch_per_epoch", "learner_config_dict")
 
 
 class AgentAlgorithmConfig(AlgorithmConfig):
@@ -87,9 +84,8 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             ConfigError: a key that does not exist, or one of RLlib's that has no effect here.
         """
         known = inspect.signature(AlgorithmConfig.training).parameters
-        for key in kwargs:
-            if key in NOT_OURS:
-                raise ConfigError(f"training({key}=...) has no effect here; set it in training(agent={{...}}) or batch_size")
+        for key, value in kwargs.items():
+            settings.check_value(key, value, _defaults(type(self)))
             if key not in known:
                 ours = ("agent", "online", "batch_size", "updates_per_call", "call_timeout_s")
                 raise ConfigError(f"training() has no key {key!r}{did_you_mean(key, [*ours, *known])}; ours: {', '.join(ours)}")
@@ -129,13 +125,14 @@ class AgentAlgorithmConfig(AlgorithmConfig):
 
     def run_config(self, device: str = "cpu") -> RunConfig:
         """This configuration in the terms of the loop without Ray."""
-        k = self.updates_per_call
+        # Why not offline: it is of no use outside Ray, and may be made with what JSON cannot hold
+        k, is_made = self.updates_per_call, creator_of(self.env) is not None
         schedule = {name: k for name in ("num_updates", "checkpoint_every", "log_every")} | {"eval_every": 0}
         live = {
             "algorithm": self.agent_name,
             "dataset": self.dataset_uri,
-            "env": self.env if isinstance(self.env, str) else None,
-            "env_config": {} if isinstance(self.env, type) else dict(self.env_config),
+            "env": None if is_made and not self.learns_online else id_of(self.env),
+            "env_config": {} if is_made and not self.learns_online else dict(self.env_config),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "updates_per_call": k,
@@ -164,6 +161,13 @@ class AgentAlgorithmConfig(AlgorithmConfig):
     def get_default_learner_class(self) -> type[AgentLearner]:
         return OnlineLearner if self.learns_online else AgentLearner
 
+    def get_evaluation_config_object(self) -> Self | None:
+        """Why: RLlib's own explores in evaluations as in training, unless it is told not to."""
+        found = super().get_evaluation_config_object()
+        if found is not None:
+            found.explore = (self.evaluation_config or {}).get("explore", False)  # type: ignore[union-attr]
+        return found  # type: ignore[return-value]
+
     def build_learner_group(self, *args: Any, **kwargs: Any) -> Any:
         with compat.learner_resources(self.learner_resources):
             return super().build_learner_group(*args, **kwargs)
@@ -181,7 +185,11 @@ class AgentAlgorithmConfig(AlgorithmConfig):
 
     def validate(self) -> None:
         """Raises ConfigError or DataError: one line about the first thing that is wrong."""
-        self._refuse_unknown()
+        known = _defaults(type(self))
+        settings.check_settings(self, known)
+        if not self.in_evaluation:
+            settings.check_evaluation_config(self.evaluation_config, known)
+            self._check_honoured()
         compile_mode = agent_config(self.agent_name, self.agent).compile
         check(
             self.num_learners < 2 or compile_mode == "off" or not AGENTS[self.agent_name].compiles_steps(),
@@ -192,19 +200,6 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         missing = needs_dataset and self.dataset_uri is None
         check(not missing, f"no dataset: add .dataset('<uri>') to {type(self).__name__}()")
         check(isinstance(self.seed, int), f"seed = {self.seed!r}; a whole number is needed: .debugging(seed=0)")
-        duration, unit = self.evaluation_duration, self.evaluation_duration_unit
-        check(
-            unit == "episodes" and isinstance(duration, int),
-            f"evaluation_duration = {duration!r} {unit}; evaluations here count whole episodes",
-        )
-        check(
-            self.input_ == "sampler",
-            f"offline_data(input_={self.input_!r}) reads through Ray Data, which is not used here; use .dataset(uri)",
-        )
-        check(
-            gym.VectorizeMode(self.gym_env_vectorize_mode) is gym.VectorizeMode.SYNC,
-            f"gym_env_vectorize_mode = {self.gym_env_vectorize_mode} has no effect here; use more evaluation runners",
-        )
         if not self.in_evaluation:
             self._place_runners()
         compat.fit_to_mode(self)  # Why now: it takes away runners, by whichever name
@@ -213,8 +208,9 @@ class AgentAlgorithmConfig(AlgorithmConfig):
         if self.dataset_uri is not None:
             self._fill_from_dataset()
         if self.learns_online:
-            self._check_online(self.run_config())
-            self.agent = with_episode_len(self.run_config(), str(self.env)).agent
+            run = self.run_config()
+            self._check_online(run)
+            self.agent = with_episode_len(run, run.env).agent
         log_once(f"{self.algo_class.__name__}_on_new_api_stack")  # Why: else RLlib warns that this is how it works now
         super().validate()
 
@@ -234,9 +230,10 @@ class AgentAlgorithmConfig(AlgorithmConfig):
 
     def _check_online(self, run: RunConfig) -> None:
         name = type(self).__name__
-        check(isinstance(self.env, str), f"env = {self.env!r}; {name} takes its steps in .environment('<id>')")
-        env_dims(str(self.env), self.env_config)  # for its errors
-        clock = make_clock(run, str(self.env))
+        check(run.env is not None, f"env = {self.env!r}; {name} takes its steps in .environment('<id>')")
+        assert run.env is not None
+        env_dims(run.env, run.env_config)  # for its errors
+        clock = make_clock(run, run.env)
         if run.online.schedule == "asynchronous":
             make_limits(run, clock)
         check(
@@ -249,18 +246,29 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             f"{name}.default_algo_class = {self.algo_class} does not learn online; derive it from OnlineAlgorithm",
         )
 
-    def _refuse_unknown(self) -> None:
-        known = _defaults(type(self))
-        for key in vars(self):
-            if key in known or (key.startswith("__") and key.endswith("__")):  # the latter: Tune's own notes to its trials
-                continue
-            # Why not `check`: looking for what was meant takes a second over all keys
-            raise ConfigError(f"unknown key {key!r}{did_you_mean(key, known)} in {type(self).__name__}")
-        for key in NOT_OURS:
-            stored = key if key in known else f"_{key}"
-            value = getattr(self, stored)
-            hint = "set it in training(agent={...}) or batch_size"
-            check(value == known[stored], f"{key} = {value!r} has no effect here; {hint}")
+    def _check_honoured(self) -> None:
+        """Settings that are honoured, with values that are not."""
+        check(
+            self.explore is True,
+            f"explore = {self.explore!r} has no effect here: an agent explores as it collects, and not as it is evaluated; "
+            "the latter changes with .evaluation(evaluation_config={'explore': True})",
+        )
+        duration = self.evaluation_duration
+        check(
+            isinstance(duration, int) and duration >= 1,
+            f"evaluation_duration = {duration!r}; evaluations here run a whole number of episodes, at least 1",
+        )
+        check(
+            self.learns_online or not self.min_sample_timesteps_per_iteration,
+            f"min_sample_timesteps_per_iteration = {self.min_sample_timesteps_per_iteration}, but {type(self).__name__} takes "
+            "no steps; set min_train_timesteps_per_iteration",
+        )
+        for key, own, base in (
+            ("env_runner_cls", self.env_runner_cls, PlannerEnvRunner),
+            ("learner_class", self._learner_class or self.get_default_learner_class(), self.get_default_learner_class()),
+        ):
+            fits = isinstance(own, type) and issubclass(own, base)
+            check(fits, f"{key} = {own!r}; derive it from {base.__module__}.{base.__name__}")
 
     def _fill_from_dataset(self) -> None:
         """Environment and spaces that were left out."""
@@ -274,7 +282,7 @@ class AgentAlgorithmConfig(AlgorithmConfig):
             return
         if self.env is None and card.env_id is not None:
             self.env = card.env_id
-        if isinstance(self.env, str):
+        if isinstance(self.env, str) and creator_of(self.env) is None:
             if card.env_id is not None and plain_env_id(self.env) == plain_env_id(card.env_id):
                 self.env_config = {**recorded_config(self.env, card.env_spec, self.env_config), **self.env_config}
             repeat = action_repeat(self.env, self.env_config)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TAG = "evaluate"
 LOCAL = 0  # the index of the runner in the driver process
-Share = tuple[list["EpisodeRecord"], dict[str, float]]
+Share = tuple[list["EpisodeRecord"], dict[str, float], Any]
 
 
 def _run_episodes(runner: PlannerEnvRunner, weights: Any, parts: dict[int, range], seed: int) -> Share:
@@ -34,7 +34,8 @@ class RunningEvaluation:
     Why the weights travel with the request: RLlib's `sync_weights` drops them for a runner that has not yet answered the last
     sync, and the runner would then evaluate old ones.
 
-    num_updates: of the weights. parts: the numbers of the episodes that each runner runs, in ascending order.
+    num_updates: of the weights. parts: the numbers of the episodes that each runner runs, in ascending order. logged: when it
+    has ended, what callbacks logged on each runner.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class RunningEvaluation:
         self.num_updates, self._timeout_s, self._started = num_updates, timeout_s, time.monotonic()
         self._group = group
         self._shares: dict[int, Any] = {}
+        self.logged: list[Any] = []
         alive = group.healthy_worker_ids()
         if len(alive) < group.num_remote_env_runners():
             missing = group.num_remote_env_runners() - len(alive)
@@ -84,11 +86,13 @@ class RunningEvaluation:
                 unwrap(self._shares.values(), "evaluation runner", len(self.parts), self._timeout_s)
             if deadline is not None and left == 0.0 and len(self._shares) < len(self.parts):
                 return None
-        return _merge([self._shares[worker] for worker in self.parts])
+        shares = [self._shares[worker] for worker in self.parts]
+        self.logged = [logged for *_, logged in shares if logged]
+        return _merge(shares)
 
 
 def _merge(shares: list[Share]) -> Evaluation:
-    records = [record for share, _ in shares for record in share]
+    records = [record for share, *_ in shares for record in share]
     episodes = [record.episode for record in records]
     names = shares[0][1]  # every runner has the same agent
     return Evaluation(
@@ -97,7 +101,7 @@ def _merge(shares: list[Share]) -> Evaluation:
         lengths=[len(episode) for episode in episodes],
         successes=[bool(record.success) for record in records],
         reports_success=any(record.success is not None for record in records),
-        act_metrics={name: sum(info[name] * len(share) for share, info in shares) / len(records) for name in names},
+        act_metrics={name: sum(info[name] * len(share) for share, info, _ in shares) / len(records) for name in names},
     )
 
 

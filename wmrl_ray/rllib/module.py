@@ -88,13 +88,17 @@ class AgentModule(TorchRLModule, InferenceOnlyAPI):
 
     @torch.no_grad()
     def _act(self, batch: dict[str, Any], explore: bool) -> dict[str, Tensor]:
-        """Actions [W, A] in [-1, 1] for observations [W, O], or images [W, C, h, w]."""
+        """Actions [W, A] in [-1, 1] for observations [W, O], or images [W, C, h, w].
+
+        Without `is_first` each call stands for itself: it begins from no plan, and no episode. Who acts through episodes says
+        where they begin, by `is_first` [W] and `last_reward` [W] (see `AddIsFirst`).
+        """
         if self.training:
             self.eval()
-        obs = batch[Columns.OBS]
+        obs = torch.as_tensor(batch[Columns.OBS], device=self.agent.device)
         obs = obs.float().flatten(1) if isinstance(self.obs_dim, int) else obs
-        is_first = torch.as_tensor(batch[IS_FIRST], device=obs.device).bool().flatten()
-        reward = torch.as_tensor(batch[LAST_REWARD], device=obs.device).float().flatten()
+        is_first = torch.as_tensor(batch.get(IS_FIRST, torch.ones(len(obs))), device=obs.device).bool().flatten()
+        reward = torch.as_tensor(batch.get(LAST_REWARD, torch.zeros(len(obs))), device=obs.device).float().flatten()
         if self._plan_state is not None and len(self._plan_state) != len(obs):
             self._plan_state = None
         action, self._plan_state, metrics = self.agent.act(obs, self._plan_state, is_first, explore=explore, reward=reward)

@@ -7,8 +7,6 @@ Episodes go from runners to learners as references; the driver reads counts and 
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -16,19 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from ray.rllib.core import COMPONENT_LEARNER_GROUP
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN, LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
+from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
 
 from wmrl_ray import checkpoint
-from wmrl_ray.collect import Statistics
 from wmrl_ray.core.agents import agent_config
 from wmrl_ray.online import Clock, Turn, make_clock
 from wmrl_ray.rllib.algorithm import AgentAlgorithm, save
 from wmrl_ray.rllib.at_once import AtOnce, Kept
 from wmrl_ray.rllib.failures import ActorLostError
+from wmrl_ray.rllib.metrics import SampleMetrics
 from wmrl_ray.rllib.online_learner import OnlineLearner, Report, sees
 from wmrl_ray.rllib.placement import room_in_use
 from wmrl_ray.rllib.sampling import Answer, Order, Packet, Runners, Weights
-from wmrl_ray.rllib.tally import Tally
 from wmrl_ray.run.config import RunConfig
 from wmrl_ray.schedule import Ledger, Limits, Request, Schedule
 
@@ -88,7 +85,11 @@ class OnlineAlgorithm(AgentAlgorithm):
         self._learner_counts = (0, 0)  # (steps, episodes) of the learner's own collector
         self._learner_unfinished = 0  # steps of its unfinished episodes
         self._replay_steps = 0
-        self._tally = Tally()
+        self._told = SampleMetrics(
+            self.config.metrics_num_episodes_for_smoothing,
+            has_runners=run.online.num_runners > 0,
+            is_asynchronous=run.online.num_runners > 0 and run.online.schedule == "asynchronous",
+        )
         self._collectors: list[dict[str, Any] | None] = []  # states in which the runners' collectors start
         self._weights = Weights([], 0)
         self._ledger = Ledger(max(1, self.online.num_runners))  # without runners: of the learner's own collector
@@ -141,7 +142,6 @@ class OnlineAlgorithm(AgentAlgorithm):
     def training_step(self) -> None:
         until = self.num_updates + self.config.updates_per_call
         self._kept = None  # they have begun to go on here
-        before = self._tally.statistics.episodes, self._tally.statistics.return_sum
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             if self._runners is None:
                 self._account(self.on_learners(_take_turns, until=until))
@@ -152,10 +152,10 @@ class OnlineAlgorithm(AgentAlgorithm):
                 while self.num_updates < until:
                     self._account(self._work.until_call())
                     self.num_updates = self._work.schedule.counts.updates
-        statistics = self._tally.statistics
-        if (ended := statistics.episodes - before[0]) > 0:
-            mean = (statistics.return_sum - before[1]) / ended
-            self.metrics.log_value((ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), mean, window=1)
+        self.log_trained()
+        if self._schedule is not None:
+            self._told.add_lags(self._schedule.take_lags())
+        self._told.end_iteration(self.metrics, self._counts())
 
     def step(self) -> dict[str, Any]:
         return {**super().step(), "num_steps": self.num_steps, "num_episodes": self.num_episodes}
@@ -183,7 +183,7 @@ class OnlineAlgorithm(AgentAlgorithm):
                     self._ledger.lose(runner)  # and the one that replaces it is asked for these steps next
                     continue
                 self._ledger.enter(runner, answer.statistics.steps, answer.lengths)
-                self._tally.add_answer(answer)
+                self._told.add_answer(answer)
                 if answer.lengths:
                     packets[runner].append(Packet([sent[runner][1]], answer.lengths))
                 left[runner] -= answer.statistics.steps // self.online.num_envs
@@ -204,7 +204,7 @@ class OnlineAlgorithm(AgentAlgorithm):
         return self._order(request.runner, request.steps // self.online.num_envs, request.random)
 
     def _heard(self, answer: Answer) -> None:
-        self._tally.add_answer(answer)
+        self._told.add_answer(answer)
 
     # -- learners -------------------------------------------------------------------------------------------------------------
 
@@ -231,10 +231,9 @@ class OnlineAlgorithm(AgentAlgorithm):
             self._weights = first.weights
         self._replay_steps = first.replay_steps
         self._learner_counts, self._learner_unfinished = (first.num_steps, first.num_episodes), first.unfinished_steps
-        self._tally.add_report(first)
+        self._told.add_report(first)
 
-    def take_metrics(self) -> dict[str, float]:
-        tally, self._tally = self._tally, Tally()
+    def _counts(self) -> dict[str, int]:
         counts = {
             "online/steps": self.num_steps,
             "online/episodes": self.num_episodes,
@@ -242,8 +241,12 @@ class OnlineAlgorithm(AgentAlgorithm):
         }
         if self._runners is not None:
             counts |= {f"online/{name}": getattr(self._ledger.counts, name) for name in ("lost_steps", "lost_runners")}
-        found = {name: float(count) for name, count in counts.items()} | tally.metrics(self._runners is not None)
-        return found if self._schedule is None else found | self._schedule.take_metrics()
+        if self._schedule is not None:
+            counts["online/request_steps"] = self._schedule.request_steps
+        return counts
+
+    def take_metrics(self) -> dict[str, float]:
+        return {name: float(count) for name, count in self._counts().items()} | self._told.take()
 
     def totals(self) -> dict[str, int]:
         return {"steps": self.num_steps, "episodes": self.num_episodes}
@@ -314,7 +317,7 @@ class OnlineAlgorithm(AgentAlgorithm):
             **self._ledger.get_state(),
             "updates": self.num_updates,
             "by_learner": self._runners is None,
-            "statistics": dataclasses.asdict(self._tally.statistics),  # Why: a copy all the way down
+            **self._told.get_state(),
         }
         if self._runners is None:
             (steps, episodes), unfinished = self._learner_counts, self._learner_unfinished
@@ -331,8 +334,7 @@ class OnlineAlgorithm(AgentAlgorithm):
 
     def _resume(self, counts: dict[str, Any], collectors: list[dict[str, Any] | None], own_goes_on: bool) -> None:
         """own_goes_on: the learner's collector, of a run without runners, was restored."""
-        restored = Statistics(**copy.deepcopy(counts["statistics"]))
-        self._tally = Tally(statistics=restored, before=copy.deepcopy(restored))
+        self._told.set_state(counts)
         drops = not self.online.replay_unfinished
         if self._runners is None:
             self._learner_counts = (counts["steps"], counts["episodes"])

@@ -15,6 +15,7 @@ from wmrl_ray import checkpoint
 from wmrl_ray.collect import Collector, Statistics
 from wmrl_ray.data.episode import DataError
 from wmrl_ray.online import check_replay, make_clock, take_turns
+from wmrl_ray.rllib.callbacks import CollectedEpisodes
 from wmrl_ray.rllib.learner import STREAMS, AgentLearner
 from wmrl_ray.rllib.sampling import Packet, Weights, fetch
 from wmrl_ray.rllib.weights import flatten_weights
@@ -31,7 +32,8 @@ class Report:
 
     metrics: RLlib's, of the last update. weights: the newest, from rank 0. replay_steps: of the agent's own episodes. The rest:
     seconds in this call, and since the last.
-    statistics, num_steps, num_episodes, unfinished_steps: of the learner's own collector, if it has one. lost: lengths of the
+    statistics, num_steps, num_episodes, unfinished_steps, logged (by a user's callbacks): of the learner's own collector, if it
+    has one. lost: lengths of the
     episodes that it was to take, and that are gone with a node.
     """
 
@@ -46,6 +48,7 @@ class Report:
     num_steps: int = 0
     num_episodes: int = 0
     unfinished_steps: int = 0
+    logged: Any = None
     lost: tuple[int, ...] = ()
 
 
@@ -68,6 +71,7 @@ class OnlineLearner(AgentLearner):
         run = self.config.run_config()
         self._returned: float | None = None
         self.collector: Collector | None = None
+        self._listener: CollectedEpisodes | None = None
         if run.online.num_runners == 0:
             assert run.env is not None
             self.collector = self._new_collector(0)
@@ -78,7 +82,8 @@ class OnlineLearner(AgentLearner):
         run = self.config.run_config()
         assert run.env is not None
         seed = (run.seed, 0, incarnation) if incarnation else (run.seed, 0)
-        return Collector(run.env, run.env_config, run.online.num_envs, seed=seed)
+        self._listener = CollectedEpisodes.of(self.config, self.agent_module)
+        return Collector(run.env, run.env_config, run.online.num_envs, seed, self._listener)
 
     def take_turns(self, until: int) -> Report:
         """Steps and updates in turn, as in `online.train_online`, up to update `until`."""
@@ -98,6 +103,7 @@ class OnlineLearner(AgentLearner):
             num_steps=collector.num_steps,
             num_episodes=collector.num_episodes,
             unfinished_steps=collector.unfinished_steps,
+            logged=None if self._listener is None else self._listener.metrics.reduce(),
         )
 
     def ingest_and_update(self, packets: Sequence[Packet], num_updates: int, num_steps: int, publish: bool) -> Report:

@@ -53,7 +53,7 @@ class Answer:
     carries objects below 100 kB, such as an episode of a cartpole, in the driver's memory; others go from node to node.)
 
     lengths: steps of those episodes. load_s: taking new weights. wait_s: between the last answer and this order. unfinished:
-    steps of each environment's unfinished episode.
+    steps of each environment's unfinished episode. logged: what a user's callbacks logged, as RLlib's metrics.
     """
 
     lengths: list[int]
@@ -61,6 +61,7 @@ class Answer:
     load_s: float = 0.0
     wait_s: float = 0.0
     unfinished: Sequence[int] = ()
+    logged: Any = None
 
 
 @dataclass(frozen=True)

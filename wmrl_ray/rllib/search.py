@@ -227,16 +227,17 @@ def _optuna(search: Search, known: Sequence[Point], skipped: Sequence[str] = ())
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("tune.searcher = 'optuna' needs Optuna: pip install 'wmrl-ray[optuna]'")
     import optuna
+    from ray.tune.search.optuna import OptunaSearch
 
     from wmrl_ray.rllib.searcher import Distinct
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     spec = search.tune
     return Distinct(
-        {key: _domain(one) for key, one in search.space.items()},
+        OptunaSearch.convert_search_space({key: _domain(one) for key, one in search.space.items()}),
         metric=spec.metric,
         mode=spec.mode,
-        points_to_evaluate=list(known) or None,
+        first=known,
         seed=spec.seed + len(known),  # Why: what is known draws nothing, and the first seed would suggest it again
         skipped=skipped,
     )
