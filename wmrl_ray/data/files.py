@@ -118,7 +118,6 @@ def replace_folder(partial: Path, target: Path) -> None:
     Two renames, since no one call of every system does it. A kill between them leaves the older one beside `target`, where
     `recover` finds it.
     """
-    recover(target)
     while True:
         if target.exists():
             os.rename(target, target.with_name(f".{target.name}.{_token()}{_OLD}"))
