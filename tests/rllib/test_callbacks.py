@@ -245,7 +245,7 @@ def test_tunes_own_population_and_stop_use_rllibs_names(tmp_path: Path) -> None:
         time_attr="training_iteration",
         metric="env_runners/episode_return_mean",
         mode="max",
-        perturbation_interval=2,
+        perturbation_interval=3,
         quantile_fraction=0.5,
         hyperparam_mutations={"batch_size": [4, 8]},
     )
@@ -253,8 +253,8 @@ def test_tunes_own_population_and_stop_use_rllibs_names(tmp_path: Path) -> None:
         OwnTDMPC,
         param_space=config,
         tune_config=tune.TuneConfig(scheduler=scheduler),
-        run_config=tune.RunConfig(name="t", storage_path=str(tmp_path), stop={"num_env_steps_sampled_lifetime": 96}, verbose=0),
+        run_config=tune.RunConfig(name="t", storage_path=str(tmp_path), stop={"num_env_steps_sampled_lifetime": 60}, verbose=0),
     ).fit()
     assert not grid.errors
-    assert all((result.metrics or {})["num_env_steps_sampled_lifetime"] >= 96 for result in grid)
+    assert all((result.metrics or {})["num_env_steps_sampled_lifetime"] >= 60 for result in grid)
     assert scheduler._num_perturbations > 0
