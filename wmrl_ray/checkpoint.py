@@ -227,7 +227,9 @@ def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor], parts: list[P
         tensors[path] = value.detach().cpu().contiguous().clone()  # Why a copy: a model's may share their memory
         return {TENSOR_KEY: path}
     if isinstance(value, np.ndarray):
-        tensors[path] = torch.from_numpy(np.require(value, requirements=["C", "W"]))  # a replay's may be gigabytes
+        array = torch.from_numpy(np.require(value, requirements=["C", "W"]))  # Why no copy: a replay's may be gigabytes
+        is_there_already = any(other.data_ptr() == array.data_ptr() for other in tensors.values())
+        tensors[path] = array.clone() if is_there_already else array  # safetensors takes no memory twice
         return {TENSOR_KEY + "np": path}
     if isinstance(value, Part):
         parts.append(value)
