@@ -43,7 +43,8 @@ def test_a_tree_comes_back_as_it_was(tmp_path):
 def test_an_array_that_stands_in_a_tree_twice_comes_back_twice(tmp_path):
     """As rank 0's replay does in the tree of an offline run on Ray."""
     array, empty = np.arange(4.0), np.zeros(0)
-    tree = {"replay": {"starts": array, "none": empty}, "streams": [{"replay": {"starts": array, "half": array[:2], "none": empty}}]}
+    replay = {"starts": array, "half": array[:2], "none": empty}
+    tree = {"replay": {"starts": array, "none": empty}, "streams": [{"replay": replay}]}
     checkpoint.save(tmp_path / "c", tree, {})
     assert same(checkpoint.load(tmp_path / "c")[0], tree)
 
