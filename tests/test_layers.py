@@ -66,6 +66,7 @@ LAYERS = {
     "wmrl_ray.rllib": Layer(3, SYSTEM | {"ray", "packaging"}, EXTRAS),
     "wmrl_ray.rllib.jobs": Layer(3, frozenset({"ray", "aiohttp", "requests"})),  # Ray's client raises their errors
     "wmrl_ray.rllib.search": Layer(3, SYSTEM | {"ray"}, frozenset({"optuna"})),
+    "wmrl_ray.rllib.searcher": Layer(3, SYSTEM | {"ray", "optuna"}),  # of the extra, loaded where it is asked for
     "wmrl_ray.report": Layer(4, frozenset({"numpy", "jinja2"}), frozenset({"matplotlib", "scipy", "yaml"})),
     "wmrl_ray.bad_pairs": Layer(4, frozenset({"packaging"})),
     "wmrl_ray.doctor": Layer(4, SCREEN | {"packaging"}, EXTRAS | SYSTEM | {"minari", "matplotlib"}),
