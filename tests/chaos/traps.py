@@ -1,9 +1,11 @@
 """Processes that die, or stop, at a moment that a test has chosen: whoever comes past an armed trap springs it.
 
 A trap is a file, so that every process of a run sees it: `arm(point, ...)` writes it; the process that reaches the point for
-the n-th time after that takes the file away and sends the signal. Points: "step" of an environment (sampling), "sample" of a
-replay (an update), "get_state" of a replay (saving, where the learner is), "seal" (saving: the files are there, the manifest is
-not), "replace" (the manifest is there too, in a folder that has not its name yet).
+the n-th time after that takes the file away and sends the signal. Points: "step" and "reset" of an environment (sampling),
+"sample" of a replay (an update), "all_reduce" of gradients, "put" when the learner's weights are in the object store, "fetch"
+when it takes episodes, "evaluate" of a runner of evaluations, "get_state" of a replay (saving, where the learner is), "seal"
+(saving: the files are there, the manifest is not), "replace" (the manifest is there too, in a folder that has not its name
+yet).
 
 Importing this module sets the points; runs import it by the environment's id, TRAP_PLANE.
 """
@@ -21,10 +23,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch.distributed as dist
 
 from tests.rllib import fakes, online_fakes
 from wmrl_ray import checkpoint
 from wmrl_ray.data.replay import Replay
+from wmrl_ray.rllib import online_learner
+from wmrl_ray.rllib.env_runner import PlannerEnvRunner
+from wmrl_ray.rllib.online_learner import OnlineLearner
 from wmrl_ray.run.config import RunConfig
 
 FOLDER = "WMRL_TEST_TRAPS"  # environment variable: where traps and pids are
@@ -114,10 +120,14 @@ def reach(point: str) -> None:
     os.kill(pid, trap["signal"])
 
 
-def _trapped(function: Callable[..., Any], point: str) -> Callable[..., Any]:
+def _trapped(function: Callable[..., Any], point: str, *, after: bool = False) -> Callable[..., Any]:
     def passing(*args: Any, **kwargs: Any) -> Any:
-        reach(point)
-        return function(*args, **kwargs)
+        if not after:
+            reach(point)
+        result = function(*args, **kwargs)
+        if after:
+            reach(point)
+        return result
 
     return passing
 
@@ -126,9 +136,17 @@ Replay.sample = _trapped(Replay.sample, "sample")
 Replay.get_state = _trapped(Replay.get_state, "get_state")
 checkpoint.seal = _trapped(checkpoint.seal, "seal")
 checkpoint.replace = _trapped(checkpoint.replace, "replace")
+dist.all_reduce = _trapped(dist.all_reduce, "all_reduce")
+OnlineLearner._publish = _trapped(OnlineLearner._publish, "put", after=True)  # type: ignore[method-assign]
+online_learner.fetch = _trapped(online_learner.fetch, "fetch", after=True)
+PlannerEnvRunner.run_episodes = _trapped(PlannerEnvRunner.run_episodes, "evaluate")  # type: ignore[method-assign]
 
 
 class TrapPlane(fakes.Plane):
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        reach("reset")
+        return super().reset(**kwargs)
+
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         reach("step")
         return super().step(action)
