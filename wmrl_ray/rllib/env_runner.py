@@ -33,11 +33,12 @@ STEPS_PER_CALL = 25  # vector steps between two looks at the recorder
 class PlannerEnvRunner(SingleAgentEnvRunner):
     """Environments + `Agent.act`. `config.env` is an id for `wmrl_ray.envs.make_env`, or one that `creator_of` knows."""
 
+    _listener: CollectedEpisodes | None = None  # of the collector
+
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         if kwargs.get("worker_index"):  # in its own process
             torch.set_num_threads(max(1, int(config.num_cpus_per_env_runner)))
         self._collector: Collector | None = None
-        self._listener: CollectedEpisodes | None = None
         self._session = ""  # of the collector
         self._held = ""  # the object whose weights the agent has
         self._answered: float | None = None
