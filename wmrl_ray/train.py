@@ -257,7 +257,7 @@ def checkpoint_meta(config: RunConfig, dataset: Dataset | None, env_id: str | No
         "env_config": dict(config.env_config),
         "update": update,
         "dataset": None if dataset is None else {k: getattr(dataset.card, k) for k in about},
-        "run": to_dict(config),
+        "run": to_dict(config.resolved()),
     }
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from wmrl_ray.config import ConfigError
+from wmrl_ray import checkpoint
+from wmrl_ray.cli.configs import read_source
+from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.run import provenance
 from wmrl_ray.run.config import OnlineConfig, RunConfig
 from wmrl_ray.run.folder import RunDir
@@ -112,3 +114,41 @@ def test_a_resumed_run_may_have_other_runners_and_learners(tmp_path: Path) -> No
     run.check_same(replace(online, num_learners=2, online=OnlineConfig(num_runners=4)))
     with pytest.raises(ConfigError, match="online.num_envs = 2: it was started with 1"):
         run.check_same(replace(online, online=OnlineConfig(num_runners=1, num_envs=2)))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now"),
+    [
+        ({"gradient_penalty": True, "penalty_coef": 1.0}, (True, "loss", 1.0)),
+        ({"gradient_penalty": True, "penalty_coef": 3.0}, (True, "loss", 3.0)),
+        ({"gradient_penalty": False, "penalty_coef": 1.0}, (False, "critic", 0.1)),  # nothing was learned from it
+        ({"gradient_penalty": True, "penalty_coef": 1.0, "penalty_form": "critic"}, (True, "critic", 1.0)),
+    ],
+)
+def test_a_run_from_before_the_penalty_had_forms_keeps_its_loss(tmp_path: Path, recorded: dict, now: tuple) -> None:
+    run = RunDir.create(tmp_path / "run", RunConfig(algorithm="iq_mpc", dataset="x", env="Pendulum-v1"), None)
+    file = run.path / "config.json"
+    values = json.loads(file.read_text())
+    agent = {key: value for key, value in values["agent"].items() if "penalty" not in key}
+    file.write_text(json.dumps({**values, "agent": {**agent, **recorded}}))
+    for config in (run.config(), from_dict(RunConfig, read_source(str(run.path)).values)):
+        agent = config.resolved().agent
+        assert (agent["gradient_penalty"], agent["penalty_form"], agent["penalty_coef"]) == now
+    run.check_same(run.config())
+    other = replace(run.config(), agent={"gradient_penalty": recorded["gradient_penalty"]})
+    if now[1:] != ("critic", 0.1):
+        with pytest.raises(ConfigError, match=r"cannot resume .* with agent\.penalty_(form|coef) = .*: it was started with"):
+            run.check_same(other)
+    else:
+        run.check_same(other)
+
+
+def test_a_checkpoint_that_was_moved_aside_by_a_killed_process_counts(config: RunConfig, tmp_path: Path) -> None:
+    """It was killed while it wrote another one of the same update, between the two renames."""
+    run = RunDir.create(tmp_path / "run", config, None)
+    for update in (20, 40):
+        checkpoint.save(run.checkpoint_path(update), {}, {})
+    newest = run.checkpoint_path(40)
+    newest.rename(newest.with_name(f".{newest.name}.0123456789ab.old"))
+    assert run.newest_checkpoint() == newest
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["00000020", "00000040"]

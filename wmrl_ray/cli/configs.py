@@ -13,6 +13,7 @@ import yaml
 from yaml import YAMLError
 
 from wmrl_ray.config import ConfigError, did_you_mean, read_json, with_key
+from wmrl_ray.run.settings import of_record
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SUFFIXES = (".yaml", ".yml")
@@ -104,7 +105,7 @@ def read_source(name: str) -> Source:
 def _read_source(name: str) -> Source:
     path = Path(name)
     if path.is_dir() and (path / "config.json").exists():
-        return Source(path.name, read_json(path / "config.json", "restore it"), path)
+        return Source(path.name, of_record(read_json(path / "config.json", "restore it")), path)
     if path.is_file():
         return Source(path.stem, _read_yaml(path))
     names = available()

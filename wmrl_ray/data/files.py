@@ -133,6 +133,12 @@ def replace_folder(partial: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def recover_all(folder: Path) -> None:
+    """`recover`, of whatever was in `folder`."""
+    for old in folder.glob(f".*{_OLD}"):
+        recover(folder / old.name[1:].removesuffix(_OLD).rpartition(".")[0])
+
+
 def recover(target: Path) -> None:
     """Before `target` is read: what a `replace_folder` that was killed between its two renames moved aside goes back."""
     if not target.exists():

@@ -29,6 +29,7 @@ from wmrl_ray.rllib.learner import AgentLearner
 from wmrl_ray.rllib.metrics import log_trained, plain_state
 from wmrl_ray.rollout import Evaluation
 from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.settings import of_record
 from wmrl_ray.train import checkpoint_meta, evaluation_metrics
 
 if TYPE_CHECKING:
@@ -322,7 +323,7 @@ class AgentAlgorithm(Algorithm):
         from wmrl_ray.rllib.config import CONFIGS
 
         meta = checkpoint.read_meta(Path(path) / "policy")
-        run, changes = from_dict(RunConfig, meta["run"]), dict(changes or {})
+        run, changes = from_dict(RunConfig, of_record({**meta["run"], "agent": meta["agent"]})), dict(changes or {})
         config = CONFIGS[run.algorithm].from_run(run)
         algorithm = cls(config=config.update_from_dict({**settings.found(meta.get("rllib", {}), changes), **changes}))
         try:

@@ -16,13 +16,22 @@ from wmrl_ray import checkpoint
 from wmrl_ray.checkpoint import CheckpointError
 from wmrl_ray.config import ConfigError, check, flatten, from_dict, read_json, to_dict
 from wmrl_ray.data.datasets import open_dataset
-from wmrl_ray.data.files import as_json, despite_full_disk, is_full, remove_partials, replacing, write_json, write_text
+from wmrl_ray.data.files import (
+    as_json,
+    despite_full_disk,
+    is_full,
+    recover_all,
+    remove_partials,
+    replacing,
+    write_json,
+    write_text,
+)
 from wmrl_ray.data.source import is_local
 from wmrl_ray.run.config import FROM_ENVIRONMENT, RunConfig
 from wmrl_ray.run.log import FILE as LOG
 from wmrl_ray.run.log import as_log, read_log
 from wmrl_ray.run.provenance import Provenance, describe_environment, with_session
-from wmrl_ray.run.settings import MAY_CHANGE, is_among
+from wmrl_ray.run.settings import MAY_CHANGE, is_among, of_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,7 +171,8 @@ class RunDir:
     def config(self) -> RunConfig:
         if not self.exists():
             raise ConfigError(f"{self.path} holds no run (no config.json); give the folder that `wmrl train` wrote")
-        return from_dict(RunConfig, read_json(self.path / "config.json", "restore it, or start the run over with --overwrite"))
+        values = read_json(self.path / "config.json", "restore it, or start the run over with --overwrite")
+        return from_dict(RunConfig, of_record(values))
 
     def sessions(self) -> list[Provenance]:
         """Where each session comes from, oldest first; of a run that was never resumed, environment.json alone has it."""
@@ -236,6 +246,7 @@ class RunDir:
 
         A damaged one is passed over with a warning. Raises CheckpointError if all are damaged.
         """
+        recover_all(self.path / "checkpoints")
         candidates = self._checkpoints()
         for path in reversed(candidates):
             try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from typing import Any
 
 # Runs that differ only here learn the same: a report takes them for seeds of one experiment.
 NOT_LEARNED = frozenset(
@@ -33,3 +34,16 @@ MAY_CHANGE = NOT_LEARNED | {"num_updates", "num_learners", "online.num_runners"}
 def is_among(key: str, settings: Set[str]) -> bool:
     """Whether a dotted key is one of the settings, or a part of one as `learner_resources.a_node` is."""
     return any(key == name or key.startswith(f"{name}.") for name in settings)
+
+
+def of_record(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json or a checkpoint holds, in today's settings: a run that is resumed learns as it did.
+
+    Before `penalty_form` was a setting IQ-MPC's gradient penalty was a loss of its own; the weight of one that is off says
+    nothing.
+    """
+    agent = values.get("agent")
+    if values.get("algorithm") != "iq_mpc" or not isinstance(agent, Mapping) or "penalty_form" in agent:
+        return dict(values)
+    others = {key: value for key, value in agent.items() if key != "penalty_coef"}
+    return {**values, "agent": {**agent, "penalty_form": "loss"} if agent.get("gradient_penalty") else others}
