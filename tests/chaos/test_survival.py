@@ -59,6 +59,23 @@ def test_a_learner_killed_when_its_weights_were_put(
     line.write(f"built again from update {recovery.update}; same result to the bit", line.recovery_s(), "nothing")
 
 
+def test_a_learner_stopped_while_it_is_built(
+    plain: Path, tmp_path: Path, row: Callable[..., Any], local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLlib waits for it for ever."""
+    line = row("learner", "SIGSTOP while it is built")
+    monkeypatch.setattr("wmrl_ray.rllib.train.STARTING_S", 40.0)
+    traps.arm("build", signum=signal.SIGSTOP)
+    result = train_on_ray(config_of(num_learners=1, call_timeout_s=LIMIT_S), tmp_path / "run", on_event=line.on_event)
+    check_whole(tmp_path / "run", result, plain)
+    check_same(tmp_path / "run", plain)
+    (recovery,) = recoveries(line)
+    assert "did not start within 60 s" in recovery.message and recovery.update == 0
+    line.write(
+        "ended with what it was built with, and built again (after 60 s); same result to the bit", line.recovery_s(), "nothing"
+    )
+
+
 @pytest.mark.parametrize("how", ["SIGSTOP", "SIGKILL"])
 def test_one_of_two_ranks_hurt_in_the_all_reduce(how: str, two_ranks: Path, tmp_path: Path, row: Callable[..., Any]) -> None:
     line = row("one of two learners", f"{how} in the all-reduce, where the other waits for it")

@@ -3,9 +3,9 @@
 A trap is a file, so that every process of a run sees it: `arm(point, ...)` writes it; the process that reaches the point for
 the n-th time after that takes the file away and sends the signal. Points: "step" and "reset" of an environment (sampling),
 "sample" of a replay (an update), "all_reduce" of gradients, "put" when the learner's weights are in the object store, "fetch"
-when it takes episodes, "evaluate" of a runner of evaluations, "get_state" of a replay (saving, where the learner is), "seal"
-(saving: the files are there, the manifest is not), "replace" (the manifest is there too, in a folder that has not its name
-yet).
+when it takes episodes, "build" where it is made, "evaluate" of a runner of evaluations, "get_state" of a replay (saving,
+where the learner is), "seal" (saving: the files are there, the manifest is not), "replace" (the manifest is there too, in a
+folder that has not its name yet).
 
 Importing this module sets the points; runs import it by the environment's id, TRAP_PLANE.
 """
@@ -137,6 +137,7 @@ Replay.get_state = _trapped(Replay.get_state, "get_state")
 checkpoint.seal = _trapped(checkpoint.seal, "seal")
 checkpoint.replace = _trapped(checkpoint.replace, "replace")
 dist.all_reduce = _trapped(dist.all_reduce, "all_reduce")
+OnlineLearner.build = _trapped(OnlineLearner.build, "build")  # type: ignore[method-assign]
 OnlineLearner._publish = _trapped(OnlineLearner._publish, "put", after=True)  # type: ignore[method-assign]
 online_learner.fetch = _trapped(online_learner.fetch, "fetch", after=True)
 PlannerEnvRunner.run_episodes = _trapped(PlannerEnvRunner.run_episodes, "evaluate")  # type: ignore[method-assign]

@@ -24,6 +24,7 @@ from wmrl_ray.data.episode import Episode
 from wmrl_ray.data.replay import DemonstrationReplay, Replay
 from wmrl_ray.rllib import compat, failures
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
+from wmrl_ray.rllib.evaluation import RunningEvaluation
 from wmrl_ray.rllib.failures import (
     ActorLostError,
     CollectiveError,
@@ -85,6 +86,32 @@ def test_a_death_is_found_behind_what_ray_makes_of_it() -> None:
     assert isinstance(as_lost(behind, "building"), ActorLostError)
     assert isinstance(as_lost(ObjectLostError("0" * 56, "", ""), "building"), ActorLostError)
     assert as_lost(ValueError("mine"), "building") is None
+
+
+def test_an_error_in_rllibs_handler_of_a_death_is_a_death_and_ours_is_final() -> None:
+    def handled(error: Exception) -> Exception:
+        error.__context__ = ActorDiedError()  # as in `except ActorDiedError: raise error`
+        return error
+
+    assert isinstance(as_lost(handled(TypeError("exceptions must derive from BaseException")), "building"), ActorLostError)
+    assert as_lost(handled(RemoteError("runner 0 died 3 times in a row")), "building") is None
+
+
+@pytest.mark.parametrize(("error", "is_lost"), [(ActorDiedError(), True), (TypeError("RLlib's own"), False)])
+def test_what_ends_an_evaluation_is_a_loss_only_where_a_runner_is_gone(error: Exception, is_lost: bool) -> None:
+    def fetch(**kwargs: Any) -> Any:
+        raise error
+
+    group: Any = SimpleNamespace(
+        healthy_worker_ids=lambda: [1],
+        num_remote_env_runners=lambda: 1,
+        foreach_env_runner_async=lambda *args, **kwargs: 1,
+        fetch_ready_async_reqs=fetch,
+    )
+    running = RunningEvaluation(group, {}, 2, seed=0, num_updates=0, timeout_s=60.0)
+    with pytest.raises(RemoteError, match="evaluation runner") as caught:
+        running.poll(None)
+    assert isinstance(caught.value, ActorLostError) == is_lost
 
 
 @pytest.mark.parametrize("imitates", [False, True])

@@ -95,7 +95,8 @@ def test_a_stop_that_is_asked_for_ends_the_wait(wait: Any) -> None:
 
 
 def actor(**options: Any) -> Any:
-    return ray.remote(type("Taker", (), {"here": lambda self: True})).options(**options).remote()
+    methods = {"here": lambda self: True, "hang": lambda self: time.sleep(600)}
+    return ray.remote(type("Taker", (), methods)).options(**options).remote()
 
 
 def starts(taker: Any, within_s: float = 60.0) -> bool:
@@ -119,6 +120,17 @@ def test_room_that_comes_free_ends_the_wait_and_nobody_takes_it_before_the_actor
     wait.room.release()
     assert starts(rival)
     ray.kill(rival)
+
+
+def test_who_does_not_start_in_time_is_ended_and_there_is_room_again(wait: Any) -> None:
+    asked, here = ("learner", {"CPU": 8.0}), lambda: actor(num_cpus=8, scheduling_strategy=wait.room.strategy("learner", 0))
+    assert wait(asked)
+    with pytest.raises(ValueError, match="mine"), wait.room.used(60.0):
+        raise ValueError("mine")
+    assert starts(hanging := here())
+    with pytest.raises(ActorLostError, match="did not start within 1 s"), wait.room.used(1.0):
+        ray.get(hanging.hang.remote())
+    assert wait(asked) and starts(here())
 
 
 def test_two_runs_never_take_half_of_what_each_needs(wait: Any, tmp_path: Path) -> None:
@@ -146,7 +158,7 @@ def test_every_actor_of_a_run_is_in_its_room(tmp_path: Path) -> None:
     asked = needs(settings)
     with Room() as room:
         assert room.wait(asked, 60.0, tmp_path, print, lambda: False)
-        with room.used():
+        with room.used(600.0):
             algorithm: Any = compat.build(settings, tmp_path)
         rest = actor(num_cpus=8 - len(asked))
         assert starts(rest)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from wmrl_ray.rllib.failures import ActorLostError, RemoteError, guarded, unwrap
+from wmrl_ray.rllib.failures import ActorLostError, RemoteError, guarded, remote_error, unwrap
 from wmrl_ray.rollout import Evaluation
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class RunningEvaluation:
             left = 1.0 if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 ready = self._group.fetch_ready_async_reqs(tags=TAG, timeout_seconds=min(left, 1.0))
-            except Exception as error:  # how RLlib reports the death of an actor
-                raise ActorLostError(f"an evaluation runner died: {error}") from error
+            except Exception as error:  # a runner's own come as values: what is raised is Ray's, a death mostly
+                raise remote_error("evaluation runner", error) from error
             self._shares.update(ready)
             unwrap((share for _, share in ready), "evaluation runner", len(ready))
             if not ready and self._group.num_in_flight_async_reqs(TAG) == 0:

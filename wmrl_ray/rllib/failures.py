@@ -124,7 +124,7 @@ def unwrap(results: Iterable[Any], who: str, expected: int, waited_s: float | No
     # Why: when one rank fails, the others fail in the collective call that it left; the cause is the one that is not about it
     failures.sort(key=lambda failure: ("error", "death", "collateral").index(kind_of(failure)))
     if failures:
-        raise _error(who, failures[0])
+        raise remote_error(who, failures[0])
     if len(values) != expected:
         lost = f"{expected - len(values)} of {expected} {who}s"
         if waited_s is not None:
@@ -155,11 +155,14 @@ def as_lost(error: BaseException, doing: str) -> ActorLostError | None:
             return cause
         if is_death(cause):
             return ActorLostError(f"an actor died while {doing}: {_first_line(cause)}")
-        cause = getattr(cause, "cause", None) or cause.__cause__
+        # Why the context too: a learner that dies as the group starts makes RLlib fail in its own handler, with a TypeError
+        is_ours = isinstance(cause, RemoteError) or cause.__suppress_context__
+        cause = getattr(cause, "cause", None) or cause.__cause__ or (None if is_ours else cause.__context__)
     return None
 
 
-def _error(who: str, failure: Failure | Exception) -> RemoteError:
+def remote_error(who: str, failure: Failure | Exception) -> RemoteError:
+    """An ActorLostError where an actor is gone, or misses what one that is gone had."""
     kind = RemoteError if kind_of(failure) == "error" else ActorLostError
     if isinstance(failure, Failure):
         return kind(f"{who} failed: {failure.error}\n\nOn the {who}:\n{failure.trace}", failure.error_type)

@@ -8,6 +8,7 @@ wait for it and the actors, nor while an actor that died is made again.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from wmrl_ray.core.agents import AGENTS
 from wmrl_ray.rllib import compat
-from wmrl_ray.rllib.failures import RemoteError
+from wmrl_ray.rllib.failures import ActorLostError, RemoteError
 
 if TYPE_CHECKING:
     from wmrl_ray.rllib.config import AgentAlgorithmConfig
@@ -149,13 +150,27 @@ class Room:
         return bool(self._probes)
 
     @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """An algorithm that is built inside puts its actors here, those too that it makes later."""
+    def used(self, limit_s: float) -> Iterator[None]:
+        """An algorithm that is built inside puts its actors here, those too that it makes later.
+
+        Raises:
+            ActorLostError: it is not built after `limit_s`, and all in the room were ended. Why: RLlib would wait for ever.
+        """
         token, places = _used.set(self), (lambda i: self.strategy(LEARNER, i), lambda i: self.strategy(EVALUATION, i))
+        is_late = threading.Event()
+        timer = threading.Timer(min(limit_s, threading.TIMEOUT_MAX), lambda: (is_late.set(), self.release()))
+        timer.daemon = True
+        if self._group is not None:
+            timer.start()
         try:
             with contextlib.nullcontext() if self._group is None else compat.placed(*places):
                 yield
+        except Exception as error:
+            if not is_late.is_set():
+                raise
+            raise ActorLostError(f"learners or runners did not start within {limit_s:g} s: hanging or slow") from error
         finally:
+            timer.cancel()
             _used.reset(token)
 
 

@@ -46,6 +46,7 @@ from wmrl_ray.train import (
     with_recorded_env,
 )
 
+STARTING_S = 120.0  # that processes may take to start, beside what a call may
 STOPPING_S = 10.0  # that a run which is to stop waits for an evaluation
 MOST_BACKOFF_S = 60.0  # between the loss of an actor and the next session
 
@@ -203,7 +204,7 @@ class _Run:
         torch.set_num_threads(1)  # Why: as the loop without Ray; actors have one CPU each too
         self.run = run
         self._held = held
-        with held.room.used(), taking_over(held.kept):
+        with held.room.used(STARTING_S + config.call_timeout_s), taking_over(held.kept):
             self.algorithm: AgentAlgorithm = compat.build(settings, self.run.path)
         held.kept = None  # they are the algorithm's now
         self.progress = Progress(config)
