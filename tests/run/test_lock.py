@@ -28,6 +28,8 @@ def test_a_second_process_is_refused_with_the_first_ones_name_until_it_dies(tmp_
         refusal = rf"process {other.pid} on {socket.gethostname()} is at work in {tmp_path}/run since 20\d\d-.* UTC; wait"
         with pytest.raises(ConfigError, match=refusal), only_writer(tmp_path / "run", take_over=True):
             pytest.fail("two writers")
+        began = [lock._started(pid) for pid in (os.getpid(), other.pid)]
+        assert int(str(began[0])) < int(str(began[1]))
         other.kill()
         with only_writer(tmp_path / "run", patience_s=30):
             found = json.loads((tmp_path / "run" / FILE).read_text())
@@ -58,7 +60,8 @@ def test_a_folder_that_came_with_the_lock_and_stayed_empty_goes_with_it(tmp_path
         {"pid": 2**22 + 1},  # no process has it
         {},  # the pid is there, but of a process that began at another time
         {"started": None},
-        {"pid": os.getpid()},  # this process had the number before, in another life
+        {"pid": 2**22 + 1, "started": None},  # of a system that does not say when it began
+        {"pid": os.getpid(), "started": lock._started(os.getpid())},  # this one, which could not say that it let go
         {"pid": os.getppid(), "started": lock._started(os.getppid()), "boot": "of another day"},
     ],
 )
@@ -72,8 +75,15 @@ def test_a_live_owner_holds_without_the_kernels_lock_too(tmp_path: Path, monkeyp
     """On a file system that has none."""
     monkeypatch.setattr(lock.fcntl, "flock", lambda *args: (_ for _ in ()).throw(OSError(95, "not supported")))
     owner(tmp_path, started=lock._started(os.getppid()))
-    with pytest.raises(ConfigError, match=f"process {os.getppid()} on"), only_writer(tmp_path):
+    with pytest.raises(ConfigError, match=f"process {os.getppid()} on"), only_writer(tmp_path, take_over=True):
         pytest.fail("two writers")
+
+
+def test_the_kernels_lock_holds_without_a_record_too(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path):
+        (tmp_path / FILE).write_text("")
+        with pytest.raises(ConfigError, match=f"^another process is at work in {tmp_path}; wait"), only_writer(tmp_path):
+            pytest.fail("two writers")
 
 
 def test_of_another_host_nobody_knows_and_the_line_says_how_to_take_it_over(tmp_path: Path) -> None:
