@@ -141,7 +141,8 @@ def test_ray_killing_a_runner_for_memory_is_a_death_too(runners: CountedRunners,
 def test_all_that_hang_are_waited_for_once(runners: CountedRunners, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four runners that do not answer cost one limit, not four."""
     runners.config.call_timeout_s = 0.4
-    started, deadline = time.monotonic(), runners.deadline()
+    runners.started = {0, 1}
+    started, deadline = time.monotonic(), runners.deadline(0)
     for runner in (0, 1):
         assert runners.answer(runner, concurrent.futures.Future(), deadline) is None
     waited: list[float] = []
@@ -153,10 +154,24 @@ def test_all_that_hang_are_waited_for_once(runners: CountedRunners, monkeypatch:
 
     actor = SimpleNamespace(get_collector_state=SimpleNamespace(remote=lambda session: None))
     runners.actors = [actor, actor]
-    runners.deaths = [0, 0]
+    runners.deaths, runners.started = [0, 0], {0, 1}
     monkeypatch.setattr(sampling.ray, "get", hang)
     assert runners.collector_states("s") == ([None, None], [0, 1])
     assert 0.8 <= time.monotonic() - started < 1.2 and waited[1] < 0.05
+
+
+def test_an_actor_that_may_still_be_starting_has_more_time(runners: CountedRunners, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "STARTING_S", 1000.0)
+    runners.config.call_timeout_s = 10.0
+
+    def left_s() -> list[int]:
+        return [round(runners.deadline(runner) - time.monotonic(), -1) for runner in (0, 1)]
+
+    assert left_s() == [1010, 1010]
+    assert runners.answer(0, ended(Answer([], Statistics())), SOON) is not None
+    assert left_s() == [10, 1010]
+    assert runners.answer(0, ended(ActorDiedError()), SOON) is None
+    assert left_s() == [1010, 1010]  # the one in its place is another
 
 
 def test_an_order_ends_with_an_episode_so_that_it_cannot_die_with_its_runner() -> None:

@@ -129,7 +129,7 @@ class AtOnce:
         """All that the schedule allows now."""
         while (request := self.schedule.next_request()) is not None:
             future, episodes = self.runners.ask(request.runner, self._order(request))
-            self.waiting[future] = Asked(request, episodes, self.runners.deadline())
+            self.waiting[future] = Asked(request, episodes, self.runners.deadline(request.runner))
             future.add_done_callback(self._ended.put)
         if (call := self.schedule.next_call()) is not None:
             self._learning = self._pool.submit(partial(self._learn, _packets(call.deliveries), call.num_updates))
@@ -138,7 +138,7 @@ class AtOnce:
 
     def _next(self) -> list[Future]:
         """What has ended, or has not in its time; waits for one of them."""
-        first = next(iter(self.waiting), None)  # asked before all others, so that its time ends first
+        first = next(iter(self.waiting), None)  # asked before all others, so that its time ends first, or it starts
         left_s = None if first is None else max(0.0, self.waiting[first].deadline - time.monotonic())
         try:
             return [self._ended.get(timeout=left_s)]

@@ -21,6 +21,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 # How a process learns that another one, or what that owned, is gone. Why so many: Ray's memory monitor kills a worker with an
 # error of its own, and what a dead learner owned (weights) or a lost node held (episodes) is missed by whoever asks for it.
 DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+STARTING_S = 120.0  # that a process may take to start, beside what a call may
 REASON_S = 5.0  # that others are waited for after a failure: one of them may have the reason
 
 # error: something went wrong in a process. death: another process is gone. collateral: another rank left a collective call.

@@ -176,8 +176,8 @@ class OnlineAlgorithm(AgentAlgorithm):
         left = dict.fromkeys(range(self.online.num_runners), turn.steps)  # an answer comes as soon as an episode ends
         while left:
             sent = {runner: self._runners.ask(runner, self._order(runner, n, turn.random)) for runner, n in left.items()}
-            deadline = self._runners.deadline()
-            for runner in sent:
+            deadlines = {runner: self._runners.deadline(runner) for runner in sent}
+            for runner, deadline in deadlines.items():
                 answer = self._runners.answer(runner, sent[runner][0], deadline)
                 if answer is None:
                     self._ledger.lose(runner)  # and the one that replaces it is asked for these steps next

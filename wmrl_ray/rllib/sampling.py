@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from wmrl_ray.collect import Statistics
-from wmrl_ray.rllib.failures import DEATHS, RemoteError, unwrap
+from wmrl_ray.rllib.failures import DEATHS, STARTING_S, RemoteError, unwrap
 from wmrl_ray.rllib.placement import RUNNER, Room
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Runners:
     room: Room = field(default_factory=Room)
     actors: list[Any] = field(default_factory=list)
     deaths: list[int] = field(default_factory=list)  # of each in a row
+    started: set[int] = field(default_factory=set)  # those whose actor has answered
 
     def __post_init__(self) -> None:
         self._shared_config = ray.put(self.config)
@@ -124,9 +125,11 @@ class Runners:
         answer, episodes = self.actors[runner].collect.options(num_returns=2).remote(order)
         return answer.future(), episodes
 
-    def deadline(self) -> float:
-        """By `time.monotonic()`, of what is asked now: one for all who are asked together."""
-        return time.monotonic() + self.config.call_timeout_s
+    def deadline(self, runner: int) -> float:
+        """By `time.monotonic()`, of what is asked now. Why more for an actor that has never answered: it may still be starting,
+        and on a busy node would count as hanging, as would the one in its place.
+        """
+        return time.monotonic() + self.config.call_timeout_s + (0.0 if runner in self.started else STARTING_S)
 
     def answer(self, runner: int, future: concurrent.futures.Future[Any], deadline: float) -> Answer | None:
         """The answer; None if the runner died, or does not answer until `deadline`, and is replaced.
@@ -146,6 +149,7 @@ class Runners:
             return None
         unwrap([answer], "runner", 1)
         self.deaths[runner] = 0
+        self.started.add(runner)
         return answer
 
     def _replace(self, runner: int) -> None:
@@ -156,6 +160,7 @@ class Runners:
                 f"call_timeout_s = {self.config.call_timeout_s:g} s; see Ray's logs of the node)"
             )
         ray.kill(self.actors[runner])
+        self.started.discard(runner)
         self.actors[runner] = self._make(runner)
 
     def collector_states(self, session: str) -> tuple[list[dict[str, Any] | None], list[int]]:
@@ -164,10 +169,11 @@ class Runners:
         """
         states: list[Any] = []
         dead = []
-        deadline = self.deadline()
-        for runner, reference in enumerate([actor.get_collector_state.remote(session) for actor in self.actors]):
+        references = [actor.get_collector_state.remote(session) for actor in self.actors]
+        deadlines = [self.deadline(runner) for runner in range(self.num_runners)]
+        for runner, reference in enumerate(references):
             try:
-                states.append(ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
+                states.append(ray.get(reference, timeout=max(0.0, deadlines[runner] - time.monotonic())))
             except (*DEATHS, GetTimeoutError):
                 self._replace(runner)
                 dead.append(runner)

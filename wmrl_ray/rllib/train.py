@@ -25,7 +25,7 @@ from wmrl_ray.rllib import compat
 from wmrl_ray.rllib.algorithm import AgentAlgorithm
 from wmrl_ray.rllib.at_once import Kept
 from wmrl_ray.rllib.config import CONFIGS, AgentAlgorithmConfig
-from wmrl_ray.rllib.failures import RemoteError, as_lost
+from wmrl_ray.rllib.failures import STARTING_S, RemoteError, as_lost
 from wmrl_ray.rllib.online import taking_over
 from wmrl_ray.rllib.placement import Room, needs
 from wmrl_ray.rllib.telemetry import Telemetry
@@ -46,7 +46,6 @@ from wmrl_ray.train import (
     with_recorded_env,
 )
 
-STARTING_S = 120.0  # that processes may take to start, beside what a call may
 STOPPING_S = 10.0  # that a run which is to stop waits for an evaluation
 MOST_BACKOFF_S = 60.0  # between the loss of an actor and the next session
 
