@@ -164,7 +164,7 @@ def test_an_actor_that_may_still_be_starting_has_more_time(runners: CountedRunne
     monkeypatch.setattr(sampling, "STARTING_S", 1000.0)
     runners.config.call_timeout_s = 10.0
 
-    def left_s() -> list[int]:
+    def left_s() -> list[float]:
         return [round(runners.deadline(runner) - time.monotonic(), -1) for runner in (0, 1)]
 
     assert left_s() == [1010, 1010]
