@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,6 +268,11 @@ def open_run(run_dir: Path, config: RunConfig, dataset: Dataset | None, resume: 
     if not (resume and run.exists()):
         return RunDir.create(run_dir, config, dataset)
     run.check_same(config)
+    before = run.config().env_config
+    if taken := {name: value for name, value in config.env_config.items() if name not in before}:
+        warnings.warn(
+            f"{run_dir} began without its dataset's environment: from here on it is evaluated with {taken}", stacklevel=2
+        )
     run.extend(config.num_updates)
     run.write_config(config)
     return run
@@ -279,8 +285,7 @@ def data_warning(run: RunDir) -> str | None:
     file = run.path / "dataset.json"
     card = json.loads(file.read_text()) if file.exists() else {}
     said, config = list(card.get("notes") or []), run.config().env_config
-    recorded = recorded_config(card.get("env_id"), card.get("env_spec"), config)
-    if (changed := overridden(recorded, config)) is not None:
+    if (changed := overridden(card.get("env_spec"), config)) is not None:
         said.append(f"{changed}; scores are still on the dataset's scale" if card.get("ref_min_score") is not None else changed)
     return f"dataset {card['name']}: {'; '.join(said)}" if said else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -123,7 +124,18 @@ def test_what_has_changed_in_the_bucket_is_copied_again(home: Path, episodes: li
     uri = bucket.uri("mine/sets/d.hdf5")
     assert len(open_dataset(uri)) == 4
     write_hdf5(file, transitions(episodes[:2]))
+    os.utime(file, (0, file.stat().st_mtime + 1))  # Why: the protocol's times are of whole seconds
     assert_holds(open_dataset(uri), episodes[:2])
+    (home / "cache").rename(home / "before")
+    assert len(open_dataset(uri, cache_dir=home / "mine")) == verify(uri, cache_dir=home / "mine").card.num_episodes == 2
+    assert (home / "mine/downloads").is_dir() and not (home / "cache").exists()  # copied where the user said
+
+
+@pytest.mark.parametrize("key", ["AKIA1:hidden@mine", "AKIA1:hid/den@mine"])
+def test_a_key_in_the_uri_is_refused_and_not_shown(home: Path, key: str) -> None:
+    with pytest.raises(DataError, match=r"dataset 's3://...' carries a key.*set AWS_ACCESS_KEY_ID") as caught:
+        open_dataset(f"s3://{key}/d.npz")
+    assert "AKIA1" not in str(caught.value) and "hid" not in str(caught.value)
 
 
 def test_what_is_not_there_or_does_not_answer_is_one_line(

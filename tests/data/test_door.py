@@ -154,7 +154,8 @@ def test_truncations_of_an_npz_are_its_timeouts(home: Path, episodes: list[Episo
     refused(home / "both.npz", "has both 'timeouts' and 'truncations'", home / "none")
 
 
-ENDS = ["dones", "done", "truncateds", "masks", "is_last", "discount", "episode_ends", "traj_id", "valids", "timeouts"]
+ENDS = ["dones", "done", "truncateds", "masks", "is_last", "discount", "episode_ends", "traj_id", "valids", "timeouts",
+        "nonterminals", "isLast", "step_type"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -273,6 +274,13 @@ def test_metadata_that_count_otherwise_are_refused(
     refused("x-v0", f"its metadata say {key} = {value}, its (files hold 4|episodes have 17)", home)
 
 
+def test_returns_of_trajectories_that_are_incomplete_are_refused(home: Path, episodes: list[Episode]) -> None:
+    write_minari("x-v0", episodes)
+    path = home / "minari/x-v0/data/metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"wmrl_trajectories": [1]}))
+    refused("x-v0", "a number and two returns are needed", home)
+
+
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
 @pytest.mark.parametrize("width", [4, 6])
 def test_an_observation_of_another_width_than_its_space_is_refused(
@@ -324,6 +332,15 @@ def write_pictures(shape: tuple[int, ...], data_format: str, **more: Any) -> np.
         "x-v0", [buffer], observation_space=space, action_space=gym.spaces.Box(-1, 1, (2,)), data_format=data_format, **more
     )
     return frames
+
+
+def test_images_in_another_order_than_their_space_are_refused(home: Path) -> None:
+    write_pictures((32, 40, 3), "hdf5", jpeg_encoding=False)
+    with h5py.File(home / "minari/x-v0/data/main_data.hdf5", "r+") as file:
+        moved = np.moveaxis(file["episode_0/observations"][()], 3, 1)  # type: ignore[index]
+        del file["episode_0/observations"]
+        file["episode_0/observations"] = moved
+    refused("x-v0", r"has the shape \[4, 3, 32, 40\]; by its space \[4, 32, 40, 3\] is needed", home)
 
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])

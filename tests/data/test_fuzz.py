@@ -205,6 +205,7 @@ def mutate_episode(draw: Callable[..., Any], document: Document) -> None:
 
 def mutate_metadata(draw: Callable[..., Any], metadata: Document) -> None:
     ours = ["env_spec", "eval_env_spec", "ref_min_score", "wmrl_notes", "wmrl_sha256", "wmrl_intents", "wmrl_env_id"]
+    ours += ["wmrl_trajectories", "wmrl_terminal_obs_known", "wmrl_action_repeat"]
     # Why not the actions' bounds: others are another meaning of the same numbers, not damage
     name = draw(st.sampled_from(sorted({*metadata, *ours, "description"})))
     if draw(st.booleans()):

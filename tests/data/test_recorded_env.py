@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,33 @@ def test_a_step_limit_counts_after_repeated_actions_and_gives_way_to_a_fixed_len
     card = open_dataset(dataset).card
     assert recorded_config(card.env_id, card.env_spec, {"action_repeat": 2})["max_episode_steps"] == 4
     assert recorded_config(card.env_id, card.env_spec, {"fixed_length": 9}) == {"goal": 3.0}
-    assert overridden({"a": 1, "b": 2}, {"a": 1}) is None
+
+
+def test_whatever_differs_from_the_datasets_environment_is_said(dataset: str) -> None:
+    spec = gym.spec("wmrl/PointMaze-UMaze-v0").to_json()  # registered as it is recorded
+    limit = gym.spec("wmrl/PointMaze-UMaze-v0").max_episode_steps
+    said = "env_config changes the dataset's environment: "
+    for config, reads in (
+        ({"max_episode_steps": 5}, f"max_episode_steps = 5 (the dataset's: {limit})"),
+        ({"fixed_length": 5}, f"fixed_length = 5 (the dataset's: {limit})"),
+        ({"p_tremble": 0.1}, "p_tremble = 0.1 (the dataset's: not set)"),
+        ({"max_episode_steps": limit}, None),
+        ({"action_repeat": 2, "max_episode_steps": -(-limit // 2), "render_mode": "rgb_array"}, None),
+    ):
+        assert overridden(spec, config) == (None if reads is None else said + reads)
+    assert overridden(None, {"goal": 2.0}) is None  # nothing is known of it
+    assert len(overridden(open_dataset(dataset).card.env_spec, {"goal": [[0.0] * 99] * 99}) or "") < 200
+
+
+def test_a_run_that_began_without_the_datasets_environment_says_that_it_goes_on_there(dataset: str, home: Path) -> None:
+    train(config(dataset), home / "run")
+    run = RunDir(home / "run")
+    run.write_config(dataclasses.replace(run.config(), env_config={}))
+    with pytest.warns(UserWarning, match="from here on it is evaluated with {'goal': 3.0, 'max_episode_steps': 7}"):
+        train(config(dataset, num_updates=3), home / "run", resume=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(config(dataset, num_updates=4), home / "run", resume=True)
 
 
 def test_what_is_registered_alike_is_not_repeated() -> None:

@@ -136,8 +136,8 @@ def test_a_task_that_does_not_exist_gets_one_line(env_id: str, message: str) -> 
     ("kwargs", "message"),
     [
         ({"obs": "rgb"}, "obs = 'rgb'; it must be 'state' or 'pixels'"),
-        ({"action_repeat": 0}, "action_repeat = 0; at least 1"),
-        ({"max_episode_steps": -1}, "max_episode_steps = -1; at least 1"),
+        ({"action_repeat": 0}, "action_repeat = 0; a whole number, at least 1"),
+        ({"max_episode_steps": -1}, "max_episode_steps = -1; a whole number, at least 1, is needed"),
         ({"size": 84}, "cannot be made with env_config = {'size': 84}"),
     ],
 )

@@ -77,6 +77,7 @@ def _strict() -> Iterator[None]:
         ({"obs": np.array([0.0, np.nan, 0.0])}, r"observation\[1\] is nan"),
         ({"obs": np.array([0.0, 0.0, -np.inf], np.float32)}, r"observation\[2\] is -inf"),
         ({"obs": np.full(3, 1e200)}, r"observation\[0\] is 1e\+200"),
+        ({"obs": np.array([0.0, np.inf, 0.0], np.float16)}, r"observation\[1\] is inf"),
         ({"obs": "far away"}, r"its observation is 'far away'"),
         ({"obs": [[0.0], [0.0, 1.0]]}, r"its observation is \[\[0\.0\], \[0\.0, 1\.0\]\]"),
         ({"reward": np.nan}, r"its reward is nan"),

@@ -181,8 +181,11 @@ def test_they_are_below_the_intents_and_in_every_row() -> None:
     ("kwargs", "message"),
     [
         ({"p_tremble": 1.5}, "p_tremble = 1.5; a probability is needed"),
-        ({"fixed_length": 0}, "fixed_length = 0; at least 1"),
-        ({"action_repeat": 0}, "action_repeat = 0; at least 1"),
+        ({"fixed_length": 0}, "fixed_length = 0; a whole number, at least 1"),
+        ({"fixed_length": "9"}, "fixed_length = '9'; a whole number, at least 1"),
+        ({"p_tremble": "often"}, "p_tremble = 'often'; a probability is needed"),
+        ({"action_repeat": 1.5}, "action_repeat = 1.5; a whole number, at least 1"),
+        ({"action_repeat": 0}, "action_repeat = 0; a whole number, at least 1"),
         ({"fixed_length": 5, "max_episode_steps": 6}, "give fixed_length or max_episode_steps, not both"),
     ],
 )

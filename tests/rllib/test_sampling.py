@@ -108,11 +108,16 @@ def test_the_module_acts_on_images_and_their_episodes_stay_bytes() -> None:
             return [0.0, 1.0]
 
         def get_infos(self) -> list[dict[str, Any]]:
-            return [{}] * 3
+            return infos
 
+    infos: list[dict[str, Any]] = [{}] * 3
     episode = read_episode([Chunk()]).episode
     assert episode.obs.dtype == np.uint8
     assert episode.action.dtype == np.float32
+    # a reset that reports success is no step, here and without Ray
+    for said, success in (([1, 0, 0], False), ([0, 1, 0], True), ([1], None)):
+        infos = [*({"success": bool(value)} for value in said), {}, {}][:3]
+        assert read_episode([Chunk()]).success is success
 
 
 def test_ray_killing_a_runner_for_memory_is_a_death_too(runners: CountedRunners, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,10 +24,16 @@ def fetch(uri: str, cache: Path) -> Path:
     """A copy on this machine: a file, or a folder with the same files below it.
 
     Raises:
-        DataError: nothing there, no answer, no right to read, no space.
+        DataError: nothing there, no answer, no right to read, no space, or a key in the URI.
     """
     from pyarrow.fs import FileSystem
 
+    scheme, _, rest = uri.partition("://")
+    if {"@", ":"} & set(rest.partition("/")[0]):
+        raise DataError(
+            f"dataset '{scheme}://...' carries a key, which cards and run folders would keep; leave it out of the URI, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     try:
         system, base = FileSystem.from_uri(uri)
         files = within(ANSWER_SECONDS, lambda: _files(system, base))

@@ -42,6 +42,10 @@ class Origin:
     base_name: str | None = None
     base_sha256: str | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.trajectories) not in (0, 3) or not np.isfinite(self.trajectories).all():
+            raise ValueError(f"trajectories = {self.trajectories}, where a number and two returns are needed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard(Origin):

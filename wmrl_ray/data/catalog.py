@@ -56,7 +56,8 @@ def verify(uri: str | Path, *, cache_dir: Path | str | None = None) -> Verificat
     Raises:
         DataError: naming the file that differs, and the fix.
     """
-    source, cache = resolve(uri), Cache(Path(cache_dir) if cache_dir is not None else None)
+    cache = Cache(Path(cache_dir) if cache_dir is not None else None)
+    source = resolve(uri, cache.folder)
     sha256, known = source.sha256(), cache.known(source)
     if known is not None and known["sha256"] != sha256:
         raise DataError(

@@ -86,7 +86,8 @@ def open_dataset(
     from wmrl_ray.data.cache import Cache
     from wmrl_ray.data.source import resolve
 
-    return Cache(Path(cache_dir) if cache_dir is not None else None).open(resolve(uri), progress)
+    cache = Cache(Path(cache_dir) if cache_dir is not None else None)
+    return cache.open(resolve(uri, cache.folder), progress)
 
 
 def check_compatible(

@@ -82,8 +82,9 @@ class Source:
                     yield str(path.relative_to(self.path)), path
 
 
-def resolve(uri: str | Path) -> Source:
-    """Finds the source; a Minari id that is not on this machine is downloaded.
+def resolve(uri: str | Path, cache: Path | None = None) -> Source:
+    """Finds the source; a Minari id that is not on this machine is downloaded, what is in a bucket is copied into `cache`
+    (None: `default_cache_dir`).
 
     Raises:
         DataError: nothing there, or an unknown format.
@@ -93,7 +94,7 @@ def resolve(uri: str | Path) -> Source:
     if separator and scheme == "minari":
         return _minari_id(rest)
     if separator and scheme in SCHEMES:
-        found = _on_disk(fetch(text, default_cache_dir()), None)
+        found = _on_disk(fetch(text, cache or default_cache_dir()), None)
         return replace(found, uri=text.partition("?")[0])
     if separator and scheme not in ("hdf5", "file"):
         raise DataError(f"dataset {text!r}: unknown scheme {scheme!r}; allowed: {FORMATS}")

@@ -17,7 +17,7 @@ from gymnasium.spaces import Box
 from wmrl_ray.config import ConfigError
 
 SUCCESS = ("success", "is_success", "solved")  # in info; the first that is there and not None counts
-_LARGEST = float(np.finfo(np.float32).max)  # episodes hold float32
+_LARGEST = np.float64(np.finfo(np.float32).max)  # of episodes; no Python float, which becomes inf beside a float16
 _INTERFACE = "reset(*, seed=None, options=None) -> (obs, info), step(action) -> (obs, reward, terminated, truncated, info)"
 
 

@@ -43,17 +43,19 @@ def make_env(
     if source is not None:
         wrapped = {"action_repeat": action_repeat, "p_tremble": p_tremble, "fixed_length": fixed_length}
         return IntentEnv(make_env(env_id, **wrapped, **kwargs), source)
-    check(0.0 <= p_tremble <= 1.0, f"p_tremble = {p_tremble}; a probability is needed")
-    check(action_repeat is None or action_repeat >= 1, f"action_repeat = {action_repeat}; at least 1 is needed")
+    check(
+        type(p_tremble) in (int, float) and 0.0 <= p_tremble <= 1.0,
+        f"env_config.p_tremble = {p_tremble!r}; a probability is needed",
+    )
     if fixed_length is not None:
-        check(fixed_length >= 1, f"fixed_length = {fixed_length}; at least 1 is needed")
         check("max_episode_steps" not in kwargs, "give fixed_length or max_episode_steps, not both")
         kwargs["max_episode_steps"] = fixed_length
-    limit = kwargs.get("max_episode_steps", 1)
-    check(
-        limit is None or (type(limit) is int and limit >= 1),
-        f"env_config.max_episode_steps = {limit!r}; a whole number, at least 1, is needed",
-    )
+    limit = kwargs.get("max_episode_steps")
+    for name, value in {"fixed_length": fixed_length, "max_episode_steps": limit, "action_repeat": action_repeat}.items():
+        check(
+            value is None or (type(value) is int and value >= 1),
+            f"env_config.{name} = {value!r}; a whole number, at least 1, is needed",
+        )
     env = _make_simulator(env_id, action_repeat, fixed_length, kwargs)
     return TremblingHand(env, p_tremble) if p_tremble else env
 

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from wmrl_ray.envs.catalog import family_of
 from wmrl_ray.envs.intents import split_intent_env_id
 
 _NOT_THE_TASK = ("render_mode", "width", "height", "camera_id", "camera_name")  # of a recording's pictures
+_NOT_SAID = (*_NOT_THE_TASK, "action_repeat", "obs")  # those two are compared with the dataset (`check_compatible`)
 
 
 def recorded_config(env_id: str | None, env_spec: str | None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -27,25 +29,34 @@ def recorded_config(env_id: str | None, env_spec: str | None, given: Mapping[str
     """
     if env_id is None or not env_spec:
         return {}
-    spec, given = json.loads(env_spec), given or {}
-    registered = _registered(split_intent_env_id(env_id)[1])
-    usual = {} if registered is None else json.loads(json.dumps(registered.kwargs, default=repr))
-    config = {
-        name: value
-        for name, value in (spec.get("kwargs") or {}).items()
-        if name not in _NOT_THE_TASK and (name not in usual or usual[name] != value)
-    }
-    limit = spec.get("max_episode_steps")
-    if limit is not None and "fixed_length" not in given and (registered is None or registered.max_episode_steps != limit):
-        config["max_episode_steps"] = -(-int(limit) // int(given.get("action_repeat") or 1))
-    return config
+    spec, usual, registered = json.loads(env_spec), {}, _registered(split_intent_env_id(env_id)[1])
+    if registered is not None:
+        kwargs = json.loads(json.dumps(registered.kwargs, default=repr))
+        usual = _said({"kwargs": kwargs, "max_episode_steps": registered.max_episode_steps})
+    beyond = {name for name, value in _said(spec).items() if name not in usual or usual[name] != value}
+    return {name: value for name, value in _said(spec, given or {}).items() if name in beyond}
 
 
-def overridden(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+def overridden(env_spec: str | None, config: Mapping[str, Any]) -> str | None:
     """One line about what `config` (a run's env_config) sets otherwise than the dataset's environment has it; None: nothing."""
-    changed = [f"{name} = {config[name]!r} (the dataset's: {_short(old)})" for name, old in recorded.items()
-               if name in config and config[name] != old]  # fmt: skip
+    if not env_spec:
+        return None
+    said = _said(json.loads(env_spec), config)
+    changed = [
+        f"{name} = {_short(value)} (the dataset's: {_short(said[name]) if name in said else 'not set'})"
+        for name, value in config.items()
+        if name not in _NOT_SAID and not (name in said and said[name] == value)
+    ]
     return f"env_config changes the dataset's environment: {', '.join(changed)}" if changed else None
+
+
+def _said(spec: Mapping[str, Any], given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """All that the spec says, as arguments of `make_env` beside `given`."""
+    said = {name: value for name, value in (spec.get("kwargs") or {}).items() if name not in _NOT_THE_TASK}
+    if (limit := spec.get("max_episode_steps")) is not None:
+        name = "fixed_length" if "fixed_length" in given else "max_episode_steps"
+        said[name] = -(-int(limit) // int(given.get("action_repeat") or 1))
+    return said
 
 
 def _registered(env_id: str) -> EnvSpec | None:

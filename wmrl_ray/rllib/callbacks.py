@@ -84,7 +84,7 @@ def read_episode(chunks: list[Any], *, success_at_end: bool = False) -> EpisodeR
     success_at_end: as of `succeeds_at_end`.
     """
     obs = [_array(chunk.get_observations())[int(i > 0) :] for i, chunk in enumerate(chunks)]
-    infos = [info for chunk in chunks for info in chunk.get_infos()]
+    infos = [info for chunk in chunks for info in chunk.get_infos()[1:]]  # Why: of steps only, as without Ray
     found = [bool(info["success"]) for info in infos if "success" in info]
     episode = Episode(
         obs=np.concatenate(obs),

@@ -94,7 +94,7 @@ def environment_of(metadata: Mapping[str, Any]) -> tuple[str | None, str | None]
     """(id, EnvSpec as JSON) of the environment to evaluate in: `eval_env_spec`, or the one that the data were recorded in.
 
     A spec has no module that registers its id: the id is written 'module:id', as `wmrl data import --env` keeps it, or else by
-    the package of the spec's entry point.
+    the package of the spec's entry point. Raises what a spec that is none gives, for `reading` around it.
     """
     spec = metadata.get("eval_env_spec") or metadata.get("env_spec") or metadata.get("wmrl_env_spec")
     ours = metadata.get("wmrl_env_id")
@@ -103,7 +103,7 @@ def environment_of(metadata: Mapping[str, Any]) -> tuple[str | None, str | None]
     values = json.loads(spec)
     env_id, limit = str(values["id"]), values.get("max_episode_steps")
     if not isinstance(limit, int | None) or not isinstance(values.get("kwargs") or {}, dict):
-        raise DataError(f"its environment {env_id!r} has max_episode_steps = {limit!r} and kwargs = {values.get('kwargs')!r}")
+        raise ValueError(f"its environment {env_id!r} has max_episode_steps = {limit!r} and kwargs = {values.get('kwargs')!r}")
     if ours is not None and f":{ours}".endswith(f":{env_id}"):
         return ours, spec
     package = str(values.get("entry_point") or "").partition(":")[0].partition(".")[0]

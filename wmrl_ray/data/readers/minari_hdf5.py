@@ -57,7 +57,7 @@ def read_episodes(
                         into[:] = decoded(frames, leaf.shape, f"{where}: {place}").reshape(into.shape)
                         notes["images decoded from JPEG, as Minari stored them"] = None
                     else:
-                        _read(source, into, f"{where}: {place}")
+                        _read(source, into, f"{where}: {place}", leaf.shape)
                 _read(opened(f"{name}/actions"), raw.action[first : first + steps], f"{where}: {name}/actions")
                 _read(rewards, raw.reward[first : first + steps], f"{where}: {name}/rewards")
                 flags = [_native(opened(f"{name}/{key}")) if key in keys else None for key in ("terminations", "truncations")]
@@ -82,12 +82,15 @@ def _native(source: Any) -> np.ndarray:
     return values
 
 
-def _read(source: Any, into: np.ndarray, place: str) -> None:
-    """The whole of `source` into an array of as many elements; HDF5 converts the number type on the way."""
-    if int(np.prod(source.shape)) != into.size:
-        raise DataError(
-            f"{place} has the shape {list(source.shape)}; by its space {list(into.shape)} is needed, repair it or the space"
-        )
+def _read(source: Any, into: np.ndarray, place: str, shape: tuple[int, ...] = ()) -> None:
+    """The whole of `source` into an array of as many elements; HDF5 converts the number type on the way.
+
+    shape: of a row by its space. A row is of that shape or flat: the same numbers in another order are other values.
+    """
+    found, wide = ([size for size in sizes if size != 1] for sizes in (source.shape[1:], shape))
+    if int(np.prod(source.shape)) != into.size or (len(found) > 1 and shape and found != wide):
+        needed = [len(into), *(shape or into.shape[1:])]
+        raise DataError(f"{place} has the shape {list(source.shape)}; by its space {needed} is needed, repair it or the space")
     numbers_of(np.empty(source.shape[:1] + (0,), source.dtype), "it", place)  # for its errors about the type
     if into.dtype == np.uint8 and source.dtype != np.uint8:  # Why: HDF5 would round and clip
         raise DataError(f"{place} holds {source.dtype}, its space says uint8; store the images as their space says")

@@ -12,7 +12,8 @@ import numpy as np
 from wmrl_ray.data.episode import DataError
 
 _ENDS = re.compile(
-    r"(^|[\W_])(mask|trunc|done|termin|timeout|discount|ends?\b|ends?_|first|last|episode|traj|valid|length|start|reset|absorb)"
+    r"(^|[\W_])(non|not|no|is)?"
+    r"(mask|trunc|done|termin|timeout|discount|ends?\b|ends?_|first|last|episode|traj|valid|length|start|reset|absorb|step_?type)"
 )
 
 
