@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,26 @@ def test_a_folder_for_temporary_files_with_too_long_a_name_is_named(monkeypatch:
     monkeypatch.setenv("RAY_TMPDIR", folder)
     with pytest.raises(ConfigError, match=rf"^TMPDIR = '{folder}' is too long: .*; set a shorter TMPDIR, or RAY_TMPDIR=/tmp$"):
         compat.init()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "reads"),
+    [
+        ("The current node timed out during startup. This could", ConfigError, "did not come up .* too busy; start again"),
+        ("something else", RuntimeError, "^something else$"),
+    ],
+)
+def test_a_ray_that_does_not_start_in_time_is_one_line(
+    said: str, kind: type[Exception], reads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**given: Any) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(compat.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(compat.ray, "init", init)
+    with pytest.raises(kind, match=reads) as caught:
+        compat.init()
+    assert "\n" not in str(caught.value)
 
 
 def test_the_message_about_local_mode_does_not_depend_on_the_ray_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,8 @@ def init(*, local_mode: bool = False, debug: bool = False, num_cpus: int | None 
         num_cpus: logical CPUs of a cluster started here. None: as many as the machine has, or those of the cluster joined.
 
     Raises:
-        ConfigError: local_mode on a Ray that refuses it; the folder for temporary files has too long a name for Ray.
+        ConfigError: local_mode on a Ray that refuses it; the folder for temporary files has too long a name for Ray; Ray did
+            not start in time.
     """
     if ray.is_initialized():
         return
@@ -91,7 +92,12 @@ def init(*, local_mode: bool = False, debug: bool = False, num_cpus: int | None 
         kwargs["local_mode"] = True
     try:
         ray.init(**kwargs)
-    except OSError as error:
+    except Exception as error:  # Why so wide: Ray has no class of its own for either
+        if "timed out during startup" in str(error):
+            raise ConfigError(
+                "Ray's own processes did not come up in its 30 s: this machine is too busy; start again when it is less so, or "
+                "without Ray (wmrl train --no-ray)"
+            ) from error
         if "AF_UNIX path length" not in str(error):
             raise
         folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
