@@ -21,6 +21,7 @@ from wmrl_ray.cli.configs import overridden, read_source, read_study
 from wmrl_ray.config import ConfigError, from_dict
 from wmrl_ray.data import open_dataset
 from wmrl_ray.data.episode import DataError
+from wmrl_ray.data.files import file_sha256
 from wmrl_ray.data.source import check_minari_id, resolve
 from wmrl_ray.envs import make_env
 from wmrl_ray.policy import Policy
@@ -178,7 +179,7 @@ def forge(folder: Path, **entries: str) -> None:
 def test_a_manifest_names_only_what_is_inside(saved: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("x")
-    digest = checkpoint._sha256(secret)
+    digest = file_sha256(secret)
     for name in ("../secret", str(secret), "a/../../secret"):
         good = (saved / "manifest.json").read_bytes()
         forge(saved, **{name: digest})

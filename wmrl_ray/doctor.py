@@ -41,6 +41,7 @@ REQUIRED = (
     "typer",
     "rich",
     "matplotlib",
+    "pillow",
     "jinja2",
     "pyyaml",
     "packaging",

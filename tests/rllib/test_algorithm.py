@@ -100,7 +100,7 @@ def test_a_remote_loss_that_is_not_finite_and_then_the_learners_death_reach_the_
         train_until_error(algorithm)
     with pytest.raises(RemoteError, match="learner"):
         algorithm.on_learners(lambda learner: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(RemoteError, match="1 of 1 learners died"):
+    with pytest.raises(RemoteError, match="learners? died"):
         algorithm.train()
     algorithm.stop()
 
