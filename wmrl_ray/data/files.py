@@ -236,7 +236,7 @@ def slug(text: str, limit: int = 80) -> str:
     if name == text and 0 < len(name) <= limit:
         return name
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{name[: limit - 9].strip('_')}-{digest}"
+    return f"{name[: limit - 9].lstrip('_.').rstrip('_')}-{digest}"
 
 
 def below(folder: Path, name: str) -> Path:
