@@ -167,10 +167,10 @@ def test_an_iteration_is_as_long_as_was_asked_for(bc: Any) -> None:
     results = [algorithm.train() for _ in range(2)]
     assert all(70 <= result["env_runners"]["num_env_steps_sampled"] < 70 + 24 for result in results)
     algorithm.stop()
-    algorithm = bc.reporting(min_train_timesteps_per_iteration=60, min_time_s_per_iteration=0.05).build_algo()
+    algorithm = bc.reporting(min_train_timesteps_per_iteration=60, min_time_s_per_iteration=1.0).build_algo()
     result = algorithm.train()
     assert result["learners"]["__all_modules__"]["num_env_steps_trained"] >= 60
-    assert result["time_this_iter_s"] >= 0.05
+    assert result["time_this_iter_s"] >= 1.0  # far longer than those steps take
     algorithm.stop()
 
 
