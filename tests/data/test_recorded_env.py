@@ -153,7 +153,7 @@ def test_a_step_limit_counts_after_repeated_actions_and_gives_way_to_a_fixed_len
 
 def test_whatever_differs_from_the_datasets_environment_is_said(dataset: str) -> None:
     spec = gym.spec("wmrl/PointMaze-UMaze-v0").to_json()  # registered as it is recorded
-    limit = gym.spec("wmrl/PointMaze-UMaze-v0").max_episode_steps
+    limit = gym.spec("wmrl/PointMaze-UMaze-v0").max_episode_steps or 0
     said = "env_config changes the dataset's environment: "
     for config, reads in (
         ({"max_episode_steps": 5}, f"max_episode_steps = 5 (the dataset's: {limit})"),
