@@ -109,6 +109,23 @@ def test_ogbench_terminals_end_a_trajectory_and_masks_terminate(home: Path, with
     assert (dataset.card.return_mean, dataset.card.return_max) == (pytest.approx(np.mean(returns)), pytest.approx(max(returns)))
     assert dataset.card.terminal_obs_known is with_next
     assert any("1 episodes go on in a trajectory after its terminal" in note for note in dataset.card.notes)
+    assert not any("no timeouts in the file" in note for note in dataset.card.notes)  # its terminals say as much
+
+
+def test_masks_that_end_in_the_last_row_look_no_further(home: Path) -> None:
+    episode = small_episode(0, 4)
+    arrays = transitions([episode]) | {"terminals": np.zeros(4), "masks": np.float32([1, 1, 1, 0])}
+    del arrays["timeouts"], arrays["next_observations"]
+    dataset = open_dataset(write_hdf5(home / "og.hdf5", arrays))
+    assert_holds(dataset, [Episode(np.append(episode.obs[:4], episode.obs[3:4], 0), episode.action, episode.reward, True)])
+
+
+def test_terminals_in_a_row_that_lead_to_no_timeout_are_trajectories_of_their_own(home: Path) -> None:
+    episodes = [small_episode(0, 3, True), small_episode(1, 1, True), small_episode(2, 4, True), small_episode(3, 2)]
+    arrays = transitions(episodes)
+    del arrays["next_observations"]
+    dataset = open_dataset(write_hdf5(home / "d.hdf5", arrays))
+    assert [len(e) for e in dataset] == [3, 1, 4, 1] and dataset.card.trajectories == ()
 
 
 @pytest.mark.parametrize("with_next", [True, False])
