@@ -26,6 +26,7 @@ from wmrl_ray.rllib.placement import Room
 from wmrl_ray.rllib.sampling import Runners
 from wmrl_ray.rllib.train import train_on_ray
 from wmrl_ray.run.config import RunConfig
+from wmrl_ray.run.folder import RunDir
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 LIMIT_S = 20.0  # call_timeout_s
@@ -199,7 +200,9 @@ def test_the_gcs_of_a_run_killed(plain: Path, tmp_path: Path, row: Callable[...,
         for pid in session_of(process.pid):
             os.kill(pid, signal.SIGKILL)
     request.getfixturevalue("local_ray")
-    reached = max(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
+    newest = RunDir(tmp_path / "run").newest_checkpoint()  # beside it may lie one that was half-written
+    assert newest is not None
+    reached = int(newest.name)
     goal = (reached // 24 + 2) * 24
     again = dataclasses.replace(config, num_updates=goal)
     result = train_on_ray(again, tmp_path / "run", resume=True, on_event=line.on_event)
