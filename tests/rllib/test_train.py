@@ -92,7 +92,7 @@ def test_the_folder_and_the_events_are_those_of_the_loop_without_ray(config: Run
         assert saved["returns"].mean() == pytest.approx(on_ray["eval/return_mean"])
     policy = Policy.load(tmp_path / "ray")
     assert policy.meta["update"] == 24
-    assert policy.meta["run"] == to_dict(config)
+    assert policy.meta["run"] == to_dict(config.resolved())
 
 
 def test_nothing_is_left_in_rllibs_own_folder(config: RunConfig, tmp_path: Path, rllib_folder: Path) -> None:
