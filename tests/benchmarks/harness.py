@@ -144,3 +144,13 @@ def machine() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     threads = torch.get_num_threads()
     return f"{name}, {capability}, {threads} thread(s), torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def report_differences(results: Mapping[str, Mapping[str, float]], bound: float) -> None:
+    """Prints what was compared, a column for each of `results`. Ends the process where a difference is not below `bound`."""
+    whats = dict.fromkeys(what for found in results.values() for what in found)
+    rows = [[what, *(f"{found[what]:.1e}" if what in found else "-" for found in results.values())] for what in whats]
+    print(f"{machine()}\n\n{table(['largest difference / max(1, largest)', *results], rows)}")
+    beyond = [f"{what} of {name}" for name, found in results.items() for what in found if not found[what] < bound]  # NaN too
+    if beyond:
+        raise SystemExit(f"not below {bound:.0e}: {', '.join(beyond)}")

@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks.harness import machine, table
+from tests.benchmarks.harness import report_differences
 from tests.benchmarks.peer_corl import make_trainer, turned
 from wmrl_ray.core.agents import make_agent
 from wmrl_ray.core.batch import Batch
@@ -130,12 +130,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = {name: differences(arguments.peer, name) for name in NETWORKS}
-    whats = list(dict.fromkeys(what for found in results.values() for what in found))
-    rows = [[what, *(f"{found[what]:.1e}" if what in found else "-" for found in results.values())] for what in whats]
-    print(f"{machine()}\n\n{table(['largest difference / max(1, largest)', *results], rows)}")
-    worst = max(value for found in results.values() for value in found.values())
-    if not worst < BOUND:
-        raise SystemExit(f"largest difference {worst:.1e}; {BOUND:.0e} is allowed")
+    report_differences(results, BOUND)
 
 
 if __name__ == "__main__":

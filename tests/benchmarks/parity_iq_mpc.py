@@ -22,7 +22,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tests.benchmarks.harness import machine, table
+from tests.benchmarks.harness import report_differences
 from tests.benchmarks.peer import checkout
 from tests.benchmarks.peer_iqmpc import PeerIQMPC
 from wmrl_ray.core.agents import make_agent
@@ -193,11 +193,7 @@ def main() -> None:
             for objective, penalty in (("initial", False), ("td", False), ("initial", True)):
                 both, what = Pair(root, *sizes, objective, penalty), f"{name}, {objective}{' + penalty' * penalty}"
                 results[what] = both.networks() | both.plans() | both.update()
-    rows = [[what, *(f"{found[what]:.1e}" for found in results.values())] for what in next(iter(results.values()))]
-    print(f"{machine()}\n\n{table(['largest difference / max(1, largest)', *results], rows)}")
-    worst = max(value for found in results.values() for value in found.values())
-    if not worst < BOUND:
-        raise SystemExit(f"largest difference {worst:.1e}; {BOUND:.0e} is allowed")
+    report_differences(results, BOUND)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tests.benchmarks.harness import machine, table
+from tests.benchmarks.harness import report_differences
 from tests.benchmarks.peer import checkout
 from tests.benchmarks.peer_tdmpc2 import PeerTDMPC2
 from wmrl_ray.core.agents import make_agent
@@ -147,14 +147,7 @@ def main() -> None:
     with checkout(arguments.peer, "tdmpc2") as root:
         for name, (obs_shape, action_dim) in SIZES.items():
             results[name] = differences(PeerTDMPC2(root, obs_shape, action_dim), obs_shape, action_dim)
-    rows = [
-        [what, *(f"{found[what]:.1e}" if what in found else "-" for found in results.values())]
-        for what in next(iter(results.values()))
-    ]
-    print(f"{machine()}\n\n{table(['largest difference / max(1, largest)', *results], rows)}")
-    worst = max(value for found in results.values() for value in found.values())
-    if not worst < BOUND:
-        raise SystemExit(f"largest difference {worst:.1e}; {BOUND:.0e} is allowed")
+    report_differences(results, BOUND)
 
 
 if __name__ == "__main__":

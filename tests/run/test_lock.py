@@ -99,7 +99,7 @@ def test_of_another_host_nobody_knows_and_the_line_says_how_to_take_it_over(tmp_
 def test_a_damaged_record_holds_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
     with only_writer(tmp_path):
-        pass
+        assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
 
 
 def test_a_child_that_was_forked_does_not_keep_it(tmp_path: Path) -> None:

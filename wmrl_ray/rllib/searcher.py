@@ -68,6 +68,3 @@ class Distinct(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a search that is started again reads the runs' folders (see `search`)."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search goes on from the runs' folders")

@@ -128,7 +128,7 @@ REFUSED = {
         "num_gpus _fake_gpus local_gpu_idx custom_resources_for_main_process custom_resources_per_learner"
     ),
     "use ray.init(runtime_env={'env_vars': {...}})": "extra_python_environs_for_driver extra_python_environs_for_worker",
-    "use `wmrl video`": "render_env",
+    "use `wmrl evaluate RUN --video FILE`": "render_env",
     "here is one agent with one policy": (
         "count_steps_by policies policy_map_capacity policy_mapping_fn policies_to_train policy_states_are_swappable "
         "observation_fn"
