@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
+from pathlib import Path
 
 import pytest
+import typer.main
 
+import wmrl_ray
 from wmrl_ray.checkpoint import CheckpointError
 from wmrl_ray.cli import app as app_module
 from wmrl_ray.cli.errors import user_message
@@ -127,3 +131,15 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_line(wmrl, tiny, tmp_path)
     lines = [line for line in resumed.err.splitlines() if "passing over" in line]
     assert len(lines) == 1 and lines[0].startswith("wmrl: passing over a damaged checkpoint: ")
     assert "warnings.warn" not in resumed.err
+
+
+def test_every_command_that_a_line_of_ours_names_exists():
+    """Of the errors and hints that are written into the package: the way out must be one."""
+    known = typer.main.get_command(app_module.app).commands
+    named = {
+        (path.name, name)
+        for path in Path(wmrl_ray.__file__).parent.rglob("*.py")
+        for name in re.findall(r"`wmrl ([a-z]+)", path.read_text())
+    }
+    assert len(named) > 20
+    assert [(file, name) for file, name in sorted(named) if name not in known] == []
